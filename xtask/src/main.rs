@@ -1,2 +1,102 @@
-//! Work in progress.
-fn main() {}
+//! The project's own commands: `cargo xtask test` and `cargo xtask ci`.
+//!
+//! Only `std` is used, so that the command itself builds in a second in a fresh clone.
+
+mod args;
+mod parts;
+mod programs;
+mod run;
+mod tally;
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use args::{Action, Asked};
+use parts::{Kind, Part};
+
+fn main() -> ExitCode {
+    let asked = match Asked::parse(env::args().skip(1)) {
+        Ok(asked) => asked,
+        Err(line) => {
+            eprintln!("xtask: {line}");
+            return ExitCode::from(2);
+        }
+    };
+    match asked.action {
+        Action::Help => {
+            print!("{}", args::HELP);
+            ExitCode::SUCCESS
+        }
+        Action::Test | Action::Ci => match test(&asked) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(line) => {
+                eprintln!("xtask: {line}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+/// Installs what is missing, runs the parts that were asked for, and says whether all is well.
+fn test(asked: &Asked) -> Result<bool, String> {
+    let root = root();
+    let manifest = root.join("crates/onceward/Cargo.toml");
+    let manifest = std::fs::read_to_string(&manifest)
+        .map_err(|error| format!("{}: {error}", manifest.display()))?;
+    let mut parts = parts::choose(
+        parts::all(&parts::features(&manifest)),
+        asked.only.as_deref(),
+    );
+    if asked.action == Action::Ci {
+        parts.splice(0..0, parts::gates());
+    }
+    if asked.list {
+        let width = parts.iter().map(|part| part.name.len()).max().unwrap_or(0);
+        for part in &parts {
+            println!("{:width$}  {}", part.name, part.command());
+        }
+        return Ok(true);
+    }
+
+    programs::provide(&parts)?;
+    let parts = parts
+        .into_iter()
+        .map(|mut part| {
+            if asked.long && part.kind == Kind::Tests {
+                part.env.push(("ONCEWARD_LONG", "1"));
+            }
+            // Incremental files help the next build of the same tree; CI has no next build.
+            if asked.action == Action::Ci && env::var_os("CI").is_some() {
+                part.env.push(("CARGO_INCREMENTAL", "0"));
+            }
+            part
+        })
+        .collect::<Vec<Part>>();
+    Ok(run::all(&root, &parts, asked.only.as_deref()))
+}
+
+/// A cargo that knows nothing of this one.
+fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // `cargo run` tells us who we are. Handed on, that would differ from what a plain `cargo test` sees,
+    // and build scripts that look at it would rebuild what they guard each time the two take turns.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
+fn root() -> PathBuf {
+    // Asked at run time: a path that was compiled in would be wrong after the folder is moved.
+    match env::var_os("CARGO_MANIFEST_DIR") {
+        Some(xtask) => PathBuf::from(xtask).join(".."),
+        None => PathBuf::from("."),
+    }
+}
