@@ -1,1 +1,28 @@
-//! Work in progress.
+//! A retried HTTP request takes effect **once**.
+
+pub mod key;
+pub mod problem;
+pub mod wire;
+
+#[cfg(feature = "engine")]
+pub mod clock;
+#[cfg(feature = "engine")]
+pub mod codec;
+#[cfg(feature = "engine")]
+pub mod decide;
+#[cfg(feature = "engine")]
+pub mod fingerprint;
+#[cfg(feature = "engine")]
+pub mod limits;
+#[cfg(feature = "engine")]
+pub mod policy;
+#[cfg(feature = "engine")]
+pub mod principal;
+#[cfg(feature = "engine")]
+pub mod record;
+#[cfg(feature = "engine")]
+pub mod reply;
+#[cfg(feature = "engine")]
+pub mod secret;
+#[cfg(feature = "engine")]
+pub mod store;

@@ -1,0 +1,121 @@
+//! Time is asked of a clock, so that tests can move it.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+/// What tells the time.
+pub trait Clock: Debug + Send + Sync + 'static {
+    /// Time since some fixed moment; never goes back while the process lives.
+    fn now(&self) -> Duration;
+
+    /// Time since 1970 by the wall clock, which may be wrong and may jump. For hints, and for ages over a restart.
+    fn wall(&self) -> Duration;
+
+    /// Ends once `now` has reached `until`.
+    fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// The machine's own time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+/// The moment that [`SystemClock::now`] counts from.
+fn origin() -> Instant {
+    static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        origin().elapsed()
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "this is the clock that all others ask")]
+    fn wall(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep_until((origin() + until).into()))
+    }
+}
+
+/// A clock that stands still until it is moved, for tests.
+///
+/// ```
+/// use std::time::Duration;
+/// use onceward::clock::{Clock, ManualClock};
+///
+/// let clock = ManualClock::default();
+/// let before = clock.now();
+/// clock.advance(Duration::from_secs(15));
+/// assert_eq!(clock.now() - before, Duration::from_secs(15));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct ManualClock(Arc<Mutex<Manual>>);
+
+#[derive(Debug, Default)]
+struct Manual {
+    now: Duration,
+    wall_ahead: i64,
+    sleepers: Vec<(Duration, Waker)>,
+}
+
+impl ManualClock {
+    /// Moves the clock, and wakes who has slept long enough.
+    pub fn advance(&self, by: Duration) {
+        let mut manual = self.0.lock();
+        manual.now += by;
+        let now = manual.now;
+        let (due, rest): (Vec<_>, Vec<_>) = manual.sleepers.drain(..).partition(|(until, _)| *until <= now);
+        manual.sleepers = rest;
+        drop(manual);
+        due.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Sets the wall clock forward or back, in milliseconds, as an administrator might.
+    pub fn shift_wall(&self, by_ms: i64) {
+        self.0.lock().wall_ahead += by_ms;
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Duration {
+        self.0.lock().now
+    }
+
+    fn wall(&self) -> Duration {
+        let manual = self.0.lock();
+        // An arbitrary date, far enough from zero for shifts into the past.
+        let ms = 1_000_000_000_000_i64 + manual.now.as_millis() as i64 + manual.wall_ahead;
+        Duration::from_millis(ms.max(0) as u64)
+    }
+
+    fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(ManualSleep { clock: self.clone(), until })
+    }
+}
+
+struct ManualSleep {
+    clock: ManualClock,
+    until: Duration,
+}
+
+impl Future for ManualSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut manual = self.clock.0.lock();
+        if manual.now >= self.until {
+            return Poll::Ready(());
+        }
+        manual.sleepers.push((self.until, context.waker().clone()));
+        Poll::Pending
+    }
+}

@@ -1,0 +1,234 @@
+//! The rule: what may be done with a key, given what a store found.
+//!
+//! Pure functions of what was found, what is asked and the policy. Every question that the engine, the sweep or an operator
+//! has about a record is answered here, and nowhere else; `model/` explores these very functions.
+//!
+//! ```text
+//!                   claim                       complete                         retention
+//!  absent ──────────────────▶ in flight ─────────────────────▶ completed ──────────────────▶ tombstone ──▶ absent
+//!  or released ◀───────────── (attempt) ◀──┐                        ▲
+//!     ▲             release       │        │ takeover: a new        │ late completion by the same attempt,
+//!     │                           │        │ attempt, where the     │ or settle: it ran
+//!     │      lease lost, or fate  ▼        │ guarantee allows it    │
+//!     └────────────────────── unknown ─────┴────────────────────────┘
+//!        settle: it did not run
+//! ```
+
+use std::time::Duration;
+
+use crate::fingerprint::Fingerprint;
+use crate::policy::Guarantee;
+use crate::record::{AttemptId, Executed, Found, Kept, Phase, Record, Version};
+
+/// What a record means at this moment, whoever asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing<'a> {
+    /// Nothing is known, or nothing that binds: the key is free.
+    Free,
+    /// Its holder is believed to be alive.
+    InFlight {
+        /// How long since its last sign of life.
+        age: Duration,
+        /// How long it is still believed.
+        left: Duration,
+    },
+    /// Its holder is lost: it may or may not have executed.
+    Lost,
+    /// Executed; this is kept of the answer.
+    Completed(&'a Kept),
+    /// Known, but no longer its answer.
+    Expired(Executed),
+}
+
+/// Reads a record. Retention is looked at before all else, so that an answer is never shown longer than was promised.
+pub fn standing(found: &Found) -> Standing<'_> {
+    let Found { record, age, holder_gone } = found;
+    match &record.phase {
+        Phase::Released { .. } => Standing::Free,
+        Phase::Completed { retention, tombstone, .. } if *age >= retention.saturating_add(*tombstone) => Standing::Free,
+        Phase::Completed { retention, .. } if age >= retention => Standing::Expired(Executed::Yes),
+        Phase::Completed { kept, .. } => Standing::Completed(kept),
+        Phase::Tombstone { keep, .. } if age >= keep => Standing::Free,
+        Phase::Tombstone { executed, .. } => Standing::Expired(*executed),
+        Phase::Unknown { .. } => Standing::Lost,
+        Phase::InFlight { lease, .. } if *holder_gone || age >= lease => Standing::Lost,
+        Phase::InFlight { lease, .. } => Standing::InFlight { age: *age, left: *lease - *age },
+    }
+}
+
+/// What becomes of a request that came with a key.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claim<'a> {
+    /// It may execute, as a new attempt that replaces what was found.
+    Execute,
+    /// It gets the first answer, or is told that there was one.
+    Replay(&'a Kept),
+    /// Another is executing.
+    InFlight {
+        /// How long since its last sign of life.
+        age: Duration,
+        /// How long it is still believed.
+        left: Duration,
+    },
+    /// It is another request than the key's first.
+    Mismatch,
+    /// Nobody can tell whether the first was executed.
+    Unknown,
+    /// The first was executed longer ago than answers are kept.
+    Expired(Executed),
+}
+
+/// A request asks to execute. `asked` is its fingerprint, by the rules of the record that was found.
+pub fn claim<'a>(found: &'a Found, asked: &Fingerprint, guarantee: Guarantee) -> Claim<'a> {
+    let standing = standing(found);
+    let same = found.record.print().is_none_or(|print| print.fingerprint == *asked);
+    match (standing, guarantee) {
+        (Standing::Free, _) => Claim::Execute,
+        _ if !same => Claim::Mismatch,
+        (Standing::InFlight { age, left }, _) => Claim::InFlight { age, left },
+        (Standing::Lost, Guarantee::AtMostOnce) => Claim::Unknown,
+        (Standing::Lost, Guarantee::AtLeastOnce) => Claim::Execute,
+        (Standing::Completed(kept), _) => Claim::Replay(kept),
+        (Standing::Expired(executed), _) => Claim::Expired(executed),
+    }
+}
+
+/// What becomes of the word of an attempt that ended: completed, or unknown.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Late<'a> {
+    /// It is written over this version.
+    Write {
+        /// What it replaces.
+        over: Version,
+        /// The attempt had been given up as released, and ran all the same: worth an auditor's look.
+        audited: bool,
+    },
+    /// This attempt's end is already kept; the word changes nothing.
+    Kept(&'a Record),
+    /// Another attempt overtook it.
+    Overtaken(Winner<'a>),
+    /// Nothing is there: to be inserted if the store lost its memory since the claim, else refused.
+    Gone,
+}
+
+/// What the client of an overtaken attempt gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Winner<'a> {
+    /// The winner's answer, or that there was one.
+    Answer(&'a Kept),
+    /// The winner is still executing.
+    Running,
+    /// The winner has no answer either: the client gets its own, marked `not-stored`.
+    None,
+}
+
+/// Attempt `attempt` says that it executed, with an answer.
+pub fn complete(found: Option<&Found>, attempt: AttemptId) -> Late<'_> {
+    let Some(found) = found else { return Late::Gone };
+    let over = found.record.version();
+    match &found.record.phase {
+        _ if found.record.attempt != attempt => overtaken(found),
+        Phase::InFlight { .. } | Phase::Unknown { .. } => Late::Write { over, audited: false },
+        Phase::Released { .. } => Late::Write { over, audited: true },
+        Phase::Completed { .. } | Phase::Tombstone { .. } => Late::Kept(&found.record),
+    }
+}
+
+/// Attempt `attempt` says that it was interrupted after its first byte was sent.
+pub fn interrupt(found: Option<&Found>, attempt: AttemptId) -> Late<'_> {
+    let Some(found) = found else { return Late::Gone };
+    let over = found.record.version();
+    match &found.record.phase {
+        _ if found.record.attempt != attempt => overtaken(found),
+        Phase::InFlight { .. } => Late::Write { over, audited: false },
+        // It was declared as not executed, yet its first byte was sent: the honest state is that nobody knows.
+        Phase::Released { .. } => Late::Write { over, audited: true },
+        Phase::Unknown { .. } | Phase::Completed { .. } | Phase::Tombstone { .. } => Late::Kept(&found.record),
+    }
+}
+
+/// Attempt `attempt` says that the answer whose head it kept was cut on its way.
+pub fn cut(found: Option<&Found>, attempt: AttemptId) -> Option<Version> {
+    let found = found?;
+    match &found.record.phase {
+        Phase::Completed { kept: Kept::Head(_), .. } if found.record.attempt == attempt => Some(found.record.version()),
+        _ => None,
+    }
+}
+
+/// What becomes of the word that an attempt sent nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// It is written over this version.
+    Write(Version),
+    /// Nothing is there: it is left as a small record, so that the claim, should it still arrive, finds the key taken.
+    Insert,
+    /// Nothing to do: it is released already, or the key is another attempt's.
+    Done,
+}
+
+/// Attempt `attempt` says that it sent nothing, or that its status is declared as released. `over` is what its claim was to
+/// replace, if it was more than an insert: a claim whose fate is not known may still arrive there.
+pub fn release(found: Option<&Found>, attempt: AttemptId, over: Option<Version>) -> Release {
+    let Some(found) = found else { return Release::Insert };
+    let version = found.record.version();
+    match &found.record.phase {
+        Phase::InFlight { .. } | Phase::Unknown { .. } if version.attempt == attempt => Release::Write(version),
+        Phase::Released { .. } if version.attempt != attempt && Some(version) == over => Release::Write(version),
+        _ => Release::Done,
+    }
+}
+
+/// What becomes of a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renew {
+    /// It is written over this version: nobody overtook the attempt, though it may have been given up.
+    Write(Version),
+    /// Another attempt has the key, or nothing is there.
+    Lost,
+}
+
+/// Attempt `attempt` says that it is alive.
+pub fn renew(found: Option<&Found>, attempt: AttemptId) -> Renew {
+    match found {
+        Some(found) if found.record.attempt == attempt => match found.record.phase {
+            Phase::InFlight { .. } | Phase::Unknown { .. } => Renew::Write(found.record.version()),
+            Phase::Released { .. } | Phase::Completed { .. } | Phase::Tombstone { .. } => Renew::Lost,
+        },
+        _ => Renew::Lost,
+    }
+}
+
+/// What the sweep does about a record.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sweep {
+    /// Nothing yet.
+    Leave,
+    /// Its holder is lost: it is written as unknown, for the gauge and the operators. Every look says so already.
+    Write(Phase),
+    /// It binds nobody any more.
+    Forget,
+}
+
+/// The sweep looks at a record. It never deletes a claim or an unknown.
+pub fn sweep(found: &Found) -> Sweep {
+    match (standing(found), &found.record.phase) {
+        (Standing::Lost, Phase::InFlight { print, .. }) => Sweep::Write(Phase::Unknown { print: print.clone() }),
+        (Standing::Expired(executed), Phase::Completed { print, retention, tombstone, .. }) => {
+            // The tombstone ends when it was promised to, however late the sweep comes.
+            let keep = retention.saturating_add(*tombstone).saturating_sub(found.age);
+            Sweep::Write(Phase::Tombstone { print: print.clone(), executed, keep })
+        }
+        (Standing::Free, Phase::Completed { .. } | Phase::Tombstone { .. }) => Sweep::Forget,
+        (Standing::Free, Phase::Released { keep }) if found.age >= *keep => Sweep::Forget,
+        _ => Sweep::Leave,
+    }
+}
+
+fn overtaken(found: &Found) -> Late<'_> {
+    Late::Overtaken(match standing(found) {
+        Standing::Completed(kept) => Winner::Answer(kept),
+        Standing::InFlight { .. } => Winner::Running,
+        Standing::Free | Standing::Lost | Standing::Expired(_) => Winner::None,
+    })
+}

@@ -1,0 +1,154 @@
+//! The key: what a client sends in `Idempotency-Key`, one per intent, the same on each retry.
+
+use std::fmt;
+
+use http::HeaderMap;
+use http::header::{CONNECTION, HeaderName};
+
+/// The most bytes that a key may have, after unquoting.
+pub const KEY_BYTES_MAX: usize = 255;
+
+/// A key that was checked: 1 to 255 bytes of `0x21..=0x7E`.
+///
+/// It is never shown: `Debug` prints its length alone, for a key in a log is a key in many hands.
+///
+/// ```
+/// use onceward::key::Key;
+///
+/// // An RFC 9651 string and the bare form are the same key.
+/// assert_eq!(Key::parse(b"\"order-7\"").unwrap(), Key::parse(b"order-7").unwrap());
+/// assert!(Key::parse(b"").is_err());
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Key(Box<str>);
+
+impl Key {
+    /// Parses the value of one header line.
+    ///
+    /// # Errors
+    ///
+    /// Says in one sentence what is wrong, and where.
+    pub fn parse(value: &[u8]) -> Result<Self, Invalid> {
+        let value = value.trim_ascii();
+        match value.first() {
+            None => Err(Invalid::Empty),
+            Some(b'"') => unquote(value),
+            Some(_) => {
+                let bad = |b: &u8| !is_key_byte(*b) || matches!(b, b'"' | b',' | b';' | b'\\');
+                match value.iter().position(bad) {
+                    Some(at) => Err(Invalid::Byte { at }),
+                    None => checked(value),
+                }
+            }
+        }
+    }
+
+    /// Finds the key of a request in the header `name`. `None`: the request bears none.
+    ///
+    /// # Errors
+    ///
+    /// Besides a malformed value: two lines, of which a proxy may join or drop one, and a `Connection` header that asks
+    /// the next hop to drop the key.
+    pub fn of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>, Invalid> {
+        let mut lines = headers.get_all(name).iter();
+        let Some(line) = lines.next() else { return Ok(None) };
+        if lines.next().is_some() {
+            return Err(Invalid::Repeated);
+        }
+        if crate::wire::names_in(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(name.as_str())) {
+            return Err(Invalid::Connection);
+        }
+        Self::parse(line.as_bytes()).map(Some)
+    }
+
+    /// The key, unquoted.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({} bytes)", self.0.len())
+    }
+}
+
+/// Why a value is not a key. `Display` gives one sentence without the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// Nothing between the quotes, or nothing at all.
+    Empty,
+    /// More than [`KEY_BYTES_MAX`] bytes.
+    TooLong,
+    /// A byte that may not stand there, at this offset of the value.
+    Byte {
+        /// Offset from the start of the value, in bytes.
+        at: usize,
+    },
+    /// A quote that is not closed, or an escape other than `\"` and `\\`.
+    Quote,
+    /// Something follows the closing quote.
+    Parameters,
+    /// More than one header line.
+    Repeated,
+    /// The `Connection` header names it.
+    Connection,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "the key is empty; send 1 to {KEY_BYTES_MAX} visible ASCII characters"),
+            Self::TooLong => write!(f, "the key is longer than {KEY_BYTES_MAX} bytes; send a UUID, for example"),
+            Self::Byte { at } => {
+                write!(
+                    f,
+                    "byte {at} of the header's value may not stand in a key; use visible ASCII without \" , ; \\ and without spaces"
+                )
+            }
+            Self::Quote => f.write_str("the quoted key is not closed, or has an escape other than \\\" and \\\\"),
+            Self::Parameters => f.write_str("something follows the closing quote; send the quoted key alone"),
+            Self::Repeated => f.write_str("the header was sent more than once; send one line"),
+            Self::Connection => f.write_str(
+                "the Connection header names the key's header, which asks a proxy to drop it; leave it out there",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// Undoes an RFC 9651 string, which starts with a quote.
+fn unquote(value: &[u8]) -> Result<Key, Invalid> {
+    let mut plain = Vec::with_capacity(value.len());
+    let mut bytes = value.iter().enumerate().skip(1);
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' if at + 1 == value.len() => return checked(&plain),
+            b'"' => return Err(Invalid::Parameters),
+            b'\\' => match bytes.next() {
+                Some((_, escaped @ (b'"' | b'\\'))) => plain.push(*escaped),
+                _ => return Err(Invalid::Quote),
+            },
+            byte if is_key_byte(*byte) => plain.push(*byte),
+            _ => return Err(Invalid::Byte { at }),
+        }
+    }
+    Err(Invalid::Quote)
+}
+
+fn checked(plain: &[u8]) -> Result<Key, Invalid> {
+    match plain.len() {
+        0 => Err(Invalid::Empty),
+        1..=KEY_BYTES_MAX => match std::str::from_utf8(plain) {
+            Ok(plain) => Ok(Key(plain.into())),
+            Err(error) => Err(Invalid::Byte { at: error.valid_up_to() }),
+        },
+        _ => Err(Invalid::TooLong),
+    }
+}
+
+fn is_key_byte(byte: u8) -> bool {
+    (0x21..=0x7E).contains(&byte)
+}

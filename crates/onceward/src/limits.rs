@@ -1,0 +1,44 @@
+//! Everything has a limit.
+
+use std::time::Duration;
+
+/// How much, how many, how long. [`Default`] gives the documented defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The largest body of a keyed request, in bytes; a larger one is refused, never passed unprotected.
+    pub request_body: usize,
+    /// The largest body of an answer that is kept, in bytes; larger ones stream through.
+    pub response_body: usize,
+    /// How many duplicates may wait for one running request; one more gets 409 at once.
+    pub waiters_per_key: usize,
+    /// The longest that a duplicate waits, whatever it prefers.
+    pub wait_max: Duration,
+    /// How long the store may take for one operation.
+    pub store_timeout: Duration,
+    /// What the client waits for an answer.
+    pub upstream_timeout: Duration,
+    /// How long an answer is listened for, to be kept, after the client was sent away.
+    pub capture_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_body: 1 << 20,
+            response_body: 4 << 20,
+            waiters_per_key: 100,
+            wait_max: Duration::from_secs(30),
+            store_timeout: Duration::from_secs(2),
+            upstream_timeout: Duration::from_secs(60),
+            capture_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Limits {
+    /// How long the small record of a released attempt stays, so that its late word finds it.
+    pub fn released_keep(&self) -> Duration {
+        self.capture_timeout + Duration::from_secs(3600)
+    }
+}

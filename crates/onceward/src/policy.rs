@@ -1,0 +1,205 @@
+//! The policy of a route: what is protected there, how, and for how long.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::fingerprint::Rules;
+use crate::principal;
+use crate::wire::Outcome;
+
+/// What is done with a request without a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Missing {
+    /// It passes, unprotected.
+    #[default]
+    Pass,
+    /// It is refused with `key_missing`.
+    Reject,
+}
+
+/// What may be done with a key whose holder was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Guarantee {
+    /// It is unknown, and is not executed again.
+    #[default]
+    AtMostOnce,
+    /// The next caller takes over: running twice is harmless there.
+    AtLeastOnce,
+}
+
+impl Guarantee {
+    /// As people type it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AtMostOnce => "at-most-once",
+            Self::AtLeastOnce => "at-least-once",
+        }
+    }
+}
+
+/// The policy of one route. [`Default`] gives the documented defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Policy {
+    /// The route's name in metrics and logs.
+    pub route: Arc<str>,
+    /// The methods that are protected.
+    pub methods: Vec<Method>,
+    /// What is done without a key.
+    pub missing: Missing,
+    /// What may be done with a lost key.
+    pub guarantee: Guarantee,
+    /// How long an answer is kept, from completion.
+    pub retention: Duration,
+    /// How long the key is still known after that.
+    pub tombstone: Duration,
+    /// How long a claim is believed without a sign of life.
+    pub lease: Duration,
+    /// How long a duplicate waits for the answer if it does not say.
+    pub wait: Duration,
+    /// Who is asking.
+    pub principal: principal::Rule,
+    /// What a fingerprint is made of.
+    pub fingerprint: Arc<Rules>,
+    /// Statuses that say: not executed, try again.
+    pub release_on: StatusSet,
+    /// Statuses that a proxy may say after the service executed.
+    pub unknown_on: StatusSet,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        const HOUR: u64 = 3600;
+        Self {
+            route: "default".into(),
+            methods: vec![Method::POST, Method::PATCH],
+            missing: Missing::Pass,
+            guarantee: Guarantee::AtMostOnce,
+            retention: Duration::from_secs(24 * HOUR),
+            tombstone: Duration::from_secs(30 * 24 * HOUR),
+            lease: Duration::from_secs(15),
+            wait: Duration::ZERO,
+            principal: principal::Rule::Unset,
+            fingerprint: Arc::default(),
+            release_on: [401, 403, 407, 421, 423, 425, 426, 429, 431]
+                .into_iter()
+                .map(|status| (status, status))
+                .collect(),
+            unknown_on: [(408, 408), (502, 504), (520, 527)].into_iter().collect(),
+        }
+    }
+}
+
+impl Policy {
+    /// Whether requests with this method are protected.
+    pub fn covers(&self, method: &Method) -> bool {
+        self.methods.contains(method)
+    }
+
+    /// How an attempt ended, by a whole answer: what the upstream declares, else what its status says.
+    pub fn fate(&self, status: StatusCode, headers: &HeaderMap) -> Option<Fate> {
+        match Outcome::of(headers) {
+            Some(Outcome::Released | Outcome::Mismatch | Outcome::Rejected) => return Some(Fate::Released),
+            Some(Outcome::Unknown | Outcome::InFlight) => return Some(Fate::Unknown),
+            Some(Outcome::NotStored) => return Some(Fate::NotKept),
+            Some(Outcome::Stored | Outcome::Replayed) => return None,
+            Some(Outcome::Expired) | None => {}
+        }
+        let busy = status == StatusCode::SERVICE_UNAVAILABLE && headers.contains_key(RETRY_AFTER);
+        if busy || self.release_on.contains(status) {
+            Some(Fate::Released)
+        } else if self.unknown_on.contains(status) {
+            Some(Fate::Unknown)
+        } else {
+            None
+        }
+    }
+}
+
+/// How an attempt ended, where it is not simply completed: what an inner service that knows more than a status puts into
+/// its response's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fate {
+    /// No byte was sent: released, and a problem for the client.
+    NotSent,
+    /// It may or may not have been executed.
+    Unknown,
+    /// It was not executed; the key is free.
+    Released,
+    /// Executed; the answer is not to be kept.
+    NotKept,
+}
+
+/// A set of statuses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusSet(Vec<(u16, u16)>);
+
+impl StatusSet {
+    /// Whether the status is in it.
+    pub fn contains(&self, status: StatusCode) -> bool {
+        let status = status.as_u16();
+        self.0.iter().any(|(from, to)| (*from..=*to).contains(&status))
+    }
+
+    /// The first status that is in both.
+    pub fn common(&self, other: &Self) -> Option<u16> {
+        self.0
+            .iter()
+            .flat_map(|(from, to)| *from..=*to)
+            .find(|status| other.0.iter().any(|(from, to)| (*from..=*to).contains(status)))
+    }
+}
+
+impl FromIterator<(u16, u16)> for StatusSet {
+    /// From ranges, both ends included.
+    fn from_iter<I: IntoIterator<Item = (u16, u16)>>(ranges: I) -> Self {
+        Self(ranges.into_iter().collect())
+    }
+}
+
+impl fmt::Display for StatusSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (from, to)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            match from == to {
+                true => write!(f, "{comma}{from}")?,
+                false => write!(f, "{comma}{from}-{to}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for StatusSet {
+    type Err = String;
+
+    /// From `"408, 502-504"`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let status = |text: &str| match text.trim().parse() {
+            Ok(status @ 200..=599) => Ok(status),
+            _ => Err(format!(
+                "{:?} is no status of an answer; write 200 to 599, or a range such as \"520-527\"",
+                text.trim()
+            )),
+        };
+        text.split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(|item| match item.split_once('-') {
+                None => status(item).map(|one| (one, one)),
+                Some((from, to)) => match (status(from)?, status(to)?) {
+                    (from, to) if from <= to => Ok((from, to)),
+                    _ => Err(format!("{item:?} runs backwards; write the lower status first")),
+                },
+            })
+            .collect::<Result<Self, String>>()
+    }
+}

@@ -1,0 +1,307 @@
+//! Refusals: `application/problem+json` (RFC 9457), one row of the table per code.
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, RETRY_AFTER};
+use http::{Response, StatusCode};
+
+use crate::wire::{IDEMPOTENCY_OUTCOME, Outcome};
+
+/// Whether the key's operation was executed, in any attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Executed {
+    /// It was.
+    Yes,
+    /// It was not.
+    No,
+    /// Nobody can tell, or nobody asked.
+    Unknown,
+}
+
+impl Executed {
+    /// As it stands in the problem.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a client may do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Retry {
+    /// Send again, with the same key.
+    SameKey,
+    /// Ask again after `Retry-After`, with the same key.
+    Wait,
+    /// Mend the request first; it is a new action.
+    NewKey,
+    /// Nothing to send: look, or ask a person.
+    Stop,
+}
+
+impl Retry {
+    /// As it stands in the problem.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SameKey => "same-key",
+            Self::Wait => "wait",
+            Self::NewKey => "new-key",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// Everything that Onceward itself says no with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the table below says what each means")]
+pub enum Code {
+    KeyMissing,
+    KeyInvalid,
+    RequestIncomplete,
+    PrincipalUnknown,
+    OperationUnknown,
+    InFlight,
+    OutcomeUnknown,
+    AnswerNotKept,
+    KeyExpired,
+    RequestTooLarge,
+    KeyReused,
+    HandlerPanicked,
+    RecordUnreadable,
+    UpstreamUnreachable,
+    UpstreamLost,
+    StoreUnavailable,
+    Draining,
+    UpstreamTimeout,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The status of the response.
+    pub status: StatusCode,
+    /// The machine's word for it.
+    pub code: &'static str,
+    /// What `Idempotency-Outcome` says.
+    pub outcome: Outcome,
+    /// Whether the operation was executed.
+    pub executed: Executed,
+    /// What to do next.
+    pub retry: Retry,
+    /// A person's words for it.
+    pub title: &'static str,
+    /// What is wrong, and the mend.
+    pub detail: &'static str,
+}
+
+impl Code {
+    /// Every code, in the order of their statuses.
+    pub const ALL: [Self; 18] = [
+        Self::KeyMissing,
+        Self::KeyInvalid,
+        Self::RequestIncomplete,
+        Self::PrincipalUnknown,
+        Self::OperationUnknown,
+        Self::InFlight,
+        Self::OutcomeUnknown,
+        Self::AnswerNotKept,
+        Self::KeyExpired,
+        Self::RequestTooLarge,
+        Self::KeyReused,
+        Self::HandlerPanicked,
+        Self::RecordUnreadable,
+        Self::UpstreamUnreachable,
+        Self::UpstreamLost,
+        Self::StoreUnavailable,
+        Self::Draining,
+        Self::UpstreamTimeout,
+    ];
+
+    /// What a code stands for.
+    #[rustfmt::skip]
+    pub const fn row(self) -> Row {
+        use Executed as E;
+        use Outcome as O;
+        use Retry as R;
+        use StatusCode as S;
+        let (status, code, outcome, executed, retry, title, detail) = match self {
+            Self::KeyMissing => (S::BAD_REQUEST, "key_missing", O::Rejected, E::No, R::NewKey, "A key is required",
+                "This route takes requests with an Idempotency-Key alone. Send one per action, and the same one on each retry of it."),
+            Self::KeyInvalid => (S::BAD_REQUEST, "key_invalid", O::Rejected, E::No, R::NewKey, "The key is malformed",
+                "The Idempotency-Key is malformed."),
+            Self::RequestIncomplete => (S::BAD_REQUEST, "request_incomplete", O::Rejected, E::Unknown, R::SameKey, "The request was cut",
+                "The request's body ended before it was whole. Send the request again with the same key."),
+            Self::PrincipalUnknown => (S::FORBIDDEN, "principal_unknown", O::Rejected, E::Unknown, R::Stop, "Nobody said who is asking",
+                "The request has credentials, and no rule says which of them tells who is asking. The operator sets `principal` in [policy]: [\"authorization\"] where each caller has one lasting Authorization header, [\"header:NAME\"] or [\"cookie:NAME\"] for the part that names the caller and does not change, [] where all callers are one."),
+            Self::OperationUnknown => (S::NOT_FOUND, "operation_unknown", O::Released, E::Unknown, R::SameKey, "Nothing is known of this key",
+                "This key was never seen here, or its request was released. Sending the request with this key is safe."),
+            Self::InFlight => (S::CONFLICT, "in_flight", O::InFlight, E::Unknown, R::Wait, "The first request is still running",
+                "A request with this key is running. Ask again with the same key after Retry-After, or send Prefer: wait=10 to wait for the answer."),
+            Self::OutcomeUnknown => (S::CONFLICT, "outcome_unknown", O::Unknown, E::Unknown, R::Stop, "Nobody knows whether it was executed",
+                "The first request with this key was interrupted after it was sent, so it may have been executed. It is not executed again. Look whether its effect is there, or ask a person to settle it."),
+            Self::AnswerNotKept => (S::CONFLICT, "answer_not_kept", O::NotStored, E::Yes, R::Stop, "Executed, but its answer was not kept",
+                "The request was executed, and its answer was too large, or a stream, or not to be kept. first_status, and first_location where there is one, say how it ended; read the result from there."),
+            Self::KeyExpired => (S::CONFLICT, "key_expired", O::Expired, E::Yes, R::Stop, "Executed long ago",
+                "The request with this key was executed, longer ago than answers are kept. Look at its effect; for a new action make a new key."),
+            Self::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, "request_too_large", O::Rejected, E::Unknown, R::Stop, "The request is too large to be protected",
+                "The body is larger than requests with a key may be. Send a smaller one, or raise request_body in [limits]."),
+            Self::KeyReused => (S::UNPROCESSABLE_ENTITY, "key_reused", O::Mismatch, E::Unknown, R::Stop, "This key was used for another request",
+                "This key came with another method, address, content type or body before. Retry with the very same request, or make a new key for a new action."),
+            Self::HandlerPanicked => (S::INTERNAL_SERVER_ERROR, "handler_panicked", O::Unknown, E::Unknown, R::SameKey, "The service failed midway",
+                "The handler panicked, and may have done part of its work. Asking again with the same key tells what became of it; it is not executed twice."),
+            Self::RecordUnreadable => (S::INTERNAL_SERVER_ERROR, "record_unreadable", O::Rejected, E::Unknown, R::Stop, "The key's record cannot be read",
+                "What the store holds for this key is damaged, or was written by a newer version. It is not executed again; ask the operator."),
+            Self::UpstreamUnreachable => (S::BAD_GATEWAY, "upstream_unreachable", O::Released, E::No, R::SameKey, "The service could not be reached",
+                "No connection could be made, and nothing was sent. Send the request again with the same key."),
+            Self::UpstreamLost => (S::BAD_GATEWAY, "upstream_lost", O::Unknown, E::Unknown, R::SameKey, "The answer was lost",
+                "The request was sent, and the connection broke before a whole answer came. Asking again with the same key tells what became of it; it is not executed twice."),
+            Self::StoreUnavailable => (S::SERVICE_UNAVAILABLE, "store_unavailable", O::Rejected, E::Unknown, R::SameKey, "Keys cannot be kept just now",
+                "The store of keys does not answer or is full, so the request was not executed. Send it again with the same key after Retry-After."),
+            Self::Draining => (S::SERVICE_UNAVAILABLE, "draining", O::Rejected, E::Unknown, R::SameKey, "This process is about to stop",
+                "This process takes no new requests with a key. Send it again with the same key after Retry-After."),
+            Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout", O::InFlight, E::Unknown, R::Wait, "The answer takes longer than you can wait",
+                "The request was sent and is still running; its answer will be kept. Ask again with the same key after Retry-After."),
+        };
+        Row { status, code, outcome, executed, retry, title, detail }
+    }
+}
+
+/// A refusal, ready to be sent.
+///
+/// ```
+/// use onceward::problem::{Code, Problem};
+///
+/// let response = Problem::new(Code::InFlight, "urn:onceward:1f").retry_after(3).into_response();
+/// assert_eq!(response.status(), 409);
+/// assert_eq!(response.headers()["idempotency-outcome"], "in-flight");
+/// assert_eq!(response.headers()["retry-after"], "3");
+/// ```
+#[derive(Clone, Debug)]
+pub struct Problem {
+    code: Code,
+    instance: String,
+    detail: Option<String>,
+    outcome: Outcome,
+    executed: Executed,
+    keyed: bool,
+    retry_after: Option<u64>,
+    first: Option<(u16, Option<String>)>,
+    endpoints: Option<String>,
+}
+
+impl Problem {
+    /// A refusal as the table says it. `instance` names the operation to support, and is no secret.
+    pub fn new(code: Code, instance: impl Into<String>) -> Self {
+        let row = code.row();
+        Self {
+            code,
+            instance: instance.into(),
+            detail: None,
+            outcome: row.outcome,
+            executed: row.executed,
+            keyed: true,
+            retry_after: None,
+            first: None,
+            endpoints: None,
+        }
+    }
+
+    /// The code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What `Idempotency-Outcome` will say.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Says more exactly what is wrong, and the mend.
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Says another outcome than the table does, where the end of an attempt could not be written down.
+    pub fn with_outcome(mut self, outcome: Outcome) -> Self {
+        self.outcome = outcome;
+        self
+    }
+
+    /// Says more exactly whether the operation was executed.
+    pub fn executed(mut self, executed: Executed) -> Self {
+        self.executed = executed;
+        self
+    }
+
+    /// When to ask again, in seconds.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// How the execution ended whose answer was not kept: its status and its `Location`.
+    pub fn first(mut self, status: u16, location: Option<String>) -> Self {
+        self.first = Some((status, location));
+        self
+    }
+
+    /// For a request without a key: no `executed`, no `retry`, no outcome.
+    pub fn without_key(mut self) -> Self {
+        self.keyed = false;
+        self
+    }
+
+    /// Where the public paths are mounted, such as `/.idempotency`: what `type` and `Link` point to.
+    pub fn endpoints(mut self, mount: Option<&str>) -> Self {
+        self.endpoints = mount.map(str::to_owned);
+        self
+    }
+
+    /// The response.
+    pub fn into_response(self) -> Response<Bytes> {
+        let row = self.code.row();
+        let kind = match &self.endpoints {
+            Some(mount) => format!("{mount}/policy#{}", row.code),
+            None => "about:blank".to_owned(),
+        };
+        let mut body = serde_json::json!({
+            "type": kind,
+            "title": row.title,
+            "status": row.status.as_u16(),
+            "detail": self.detail.as_deref().unwrap_or(row.detail),
+            "code": row.code,
+            "instance": self.instance,
+        });
+        if self.keyed {
+            body["executed"] = self.executed.as_str().into();
+            body["retry"] = row.retry.as_str().into();
+        }
+        if let Some((status, location)) = self.first {
+            body["first_status"] = status.into();
+            if let Some(location) = location {
+                body["first_location"] = location.into();
+            }
+        }
+        let mut response = Response::new(Bytes::from(body.to_string()));
+        *response.status_mut() = row.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.keyed {
+            headers.insert(IDEMPOTENCY_OUTCOME, self.outcome.value());
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.endpoints.is_some()
+            && let Ok(link) = HeaderValue::from_str(&format!("<{kind}>; rel=\"describedby\""))
+        {
+            headers.insert(LINK, link);
+        }
+        response
+    }
+}

@@ -1,0 +1,68 @@
+//! The reply: what is kept of an answer, and what a replay makes of it.
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::{Response, StatusCode};
+
+use crate::wire;
+
+/// An answer as it is kept: the status, the end-to-end headers that a replay shows (in their order, with duplicates), the
+/// body. What a replay would leave out, such as `Set-Cookie`, is not stored at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers, in order.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// Keeps a whole answer.
+    pub fn keep(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
+        let mut kept = Vec::with_capacity(headers.len());
+        kept.extend(
+            wire::end_to_end(headers)
+                .filter(|(name, _)| !wire::is_left_out_of_replays(name))
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
+        Self { status, headers: kept, body }
+    }
+
+    /// The answer again, with a `Date` of its own time left to the server, and `Cache-Control: no-store`: what caches
+    /// were told of the first answer is not true of a replay.
+    pub fn replay(&self) -> Response<Bytes> {
+        let mut response = Response::new(self.body.clone());
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.reserve(self.headers.len() + 4);
+        for (name, value) in &self.headers {
+            if *name != CACHE_CONTROL && *name != DATE {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+
+    /// How an execution ended whose answer is not kept.
+    pub fn head(status: StatusCode, headers: &HeaderMap) -> Head {
+        Head { status, location: headers.get(LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned) }
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 72).sum();
+        size_of::<Self>() + headers + self.body.len()
+    }
+}
+
+/// What is known of an answer that is not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its `Location`.
+    pub location: Option<String>,
+}

@@ -1,0 +1,149 @@
+//! The secret, and the hashes that are made with it: what a store holds can be neither guessed nor linked without it.
+
+use std::fmt;
+
+use crate::key::Key;
+use crate::principal::Principal;
+
+/// 32 random bytes that all processes of a store share. Never rotated: the ids of all records hang on it.
+#[derive(Clone)]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    /// From 32 random bytes.
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for the store that keeps them.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The keys for each use, derived from the secret.
+#[derive(Clone)]
+pub struct HashKeys {
+    record: [u8; 32],
+    lookup: [u8; 32],
+    pub(crate) fingerprint: [u8; 32],
+    check: [u8; 32],
+}
+
+impl HashKeys {
+    /// Derives them.
+    pub fn new(secret: &Secret) -> Self {
+        let derive = |context| blake3::derive_key(context, &secret.0);
+        Self {
+            record: derive("onceward v1 record id"),
+            lookup: derive("onceward v1 key lookup"),
+            fingerprint: derive("onceward v1 fingerprint"),
+            check: derive("onceward v1 check value"),
+        }
+    }
+
+    /// The id of the record of one (namespace, principal, key).
+    pub fn record_id(&self, namespace: &str, principal: &Principal, key: &Key) -> RecordId {
+        let mut hasher = Framed::new(&self.record);
+        hasher.field(namespace.as_bytes());
+        match principal {
+            Principal::Anonymous => hasher.field(b"anonymous"),
+            Principal::Named(digest) => hasher.field(&digest.0),
+        }
+        hasher.field(key.as_str().as_bytes());
+        RecordId(hasher.finish())
+    }
+
+    /// The digest of the key alone, by which an operator finds it whoever sent it.
+    pub fn key_hash(&self, key: &Key) -> KeyHash {
+        KeyHash(*blake3::keyed_hash(&self.lookup, key.as_str().as_bytes()).as_bytes())
+    }
+
+    /// What a store holds so that a process with another secret is noticed.
+    pub fn check_value(&self) -> [u8; 32] {
+        self.check
+    }
+}
+
+impl fmt::Debug for HashKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashKeys(..)")
+    }
+}
+
+macro_rules! digest {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub [u8; 32]);
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({}…)", stringify!($name), hex(&self.0[..4]))
+            }
+        }
+    };
+}
+
+digest! {
+    /// The id of a record: a keyed hash of namespace, principal and key.
+    RecordId
+}
+digest! {
+    /// A keyed hash of the key alone.
+    KeyHash
+}
+digest! {
+    /// A hash of a principal's parts.
+    Digest
+}
+
+impl RecordId {
+    /// What names the operation to support: opaque, and no secret.
+    pub fn instance(&self) -> String {
+        format!("urn:onceward:{}", hex(&self.0[..12]))
+    }
+}
+
+impl Digest {
+    pub(crate) fn of_parts(parts: impl Iterator<Item = Vec<u8>>) -> Self {
+        // The record id, which this goes into, is keyed; this hash needs no key of its own.
+        let mut hasher = Framed::new(&[0; 32]);
+        parts.for_each(|part| hasher.field(&part));
+        Self(hasher.finish())
+    }
+}
+
+/// A keyed hash over fields, each with its length before it, so that no two lists of fields look alike.
+pub(crate) struct Framed(blake3::Hasher);
+
+impl Framed {
+    pub(crate) fn new(key: &[u8; 32]) -> Self {
+        Self(blake3::Hasher::new_keyed(key))
+    }
+
+    pub(crate) fn field(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
+        .map(char::from)
+        .collect()
+}

@@ -1,0 +1,5 @@
+//! The store in a folder.
+
+/// Keeps records in a folder.
+#[derive(Debug)]
+pub struct EmbeddedStore;

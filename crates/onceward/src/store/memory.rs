@@ -1,0 +1,5 @@
+//! The store in the process.
+
+/// Keeps records in the process.
+#[derive(Debug)]
+pub struct MemoryStore;

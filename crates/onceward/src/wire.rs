@@ -1,0 +1,154 @@
+//! The contract on the wire: header names, outcomes, and which headers travel how far.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// The header that bears the key.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The header of every keyed response: what happened.
+pub const IDEMPOTENCY_OUTCOME: HeaderName = HeaderName::from_static("idempotency-outcome");
+/// `true` on a replay.
+pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// What the upstream gets of a claim: record and attempt, opaque and unguessable.
+pub const ONCEWARD_CLAIM: HeaderName = HeaderName::from_static("onceward-claim");
+/// RFC 7240.
+pub const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// RFC 7240.
+pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// Where the public paths are mounted unless a setting says otherwise.
+pub const ENDPOINTS: &str = "/.idempotency";
+
+/// What happened to a keyed request: the value of `Idempotency-Outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Executed now, and the answer is kept.
+    Stored,
+    /// Executed earlier; this is that answer.
+    Replayed,
+    /// Not executed, or declared so by its status: the key is free.
+    Released,
+    /// Executed, and the answer is not, or not confirmed as, kept.
+    NotStored,
+    /// Another request with the key is running.
+    InFlight,
+    /// The key came with another request before.
+    Mismatch,
+    /// It may have been executed or not, and nobody can tell.
+    Unknown,
+    /// Executed longer ago than answers are kept.
+    Expired,
+    /// Refused before it could execute.
+    Rejected,
+}
+
+impl Outcome {
+    /// Every outcome, in the order in which the docs name them.
+    pub const ALL: [Self; 9] = [
+        Self::Stored,
+        Self::Replayed,
+        Self::Released,
+        Self::NotStored,
+        Self::InFlight,
+        Self::Mismatch,
+        Self::Unknown,
+        Self::Expired,
+        Self::Rejected,
+    ];
+
+    /// As it stands in the header.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Replayed => "replayed",
+            Self::Released => "released",
+            Self::NotStored => "not-stored",
+            Self::InFlight => "in-flight",
+            Self::Mismatch => "mismatch",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    /// The outcome that a response's headers name, if they name one that is known.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(IDEMPOTENCY_OUTCOME)?.as_bytes();
+        Self::ALL.into_iter().find(|outcome| outcome.as_str().as_bytes() == value)
+    }
+
+    /// The header's value.
+    pub fn value(self) -> HeaderValue {
+        HeaderValue::from_static(self.as_str())
+    }
+}
+
+/// The tokens of all comma-separated lines of a header, such as `Connection`.
+pub fn names_in(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Whether a header ends at the next hop (RFC 9110, 7.6.1), by its own name.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
+/// The end-to-end headers of a message: without those that end at the next hop, by name or because `Connection` names
+/// them, in their order.
+pub fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    let named: Vec<&str> = match headers.contains_key(header::CONNECTION) {
+        true => names_in(headers, header::CONNECTION).collect(),
+        false => Vec::new(),
+    };
+    headers.iter().filter(move |(name, _)| {
+        !is_hop_by_hop(name) && !named.iter().any(|option| option.eq_ignore_ascii_case(name.as_str()))
+    })
+}
+
+/// Whether a replay leaves this end-to-end header out: it belongs to the moment, the session or the origin of the first
+/// request, not to the answer.
+pub fn is_left_out_of_replays(name: &HeaderName) -> bool {
+    matches!(*name, header::DATE | header::SET_COOKIE | header::WWW_AUTHENTICATE)
+        || matches!(name.as_str(), "idempotency-outcome" | "idempotency-replayed" | "preference-applied")
+        || name.as_str().starts_with("access-control-")
+}
+
+/// How long the client is ready to wait, by `Prefer: wait=N` (RFC 7240). The first one counts.
+pub fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
+    names_in(headers, PREFER).find_map(wait_of).map(Duration::from_secs)
+}
+
+/// The `Prefer` that goes on to the upstream: without `wait`, which is answered here. `None`: nothing is left of it.
+pub fn prefer_without_wait(headers: &HeaderMap) -> Option<HeaderValue> {
+    let rest: Vec<&str> = names_in(headers, PREFER).filter(|preference| wait_of(preference).is_none()).collect();
+    match rest.is_empty() {
+        true => None,
+        false => HeaderValue::from_str(&rest.join(", ")).ok(),
+    }
+}
+
+fn wait_of(preference: &str) -> Option<u64> {
+    let preference = preference.split(';').next().unwrap_or_default();
+    let (name, value) = preference.split_once('=')?;
+    match name.trim().eq_ignore_ascii_case("wait") {
+        true => value.trim().trim_matches('"').parse().ok(),
+        false => None,
+    }
+}
