@@ -34,22 +34,13 @@ impl Asked {
             Some("ci") => Action::Ci,
             Some("help" | "-h" | "--help") => Action::Help,
             Some(other) => {
-                return Err(format!(
-                    "unknown command `{other}`; there are `test` and `ci`"
-                ));
+                return Err(format!("unknown command `{other}`; there are `test` and `ci`"));
             }
             None => {
-                return Err(
-                    "which command? There are `test` and `ci`; `cargo xtask help` says more".into(),
-                );
+                return Err("which command? There are `test` and `ci`; `cargo xtask help` says more".into());
             }
         };
-        let mut asked = Self {
-            action,
-            only: None,
-            long: false,
-            list: false,
-        };
+        let mut asked = Self { action, only: None, long: false, list: false };
         while let Some(argument) = arguments.next() {
             match (action, argument.as_str()) {
                 (_, "-h" | "--help") => asked.action = Action::Help,
@@ -60,14 +51,10 @@ impl Asked {
                     asked.only = Some(name(other.strip_prefix("--only="))?);
                 }
                 (Action::Test, other) => {
-                    return Err(format!(
-                        "`test` does not know `{other}`; it takes --only NAME, --long and --list"
-                    ));
+                    return Err(format!("`test` does not know `{other}`; it takes --only NAME, --long and --list"));
                 }
                 (_, other) => {
-                    return Err(format!(
-                        "unexpected `{other}`; this command takes no arguments"
-                    ));
+                    return Err(format!("unexpected `{other}`; this command takes no arguments"));
                 }
             }
         }
@@ -78,10 +65,7 @@ impl Asked {
 fn name(given: Option<&str>) -> Result<String, String> {
     match given {
         Some(name) if !name.is_empty() && !name.starts_with('-') => Ok(name.into()),
-        _ => Err(
-            "--only needs the name of a part or a piece of a test's name; --list prints the parts"
-                .into(),
-        ),
+        _ => Err("--only needs the name of a part or a piece of a test's name; --list prints the parts".into()),
     }
 }
 
@@ -99,24 +83,13 @@ mod tests {
             ("test", Action::Test, None, false, false),
             ("test --long --list", Action::Test, None, true, true),
             ("test --only lib", Action::Test, Some("lib"), false, false),
-            (
-                "test --only=a::b --long",
-                Action::Test,
-                Some("a::b"),
-                true,
-                false,
-            ),
+            ("test --only=a::b --long", Action::Test, Some("a::b"), true, false),
             ("ci", Action::Ci, None, false, false),
             ("--help", Action::Help, None, false, false),
             ("ci --help", Action::Help, None, false, false),
         ] {
             let only = only.map(String::from);
-            let want = Asked {
-                action,
-                only,
-                long,
-                list,
-            };
+            let want = Asked { action, only, long, list };
             assert_eq!(parse(line), Ok(want), "{line}");
         }
     }
@@ -134,10 +107,7 @@ mod tests {
             ("ci --long", "`--long`"),
         ] {
             let error = parse(line).unwrap_err();
-            assert!(
-                error.contains(named) && error.lines().count() == 1,
-                "{line:?} → {error}"
-            );
+            assert!(error.contains(named) && error.lines().count() == 1, "{line:?} → {error}");
         }
     }
 }

@@ -45,12 +45,8 @@ fn main() -> ExitCode {
 fn test(asked: &Asked) -> Result<bool, String> {
     let root = root();
     let manifest = root.join("crates/onceward/Cargo.toml");
-    let manifest = std::fs::read_to_string(&manifest)
-        .map_err(|error| format!("{}: {error}", manifest.display()))?;
-    let mut parts = parts::choose(
-        parts::all(&parts::features(&manifest)),
-        asked.only.as_deref(),
-    );
+    let manifest = std::fs::read_to_string(&manifest).map_err(|error| format!("{}: {error}", manifest.display()))?;
+    let mut parts = parts::choose(parts::all(&parts::features(&manifest)), asked.only.as_deref());
     if asked.action == Action::Ci {
         parts.splice(0..0, parts::gates());
     }

@@ -27,31 +27,20 @@ pub(crate) fn gates() -> Vec<Part> {
     doc.env.push(("RUSTDOCFLAGS", "-D warnings"));
     vec![
         part("fmt", Gate, "fmt --all --check"),
-        part(
-            "clippy",
-            Gate,
-            "clippy --workspace --all-targets --all-features -- -D warnings",
-        ),
-        part(
-            "clippy-bare",
-            Gate,
-            "clippy -p onceward --no-default-features -- -D warnings",
-        ),
+        part("clippy", Gate, "clippy --workspace --all-targets --all-features -- -D warnings"),
+        part("clippy-bare", Gate, "clippy -p onceward --no-default-features -- -D warnings"),
         doc,
     ]
 }
 
 /// Everything that `test` runs, given the features of the library.
 pub(crate) fn all(features: &[String]) -> Vec<Part> {
-    let alone = std::iter::once(part(
-        "feature/none",
-        Check,
-        "check -p onceward --no-default-features",
-    ))
-    .chain(features.iter().map(|feature| {
-        let check = format!("check -p onceward --no-default-features --features {feature}");
-        part(&format!("feature/{feature}"), Check, &check)
-    }));
+    let alone = std::iter::once(part("feature/none", Check, "check -p onceward --no-default-features")).chain(
+        features.iter().map(|feature| {
+            let check = format!("check -p onceward --no-default-features --features {feature}");
+            part(&format!("feature/{feature}"), Check, &check)
+        }),
+    );
     let mut parts = vec![
         part("tidy", Tests, "test -p xtask --test it"),
         part("xtask", Tests, "test -p xtask --bins"),
@@ -61,18 +50,10 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     parts.extend(alone);
     parts.extend([
         // Checked, not built: the bench profile links with LTO, which costs minutes and finds nothing more.
-        part(
-            "benches",
-            Check,
-            "check -p onceward --benches --all-features",
-        ),
+        part("benches", Check, "check -p onceward --benches --all-features"),
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
-        part(
-            "gateway-bare",
-            Check,
-            "check -p onceward-gateway --no-default-features",
-        ),
+        part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
         part("demo", Check, "run --release -- demo --check"),
     ]);
@@ -82,20 +63,11 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
 /// The parts that `only` means: those so called, or else every test part, its tests filtered by that name.
 pub(crate) fn choose(parts: Vec<Part>, only: Option<&str>) -> Vec<Part> {
     let Some(only) = only else { return parts };
-    let called = |part: &Part| {
-        part.name == only
-            || part
-                .name
-                .split_once('/')
-                .is_some_and(|(group, _)| group == only)
-    };
+    let called = |part: &Part| part.name == only || part.name.split_once('/').is_some_and(|(group, _)| group == only);
     if parts.iter().any(called) {
         return parts.into_iter().filter(called).collect();
     }
-    let mut parts: Vec<Part> = parts
-        .into_iter()
-        .filter(|part| part.kind == Tests)
-        .collect();
+    let mut parts: Vec<Part> = parts.into_iter().filter(|part| part.kind == Tests).collect();
     for part in &mut parts {
         part.args.push(only.into());
     }
@@ -116,9 +88,7 @@ pub(crate) fn features(manifest: &str) -> Vec<String> {
             // A line of an array that goes over many begins with a quote or a bracket.
             let (name, _) = line.split_once('=')?;
             let name = name.trim().trim_matches('"');
-            let is_name = name
-                .chars()
-                .all(|c| c.is_alphanumeric() || "-_+.".contains(c));
+            let is_name = name.chars().all(|c| c.is_alphanumeric() || "-_+.".contains(c));
             (is_name && name != "default").then(|| name.to_owned())
         })
         .collect()
@@ -129,11 +99,7 @@ impl Part {
     pub(crate) fn command(&self) -> String {
         let mut command = String::new();
         for (name, value) in &self.env {
-            command += &if value.contains(' ') {
-                format!("{name}=\"{value}\" ")
-            } else {
-                format!("{name}={value} ")
-            };
+            command += &if value.contains(' ') { format!("{name}=\"{value}\" ") } else { format!("{name}={value} ") };
         }
         command + "cargo " + &self.args.join(" ")
     }
@@ -145,12 +111,7 @@ fn part(name: &str, kind: Kind, args: &str) -> Part {
         // Else cargo would stop at the first test binary that fails, and hide what the others say.
         args.insert(1, "--no-fail-fast".into());
     }
-    Part {
-        name: name.into(),
-        kind,
-        args,
-        env: Vec::new(),
-    }
+    Part { name: name.into(), kind, args, env: Vec::new() }
 }
 
 #[cfg(test)]
@@ -188,31 +149,18 @@ http = \"1\"
     fn only_means_a_part_or_a_group_or_else_tests() {
         let parts = || all(&["memory".into(), "layer".into()]);
         assert_eq!(names(&choose(parts(), Some("lib"))), ["lib"]);
-        assert_eq!(
-            names(&choose(parts(), Some("feature/layer"))),
-            ["feature/layer"]
-        );
-        assert_eq!(
-            names(&choose(parts(), Some("feature"))),
-            ["feature/none", "feature/memory", "feature/layer"]
-        );
+        assert_eq!(names(&choose(parts(), Some("feature/layer"))), ["feature/layer"]);
+        assert_eq!(names(&choose(parts(), Some("feature"))), ["feature/none", "feature/memory", "feature/layer"]);
 
         let filtered = choose(parts(), Some("late_word"));
         assert!(filtered.len() > 3 && filtered.iter().all(|part| part.kind == Tests));
-        assert!(
-            filtered
-                .iter()
-                .all(|part| part.command().ends_with(" late_word"))
-        );
+        assert!(filtered.iter().all(|part| part.command().ends_with(" late_word")));
     }
 
     #[test]
     fn each_member_of_the_workspace_is_tested() {
         let manifest = include_str!("../../Cargo.toml");
-        let members = manifest
-            .lines()
-            .find_map(|line| line.strip_prefix("members = ["))
-            .expect("one line of members");
+        let members = manifest.lines().find_map(|line| line.strip_prefix("members = [")).expect("one line of members");
         let parts = all(&[]);
         for member in members.trim_end_matches(']').split(", ") {
             let name = member.trim_matches('"').rsplit('/').next().unwrap();
@@ -224,9 +172,6 @@ http = \"1\"
     #[test]
     fn the_command_is_shown_as_one_would_type_it() {
         let doc = gates().pop().unwrap();
-        assert_eq!(
-            doc.command(),
-            "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps --all-features"
-        );
+        assert_eq!(doc.command(), "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps --all-features");
     }
 }

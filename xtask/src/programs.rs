@@ -63,9 +63,7 @@ pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
     }
     let packages: Vec<&str> = missing.iter().map(|program| program.package).collect();
     let no_lists = fs::read_dir("/var/lib/apt/lists").map_or(true, |mut lists| {
-        !lists.any(|file| {
-            file.is_ok_and(|file| file.file_name().to_string_lossy().contains("_Packages"))
-        })
+        !lists.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().contains("_Packages")))
     });
     if no_lists {
         apt(&["update"])?;
@@ -84,51 +82,33 @@ pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
 
 fn missing(parts: &[Part]) -> Vec<&'static Program> {
     let needed = |program: &&Program| parts.iter().any(|part| program.is_needed_by(&part.name));
-    PROGRAMS
-        .iter()
-        .filter(needed)
-        .filter(|program| !program.is_there())
-        .collect()
+    PROGRAMS.iter().filter(needed).filter(|program| !program.is_there()).collect()
 }
 
 /// One line: what is missing, which version will do, and what for.
 fn complaint(missing: &[&Program]) -> String {
     let each: Vec<String> = missing
         .iter()
-        .map(
-            |Program {
-                 name,
-                 package,
-                 at_least: (major, minor),
-                 purpose,
-                 ..
-             }| {
-                format!("{name} {major}.{minor} or newer (package {package}; {purpose})")
-            },
-        )
+        .map(|Program { name, package, at_least: (major, minor), purpose, .. }| {
+            format!("{name} {major}.{minor} or newer (package {package}; {purpose})")
+        })
         .collect();
     format!("missing: {}", each.join(", "))
 }
 
 impl Program {
     fn is_needed_by(&self, part: &str) -> bool {
-        self.needed_by
-            .iter()
-            .any(|need| *need == "*" || *need == part)
+        self.needed_by.iter().any(|need| *need == "*" || *need == part)
     }
 
     fn is_there(&self) -> bool {
         let Some(path) = find(self.name) else {
             return false;
         };
-        let said = Command::new(path)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output();
+        let said = Command::new(path).arg("--version").stdin(Stdio::null()).output();
         // One that does not say its version is taken as it is: the tests will find out.
         said.is_ok_and(|said| {
-            version(&String::from_utf8_lossy(&said.stdout))
-                .is_none_or(|version| version >= self.at_least)
+            version(&String::from_utf8_lossy(&said.stdout)).is_none_or(|version| version >= self.at_least)
         })
     }
 }
@@ -153,27 +133,19 @@ fn version(said: &str) -> Option<Version> {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
+    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 fn is_root() -> bool {
-    Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|id| id.stdout.trim_ascii() == b"0")
+    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0")
 }
 
 fn apt(arguments: &[&str]) -> Result<(), String> {
     let line = format!("apt-get {}", arguments.join(" "));
     println!("{line}");
     // Asked nothing: there may be nobody to answer.
-    let status = Command::new("apt-get")
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .status();
+    let status =
+        Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("`{line}` failed: {status}")),
@@ -188,27 +160,12 @@ mod tests {
     #[test]
     fn versions_are_read_as_programs_print_them() {
         for (said, want) in [
-            (
-                "Chromium 156.0.8078.79 built on Debian GNU/Linux 12 (bookworm)\n",
-                Some((156, 0)),
-            ),
-            (
-                "ChromeDriver 156.0.8078.79 (0e6b2c3f1a5e0d5c)\n",
-                Some((156, 0)),
-            ),
-            (
-                "curl 7.88.1 (x86_64-pc-linux-gnu) libcurl/7.88.1 OpenSSL/3.0.19\n",
-                Some((7, 88)),
-            ),
-            (
-                "cc (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022\n",
-                Some((12, 2)),
-            ),
+            ("Chromium 156.0.8078.79 built on Debian GNU/Linux 12 (bookworm)\n", Some((156, 0))),
+            ("ChromeDriver 156.0.8078.79 (0e6b2c3f1a5e0d5c)\n", Some((156, 0))),
+            ("curl 7.88.1 (x86_64-pc-linux-gnu) libcurl/7.88.1 OpenSSL/3.0.19\n", Some((7, 88))),
+            ("cc (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022\n", Some((12, 2))),
             ("cc (Ubuntu 9.4.0-1ubuntu1~20.04.2) 9.4.0\n", Some((9, 4))),
-            (
-                "Debian clang version 14.0.6\nTarget: x86_64-pc-linux-gnu\n",
-                Some((14, 0)),
-            ),
+            ("Debian clang version 14.0.6\nTarget: x86_64-pc-linux-gnu\n", Some((14, 0))),
             ("no number here\n", None),
         ] {
             assert_eq!(version(said), want, "{said:?}");
@@ -219,20 +176,14 @@ mod tests {
     fn each_need_names_a_part_that_exists() {
         let parts = crate::parts::all(&[]);
         for need in PROGRAMS.iter().flat_map(|program| program.needed_by) {
-            assert!(
-                *need == "*" || parts.iter().any(|part| part.name == *need),
-                "no part is called {need}"
-            );
+            assert!(*need == "*" || parts.iter().any(|part| part.name == *need), "no part is called {need}");
         }
     }
 
     #[test]
     fn what_is_missing_is_one_line_with_versions() {
         let line = complaint(&[&PROGRAMS[1], &PROGRAMS[3]]);
-        assert!(
-            line.contains("curl 7.76") && line.contains("chromedriver 120.0"),
-            "{line}"
-        );
+        assert!(line.contains("curl 7.76") && line.contains("chromedriver 120.0"), "{line}");
         assert_eq!(line.lines().count(), 1);
     }
 }

@@ -22,24 +22,14 @@ const OUTPUT_LINGERS_MAX: Duration = Duration::from_secs(5);
 pub(crate) fn all(root: &Path, parts: &[Part], only: Option<&str>) -> bool {
     let mut reports: Vec<Report> = Vec::new();
     for (index, part) in parts.iter().enumerate() {
-        let gate_failed = reports
-            .iter()
-            .zip(parts)
-            .any(|(report, part)| part.kind == Kind::Gate && report.counts.failed > 0);
+        let gate_failed =
+            reports.iter().zip(parts).any(|(report, part)| part.kind == Kind::Gate && report.counts.failed > 0);
         if gate_failed && part.kind != Kind::Gate {
             break;
         }
-        heading(
-            &format!("part {} of {} · {}", index + 1, parts.len(), part.name),
-            &part.command(),
-        );
+        heading(&format!("part {} of {} · {}", index + 1, parts.len(), part.name), &part.command());
         let report = one(root, part);
-        println!(
-            "{} · {} · {}",
-            report.name,
-            report.counts,
-            tally::minutes(report.took)
-        );
+        println!("{} · {} · {}", report.name, report.counts, tally::minutes(report.took));
         reports.push(report);
     }
 
@@ -66,22 +56,14 @@ pub(crate) fn all(root: &Path, parts: &[Part], only: Option<&str>) -> bool {
 fn one(root: &Path, part: &Part) -> Report {
     let begun = Instant::now();
     let mut command = cargo();
-    command
-        .current_dir(root)
-        .args(&part.args)
-        .envs(part.env.iter().copied());
+    command.current_dir(root).args(&part.args).envs(part.env.iter().copied());
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
             let (counts, _) = Heard::default().judge(Kind::Check, false);
             let troubles = vec![format!("failed: cargo did not start: {error}")];
-            return Report {
-                name: part.name.clone(),
-                counts,
-                took: begun.elapsed(),
-                troubles,
-            };
+            return Report { name: part.name.clone(), counts, took: begun.elapsed(), troubles };
         }
     };
 
@@ -90,10 +72,7 @@ fn one(root: &Path, part: &Part) -> Report {
     thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n') {
             let Ok(line) = line else { break };
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 break;
             }
         }
@@ -114,13 +93,7 @@ fn one(root: &Path, part: &Part) -> Report {
             Err(RecvTimeoutError::Timeout) => {}
         }
         match ended {
-            None => {
-                ended = child
-                    .try_wait()
-                    .ok()
-                    .flatten()
-                    .map(|status| (status.success(), Instant::now()))
-            }
+            None => ended = child.try_wait().ok().flatten().map(|status| (status.success(), Instant::now())),
             Some((_, at)) if at.elapsed() > OUTPUT_LINGERS_MAX => {
                 left_behind = true;
                 break;
@@ -138,12 +111,7 @@ fn one(root: &Path, part: &Part) -> Report {
         counts.failed += 1;
         troubles.push("failed: it left a process behind that still holds its output".into());
     }
-    Report {
-        name: part.name.clone(),
-        counts,
-        took: begun.elapsed(),
-        troubles,
-    }
+    Report { name: part.name.clone(), counts, took: begun.elapsed(), troubles }
 }
 
 fn heading(name: &str, command: &str) {

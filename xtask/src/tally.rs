@@ -34,10 +34,7 @@ impl Heard {
         if let Some(counts) = Counts::from_result(line) {
             self.counts = self.counts + counts;
             self.results += 1;
-        } else if let Some((test, word)) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.rsplit_once(" ... "))
-        {
+        } else if let Some((test, word)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
             if word == "FAILED" {
                 self.troubles.push(format!("failed: {test}"));
             } else if word.starts_with("ignored") {
@@ -52,36 +49,17 @@ impl Heard {
             (Kind::Tests, true) if self.results == 0 => {
                 // Cargo has changed its words, or ran nothing: no news must not look like good news.
                 self.counts.failed = 1;
-                self.troubles
-                    .push("failed: it ended well and without a `test result:` line".into());
+                self.troubles.push("failed: it ended well and without a `test result:` line".into());
             }
             (Kind::Tests, true) => {}
             (Kind::Tests, false) => {
                 if self.counts.failed == 0 {
                     self.counts.failed = 1;
-                    self.troubles.push(
-                        "failed: it did not compile, or a test binary broke off; see above".into(),
-                    );
+                    self.troubles.push("failed: it did not compile, or a test binary broke off; see above".into());
                 }
             }
-            (_, true) => {
-                self = Self {
-                    counts: Counts {
-                        passed: 1,
-                        ..Counts::default()
-                    },
-                    ..Self::default()
-                }
-            }
-            (_, false) => {
-                self = Self {
-                    counts: Counts {
-                        failed: 1,
-                        ..Counts::default()
-                    },
-                    ..Self::default()
-                }
-            }
+            (_, true) => self = Self { counts: Counts { passed: 1, ..Counts::default() }, ..Self::default() },
+            (_, false) => self = Self { counts: Counts { failed: 1, ..Counts::default() }, ..Self::default() },
         }
         (self.counts, self.troubles)
     }
@@ -92,19 +70,9 @@ impl Counts {
     fn from_result(line: &str) -> Option<Self> {
         let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let number = |what: &str| {
-            numbers.split("; ").find_map(|piece| {
-                piece
-                    .strip_suffix(what)?
-                    .strip_suffix(' ')?
-                    .parse::<u32>()
-                    .ok()
-            })
+            numbers.split("; ").find_map(|piece| piece.strip_suffix(what)?.strip_suffix(' ')?.parse::<u32>().ok())
         };
-        Some(Self {
-            passed: number("passed")?,
-            failed: number("failed")?,
-            skipped: number("ignored")?,
-        })
+        Some(Self { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
     }
 
     /// Nothing failed, nothing was skipped, and something ran.
@@ -133,42 +101,22 @@ impl Sum for Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
 /// The table of minutes, then what did not pass.
 pub(crate) fn table(reports: &[Report]) -> String {
-    let width = reports
-        .iter()
-        .map(|report| report.name.len())
-        .max()
-        .unwrap_or(0)
-        .max("total".len());
+    let width = reports.iter().map(|report| report.name.len()).max().unwrap_or(0).max("total".len());
     let mut out = format!("{:width$}  minutes  passed  failed  skipped\n", "part");
     let mut row = |name: &str, took: Duration, counts: Counts| {
-        let Counts {
-            passed,
-            failed,
-            skipped,
-        } = counts;
-        out += &format!(
-            "{name:width$}  {:>7}  {passed:>6}  {failed:>6}  {skipped:>7}\n",
-            minutes(took)
-        );
+        let Counts { passed, failed, skipped } = counts;
+        out += &format!("{name:width$}  {:>7}  {passed:>6}  {failed:>6}  {skipped:>7}\n", minutes(took));
     };
     for report in reports {
         row(&report.name, report.took, report.counts);
     }
-    row(
-        "total",
-        reports.iter().map(|report| report.took).sum(),
-        reports.iter().map(|report| report.counts).sum(),
-    );
+    row("total", reports.iter().map(|report| report.took).sum(), reports.iter().map(|report| report.counts).sum());
     for report in reports {
         for trouble in &report.troubles {
             out += &format!("{}: {trouble}\n", report.name);
@@ -233,14 +181,7 @@ all doctests ran in 0.22s; merged doctests compilation took 0.21s
     #[test]
     fn all_result_lines_are_summed_and_what_did_not_pass_is_named() {
         let (counts, troubles) = hear(CAPTURED).judge(Kind::Tests, false);
-        assert_eq!(
-            counts,
-            Counts {
-                passed: 2,
-                failed: 2,
-                skipped: 2
-            }
-        );
+        assert_eq!(counts, Counts { passed: 2, failed: 2, skipped: 2 });
         assert_eq!(
             troubles,
             [
@@ -255,61 +196,15 @@ all doctests ran in 0.22s; merged doctests compilation took 0.21s
     #[test]
     fn a_part_is_judged_by_its_kind_and_how_cargo_ended() {
         let fine = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.00s";
-        let counts = |passed, failed| Counts {
-            passed,
-            failed,
-            skipped: 0,
-        };
+        let counts = |passed, failed| Counts { passed, failed, skipped: 0 };
         for (rule, output, kind, success, want) in [
-            (
-                "tests that pass are counted",
-                fine,
-                Kind::Tests,
-                true,
-                counts(3, 0),
-            ),
-            (
-                "a binary that broke off is one failure",
-                fine,
-                Kind::Tests,
-                false,
-                counts(3, 1),
-            ),
-            (
-                "what does not compile is one failure",
-                "",
-                Kind::Tests,
-                false,
-                counts(0, 1),
-            ),
-            (
-                "no news is no good news",
-                "",
-                Kind::Tests,
-                true,
-                counts(0, 1),
-            ),
-            (
-                "a check that passes is one",
-                "",
-                Kind::Check,
-                true,
-                counts(1, 0),
-            ),
-            (
-                "a check that fails is one",
-                "",
-                Kind::Check,
-                false,
-                counts(0, 1),
-            ),
-            (
-                "what a check prints is not counted",
-                fine,
-                Kind::Check,
-                true,
-                counts(1, 0),
-            ),
+            ("tests that pass are counted", fine, Kind::Tests, true, counts(3, 0)),
+            ("a binary that broke off is one failure", fine, Kind::Tests, false, counts(3, 1)),
+            ("what does not compile is one failure", "", Kind::Tests, false, counts(0, 1)),
+            ("no news is no good news", "", Kind::Tests, true, counts(0, 1)),
+            ("a check that passes is one", "", Kind::Check, true, counts(1, 0)),
+            ("a check that fails is one", "", Kind::Check, false, counts(0, 1)),
+            ("what a check prints is not counted", fine, Kind::Check, true, counts(1, 0)),
             ("a gate is a check", "", Kind::Gate, false, counts(0, 1)),
         ] {
             assert_eq!(hear(output).judge(kind, success).0, want, "{rule}");
@@ -318,25 +213,10 @@ all doctests ran in 0.22s; merged doctests compilation took 0.21s
 
     #[test]
     fn a_skip_is_not_well_and_nothing_is_not_well() {
-        assert!(
-            Counts {
-                passed: 1,
-                failed: 0,
-                skipped: 0
-            }
-            .all_well()
-        );
+        assert!(Counts { passed: 1, failed: 0, skipped: 0 }.all_well());
         for counts in [(1, 1, 0), (1, 0, 1), (0, 0, 0)] {
             let (passed, failed, skipped) = counts;
-            assert!(
-                !Counts {
-                    passed,
-                    failed,
-                    skipped
-                }
-                .all_well(),
-                "{counts:?}"
-            );
+            assert!(!Counts { passed, failed, skipped }.all_well(), "{counts:?}");
         }
     }
 
@@ -344,11 +224,7 @@ all doctests ran in 0.22s; merged doctests compilation took 0.21s
     fn the_table_is_aligned_and_the_last_line_is_exact() {
         let report = |name: &str, seconds, passed, failed| Report {
             name: name.into(),
-            counts: Counts {
-                passed,
-                failed,
-                skipped: 0,
-            },
+            counts: Counts { passed, failed, skipped: 0 },
             took: Duration::from_secs(seconds),
             troubles: (0..failed).map(|n| format!("failed: t{n}")).collect(),
         };

@@ -15,20 +15,13 @@ fn each_promise_names_tests_that_exist() {
     let is_there = |test: &str| {
         let name = format!("fn {}", test.rsplit("::").next().unwrap_or(test));
         let calls = [format!("{name}("), format!("{name}<")];
-        sources.iter().any(|source| {
-            calls
-                .iter()
-                .any(|call| !lines_with(source, call).is_empty())
-        })
+        sources.iter().any(|source| calls.iter().any(|call| !lines_with(source, call).is_empty()))
     };
     let mut breaches = Vec::new();
     for promise in PROMISES {
         let tests = tests_of(promise, &map.text);
         if tests.is_empty() {
-            breaches.push(format!(
-                "{promise}: no row `| {promise} … | … | `a_test` |` in {}",
-                map.path
-            ));
+            breaches.push(format!("{promise}: no row `| {promise} … | … | `a_test` |` in {}", map.path));
         }
         let gone = tests.iter().filter(|test| !is_there(test));
         breaches.extend(gone.map(|test| format!("{promise}: no test is called {test}")));
@@ -38,9 +31,7 @@ fn each_promise_names_tests_that_exist() {
 
 #[test]
 fn links_lead_somewhere() {
-    let mut documents: Vec<File> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
-        .map(read)
-        .into();
+    let mut documents: Vec<File> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(read).into();
     let others = files("").into_iter().filter(|file| {
         let is_known = documents.iter().any(|known| known.path == file.path);
         file.path.ends_with(".md") && !is_known
@@ -49,18 +40,12 @@ fn links_lead_somewhere() {
     documents.extend(others);
     let mut breaches = Vec::new();
     for document in &documents {
-        let folder = document
-            .path
-            .rsplit_once('/')
-            .map_or("", |(folder, _)| folder);
+        let folder = document.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         for (line, link) in links(&document.text) {
             let target = link.split(['#', '?']).next().unwrap_or_default();
-            let is_elsewhere =
-                target.is_empty() || target.contains("://") || target.starts_with("mailto:");
+            let is_elsewhere = target.is_empty() || target.contains("://") || target.starts_with("mailto:");
             // One that begins with `/` starts at the root of the repository, as forges read it.
-            let path = target
-                .strip_prefix('/')
-                .map_or_else(|| format!("{folder}/{target}"), String::from);
+            let path = target.strip_prefix('/').map_or_else(|| format!("{folder}/{target}"), String::from);
             if !is_elsewhere && !exists(path.trim_start_matches('/')) {
                 breaches.push(format!("{}:{line}: {link}", document.path));
             }
@@ -70,31 +55,20 @@ fn links_lead_somewhere() {
 }
 
 fn tests_of(promise: &str, markdown: &str) -> Vec<String> {
-    let rows = markdown
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'));
+    let rows = markdown.lines().filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'));
     let mut tests = Vec::new();
     for row in rows {
         let Some((first, rest)) = row.split_once('|') else {
             continue;
         };
-        let word = first
-            .trim()
-            .trim_start_matches('*')
-            .split(|c: char| !c.is_alphanumeric())
-            .next();
+        let word = first.trim().trim_start_matches('*').split(|c: char| !c.is_alphanumeric()).next();
         if word != Some(promise) {
             continue;
         }
         let last = rest.rsplit('|').next().unwrap_or(rest);
         // What has a dot or a slash in it is the name of a file.
         let spans = last.split('`').skip(1).step_by(2);
-        let is_name = |span: &&str| {
-            !span.is_empty()
-                && span
-                    .chars()
-                    .all(|c| c.is_alphanumeric() || "_:".contains(c))
-        };
+        let is_name = |span: &&str| !span.is_empty() && span.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
         tests.extend(spans.filter(is_name).map(String::from));
     }
     tests
@@ -106,9 +80,7 @@ fn links(markdown: &str) -> Vec<(usize, String)> {
     let mut fence: Option<&str> = None;
     for (number, line) in markdown.lines().enumerate() {
         let start = line.trim_start();
-        let mark = ["```", "~~~"]
-            .into_iter()
-            .find(|mark| start.starts_with(mark));
+        let mark = ["```", "~~~"].into_iter().find(|mark| start.starts_with(mark));
         match (fence, mark) {
             (None, Some(_)) => fence = mark,
             (Some(open), Some(mark)) if open == mark => fence = None,
@@ -121,10 +93,7 @@ fn links(markdown: &str) -> Vec<(usize, String)> {
         let prose: String = line.split('`').step_by(2).collect::<Vec<_>>().join(" ");
         let mut add = |target: &str| {
             let target = target.trim_start().trim_start_matches('<');
-            let target = target
-                .split(['>', ' ', ')', '"'])
-                .next()
-                .unwrap_or_default();
+            let target = target.split(['>', ' ', ')', '"']).next().unwrap_or_default();
             found.push((number + 1, target.to_owned()));
         };
         prose.split("](").skip(1).for_each(&mut add);
@@ -132,11 +101,7 @@ fn links(markdown: &str) -> Vec<(usize, String)> {
             prose.split(attribute).skip(1).for_each(&mut add);
         }
         // `[name]: target`, the other half of `[text][name]`.
-        if let Some((_, target)) = prose
-            .trim_start()
-            .strip_prefix('[')
-            .and_then(|rest| rest.split_once("]: "))
-        {
+        if let Some((_, target)) = prose.trim_start().strip_prefix('[').and_then(|rest| rest.split_once("]: ")) {
             add(target);
         }
     }
@@ -153,10 +118,7 @@ fn a_row_names_its_tests_in_the_last_cell() {
 | S1 again | | `kill_nine` |
 | S10 | | `another` |
 ";
-    assert_eq!(
-        tests_of("S1", map),
-        ["hundred_at_once", "engine::late_word", "kill_nine"]
-    );
+    assert_eq!(tests_of("S1", map), ["hundred_at_once", "engine::late_word", "kill_nine"]);
     assert_eq!(tests_of("S2", map), ["bytes_are_kept"]);
     assert!(tests_of("S3", map).is_empty());
 }
@@ -173,19 +135,6 @@ fn links_are_read_outside_of_code() {
 [k]: l.md \"title\"
 [m](n.md \"title\")
 ";
-    let found: Vec<String> = links(text)
-        .into_iter()
-        .map(|(line, link)| format!("{line} {link}"))
-        .collect();
-    assert_eq!(
-        found,
-        [
-            "1 docs/a.md#top",
-            "1 b",
-            "1 https://e.f/g",
-            "5 i.png",
-            "7 l.md",
-            "8 n.md"
-        ]
-    );
+    let found: Vec<String> = links(text).into_iter().map(|(line, link)| format!("{line} {link}")).collect();
+    assert_eq!(found, ["1 docs/a.md#top", "1 b", "1 https://e.f/g", "5 i.png", "7 l.md", "8 n.md"]);
 }

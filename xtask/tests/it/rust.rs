@@ -10,16 +10,10 @@ pub(crate) fn code(source: &str) -> String {
     while at < bytes.len() {
         let rest = &bytes[at..];
         let (keep, length) = if rest.starts_with(b"//") {
-            (
-                0,
-                rest.iter()
-                    .position(|byte| *byte == b'\n')
-                    .unwrap_or(rest.len()),
-            )
+            (0, rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len()))
         } else if rest.starts_with(b"/*") {
             (0, block_comment(rest))
-        } else if let Some(length) = raw_string(rest).filter(|_| at == 0 || !is_word(bytes[at - 1]))
-        {
+        } else if let Some(length) = raw_string(rest).filter(|_| at == 0 || !is_word(bytes[at - 1])) {
             (0, length)
         } else if rest[0] == b'"' {
             (1, string(rest, b'"'))
@@ -46,16 +40,11 @@ pub(crate) fn shipped(source: &str) -> String {
     while let Some(start) = code.find(TEST) {
         let after = start + TEST.len();
         let end = match code[after..].find(['{', ';']) {
-            Some(open) if code[after + open..].starts_with('{') => {
-                after + open + block(&code[after + open..])
-            }
+            Some(open) if code[after + open..].starts_with('{') => after + open + block(&code[after + open..]),
             Some(semicolon) => after + semicolon + 1,
             None => code.len(),
         };
-        let blank: String = code[start..end]
-            .chars()
-            .map(|c| if c == '\n' { '\n' } else { ' ' })
-            .collect();
+        let blank: String = code[start..end].chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
         code.replace_range(start..end, &blank);
     }
     code
@@ -79,18 +68,14 @@ pub(crate) fn paths(code: &str, module: &[&str]) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("::") {
         let head = code[..at].trim_end();
-        let start = head
-            .rfind(|c: char| !c.is_alphanumeric() && c != '_')
-            .map_or(0, |before| before + 1);
+        let start = head.rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |before| before + 1);
         let mut base: Vec<String> = match &head[start..] {
             "crate" => Vec::new(),
             "self" => module.iter().map(ToString::to_string).collect(),
             // In `super::super::x` only the first one begins a path; the others are walked below.
-            "super" if !head[..start].trim_end().ends_with("::") => module
-                [..module.len().saturating_sub(1)]
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            "super" if !head[..start].trim_end().ends_with("::") => {
+                module[..module.len().saturating_sub(1)].iter().map(ToString::to_string).collect()
+            }
             _ => continue,
         };
         let mut tail = code[at + 2..].trim_start();
@@ -136,35 +121,23 @@ fn branches<'a>(tail: &'a str, base: &str, found: &mut dyn FnMut(String)) -> &'a
                 Some(_) => {
                     let behind = branches(group, base, found);
                     // What is not understood is stepped over, so that the walk ends.
-                    group = if behind.len() == group.len() {
-                        &group[first_char(group)..]
-                    } else {
-                        behind
-                    };
+                    group = if behind.len() == group.len() { &group[first_char(group)..] } else { behind };
                 }
             }
         }
     }
-    let length = tail
-        .find(|c: char| !c.is_alphanumeric() && c != '_' && c != '*')
-        .unwrap_or(tail.len());
+    let length = tail.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '*').unwrap_or(tail.len());
     if length == 0 {
         return tail;
     }
     let (word, behind) = tail.split_at(length);
-    let path = if word == "self" {
-        base.to_owned()
-    } else {
-        format!("{base}::{word}")
-    };
+    let path = if word == "self" { base.to_owned() } else { format!("{base}::{word}") };
     if let Some(deeper) = behind.trim_start().strip_prefix("::") {
         return branches(deeper, &path, found);
     }
     found(path);
     match behind.trim_start().strip_prefix("as ") {
-        Some(alias) => alias
-            .trim_start()
-            .trim_start_matches(|c: char| c.is_alphanumeric() || c == '_'),
+        Some(alias) => alias.trim_start().trim_start_matches(|c: char| c.is_alphanumeric() || c == '_'),
         None => behind,
     }
 }
@@ -194,25 +167,15 @@ fn block_comment(rest: &[u8]) -> usize {
 
 /// `r"…"`, `r#"…"#`, `br"…"`, and the like.
 fn raw_string(rest: &[u8]) -> Option<usize> {
-    let prefix = rest
-        .iter()
-        .take_while(|byte| matches!(byte, b'b' | b'c'))
-        .count()
-        .min(1);
-    let hashes = rest[prefix..]
-        .strip_prefix(b"r")?
-        .iter()
-        .take_while(|byte| **byte == b'#')
-        .count();
+    let prefix = rest.iter().take_while(|byte| matches!(byte, b'b' | b'c')).count().min(1);
+    let hashes = rest[prefix..].strip_prefix(b"r")?.iter().take_while(|byte| **byte == b'#').count();
     let open = prefix + 1 + hashes;
     if rest.get(open) != Some(&b'"') {
         return None;
     }
     let close = [b"\"".as_slice(), &vec![b'#'; hashes]].concat();
     let body = &rest[open + 1..];
-    let end = body
-        .windows(close.len())
-        .position(|window| window == close)?;
+    let end = body.windows(close.len()).position(|window| window == close)?;
     Some(open + 1 + end + close.len())
 }
 
@@ -262,13 +225,9 @@ fn a<'x>(b: &'x str) -> char { // tokio
 
 #[test]
 fn what_only_tests_see_is_not_shipped() {
-    let source =
-        "fn a() {}\n#[cfg(test)]\nmod tests { fn b() { {} } }\n#[cfg(test)]\nmod c;\nfn d() {}\n";
+    let source = "fn a() {}\n#[cfg(test)]\nmod tests { fn b() { {} } }\n#[cfg(test)]\nmod c;\nfn d() {}\n";
     let shipped = shipped(source);
-    assert_eq!(
-        shipped.split_whitespace().collect::<Vec<_>>().join(" "),
-        "fn a() {} fn d() {}"
-    );
+    assert_eq!(shipped.split_whitespace().collect::<Vec<_>>().join(" "), "fn a() {} fn d() {}");
     assert_eq!(line_of(&shipped, shipped.find("fn d").unwrap()), 6);
 }
 
@@ -279,10 +238,7 @@ use crate::{layer, record::{Record, self as r}, store::*};
 fn a() { super::memory::Shard::new(self::b(), super::super::decide::decide()) }
 use tokio::sync;
 ";
-    let found: Vec<String> = paths(&code(source), &["store", "embedded"])
-        .into_iter()
-        .map(|(_, path)| path)
-        .collect();
+    let found: Vec<String> = paths(&code(source), &["store", "embedded"]).into_iter().map(|(_, path)| path).collect();
     let want = [
         "crate::layer",
         "crate::record::Record",

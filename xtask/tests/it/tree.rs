@@ -18,10 +18,7 @@ pub(crate) struct File {
 #[track_caller]
 pub(crate) fn read(path: &str) -> File {
     match fs::read_to_string(root().join(path)) {
-        Ok(text) => File {
-            path: path.into(),
-            text,
-        },
+        Ok(text) => File { path: path.into(), text },
         Err(error) => panic!("{path}: {error}"),
     }
 }
@@ -42,29 +39,19 @@ pub(crate) fn files(folder: &str) -> Vec<File> {
             // What is not UTF-8 is a picture; what is gone was the scratch file of an editor.
             let text = fs::read_to_string(&path).ok()?;
             let path = path.strip_prefix(&root).expect("it was found there");
-            Some(File {
-                path: path.to_str()?.replace('\\', "/"),
-                text,
-            })
+            Some(File { path: path.to_str()?.replace('\\', "/"), text })
         })
         .collect()
 }
 
 pub(crate) fn rust_files() -> Vec<File> {
-    files("")
-        .into_iter()
-        .filter(|file| file.path.ends_with(".rs"))
-        .collect()
+    files("").into_iter().filter(|file| file.path.ends_with(".rs")).collect()
 }
 
 /// Fails with one line for each breach.
 #[track_caller]
 pub(crate) fn none(promise: &str, breaches: &[String]) {
-    assert!(
-        breaches.is_empty(),
-        "{promise}:\n  {}",
-        breaches.join("\n  ")
-    );
+    assert!(breaches.is_empty(), "{promise}:\n  {}", breaches.join("\n  "));
 }
 
 fn walk(folder: &Path, paths: &mut Vec<PathBuf>) {
