@@ -1,2 +1,5 @@
-//! Work in progress.
-fn main() {}
+//! The program `onceward`.
+
+fn main() -> std::process::ExitCode {
+    onceward_gateway::main()
+}

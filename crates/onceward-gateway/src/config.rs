@@ -1,0 +1,360 @@
+//! Settings: a flag, else the environment, else the file, else the default; each one checked wherever it stands.
+//!
+//! ```
+//! use onceward_gateway::config::{Config, Given};
+//!
+//! let file = "upstream = \"http://127.0.0.1:3000\"\n[policy]\nlease = \"0s\"";
+//! let error = Config::read(&Given { file: Some(("onceward.toml".into(), file.into())), ..Given::default() }).unwrap_err();
+//! assert_eq!(
+//!     error.to_string(),
+//!     "policy.lease: \"0s\" is not between \"1s\" and \"1h\" (onceward.toml, line 3)"
+//! );
+//! ```
+
+mod parse;
+mod source;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use onceward::limits::Limits;
+use onceward::policy::Policy;
+use onceward::principal::Rule;
+
+pub use parse::{Host, StoreUrl, Upstream};
+pub use source::{Invalid, Origin};
+
+use parse::{Parsed, Shown};
+use source::{Item, Layer, Value};
+
+/// Everything that `onceward serve` runs by.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where clients connect to.
+    pub listen: SocketAddr,
+    /// The service that is protected.
+    pub upstream: Upstream,
+    /// What knows the keys.
+    pub store: StoreUrl,
+    /// Parts the keys of services that share a store.
+    pub namespace: String,
+    /// A file with the secret; `None`: the store keeps it.
+    pub secret_file: Option<PathBuf>,
+    /// Which `Host` the upstream sees.
+    pub host: Host,
+    /// Under which path the public paths are.
+    pub endpoints: String,
+    /// How long a stopping process finishes what it executes.
+    pub drain: Duration,
+    /// The operators' listener.
+    pub admin: Admin,
+    /// How much, how many, how long.
+    pub limits: Limits,
+    /// How long a connection to the upstream may have idled and still be used.
+    pub upstream_idle: Duration,
+    /// For every path that no route matches.
+    pub policy: Policy,
+    /// Patterns of paths, and what holds there.
+    pub routes: Vec<(String, Policy)>,
+    /// What is not at its default: setting, value (never a secret one) and where from.
+    pub sources: Vec<(String, String, Origin)>,
+    /// What is allowed, and probably not meant.
+    pub warnings: Vec<String>,
+}
+
+/// The operators' listener.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Admin {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What `/status` asks for.
+    pub token: Option<String>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("listen", &self.listen).field("token", &self.token.as_ref().map(|_| "…")).finish()
+    }
+}
+
+/// What people gave.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Flags: path of the setting, the flag's name, the values.
+    pub flags: Vec<(&'static str, &'static str, Vec<String>)>,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+    /// The name and the text of the file.
+    pub file: Option<(String, String)>,
+}
+
+/// What `config --print` prints: every setting, its default and what it means, as TOML.
+pub const fn defaults() -> &'static str {
+    source::DEFAULTS
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+const YEARS: Duration = Duration::from_secs(3650 * 86_400);
+const MS: Duration = Duration::from_millis(1);
+const GIB: usize = 1 << 30;
+
+impl Config {
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    ///
+    /// One line, with the setting, the mend and the place.
+    pub fn read(given: &Given) -> Result<Self, Invalid> {
+        let file = match &given.file {
+            Some((path, text)) => source::File::parse(text, path)?,
+            None => source::File::default(),
+        };
+        let (environment, unknown) = source::environment(given.environment.iter().cloned());
+        let mut settings = Settings {
+            layers: vec![source::defaults(), file.settings, environment, flags(given)],
+            warnings: Vec::new(),
+        };
+        settings.warnings.extend(unknown.into_iter().map(|name| format!("unknown environment variable {name}")));
+
+        let mut config = settings.top()?;
+        config.policy = settings.policy("default")?;
+        config.routes = settings.routes(&file.routes)?;
+        settings.check(&config)?;
+        config.sources = settings.sources();
+        config.sources.extend(file.routes.iter().flat_map(|route| route.values().map(shown)));
+        config.warnings = settings.warnings;
+        Ok(config)
+    }
+}
+
+fn flags(given: &Given) -> Layer {
+    let value = |(path, flag, values): &(&'static str, &'static str, Vec<String>)| {
+        let item = match values.as_slice() {
+            [one] => Item::Plain(one.clone()),
+            many => Item::List(many.iter().map(|value| Item::Plain(value.clone())).collect()),
+        };
+        ((*path).to_owned(), Value { name: (*path).to_owned(), item, origin: Origin::Flag(flag) })
+    };
+    given.flags.iter().map(value).collect()
+}
+
+/// The layers, from the default up.
+struct Settings {
+    layers: Vec<Layer>,
+    warnings: Vec<String>,
+}
+
+impl Settings {
+    /// The value that counts. The others are parsed too: what is wrong there would surprise whoever takes this one away.
+    fn get<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<T, Invalid> {
+        self.find(path, parse)?.ok_or_else(|| Invalid::missing(path, "is required"))
+    }
+
+    fn find<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<Option<T>, Invalid> {
+        let mut found = None;
+        for value in self.layers.iter().filter_map(|layer| layer.get(path)) {
+            found = Some(parse(&value.item).map_err(|what| Invalid::new(&value.name, what, value.origin.clone()))?);
+        }
+        Ok(found)
+    }
+
+    /// Refuses a combination, in the name of the setting that was given last.
+    fn refuse(&self, paths: &[&str], what: impl Into<String>) -> Invalid {
+        let given = self
+            .layers
+            .iter()
+            .rev()
+            .find_map(|layer| paths.iter().find_map(|path| layer.get(*path)))
+            .map(|value| (value.name.clone(), value.origin.clone()));
+        match given {
+            Some((name, origin)) => Invalid::new(name, what, origin),
+            None => Invalid::missing(paths.first().copied().unwrap_or_default(), &what.into()),
+        }
+    }
+
+    fn top(&self) -> Result<Config, Invalid> {
+        let duration = |least, most| move |item: &Item| parse::duration(item, least, most);
+        let size = |most| move |item: &Item| parse::size(item, 1, most);
+        let upstream = self.find("upstream", parse::upstream)?.ok_or_else(|| {
+            Invalid::missing(
+                "upstream",
+                "is required; write --upstream http://127.0.0.1:3000, or upstream = \"…\" in the file",
+            )
+        })?;
+        let mut limits = Limits::default();
+        limits.request_body = self.get("limits.request_body", size(GIB))?;
+        limits.response_body = self.get("limits.response_body", size(GIB))?;
+        limits.waiters_per_key = self.get("limits.waiters_per_key", |item| parse::count(item, 0, 100_000))?;
+        limits.wait_max = self.get("limits.wait_max", duration(Duration::ZERO, HOUR))?;
+        limits.store_timeout = self.get("limits.store_timeout", duration(MS, MINUTE))?;
+        limits.upstream_timeout = self.get("limits.upstream_timeout", duration(MS, DAY))?;
+        limits.capture_timeout = self.get("limits.capture_timeout", duration(MS, DAY))?;
+        let token = self.get("admin.token", parse::token)?;
+        let secret_file = self.get("secret_file", |item| parse::text(item).map(str::to_owned))?;
+        Ok(Config {
+            listen: self.get("listen", parse::address)?,
+            upstream,
+            store: self.get("store", parse::store)?,
+            namespace: self.get("namespace", parse::namespace)?,
+            secret_file: (!secret_file.is_empty()).then(|| secret_file.into()),
+            host: self.get("host", parse::host)?,
+            endpoints: self.get("endpoints", parse::endpoints)?,
+            drain: self.get("drain", duration(Duration::ZERO, HOUR))?,
+            admin: Admin {
+                listen: self.get("admin.listen", parse::address)?,
+                token: (!token.is_empty()).then_some(token),
+            },
+            limits,
+            upstream_idle: self.get("limits.upstream_idle", duration(Duration::ZERO, HOUR))?,
+            policy: Policy::default(),
+            routes: Vec::new(),
+            sources: Vec::new(),
+            warnings: Vec::new(),
+        })
+    }
+
+    fn policy(&self, route: &str) -> Result<Policy, Invalid> {
+        let duration = |least, most| move |item: &Item| parse::duration(item, least, most);
+        let mut policy = Policy::default();
+        policy.route = route.into();
+        policy.methods = self.get("policy.methods", parse::methods)?;
+        policy.missing = self.get("policy.missing", parse::missing)?;
+        policy.guarantee = self.get("policy.guarantee", parse::guarantee)?;
+        policy.retention = self.get("policy.retention", duration(SECOND, YEARS))?;
+        policy.tombstone = self.get("policy.tombstone", duration(Duration::ZERO, YEARS))?;
+        policy.lease = self.get("policy.lease", duration(SECOND, HOUR))?;
+        policy.wait = self.get("policy.wait", duration(Duration::ZERO, HOUR))?;
+        policy.principal = self.find("policy.principal", parse::principal)?.unwrap_or(Rule::Unset);
+        self.get("policy.fingerprint", parse::fingerprint)?;
+        policy.release_on = self.get("policy.release_on", parse::statuses)?;
+        policy.unknown_on = self.get("policy.unknown_on", parse::statuses)?;
+        if let Some(status) = policy.release_on.common(&policy.unknown_on) {
+            let what = format!(
+                "{status} is in release_on and in unknown_on; it can mean one of them, take it out of the other"
+            );
+            return Err(self.refuse(&["policy.unknown_on", "policy.release_on"], what));
+        }
+        let wait_max = self.get("limits.wait_max", |item| parse::duration(item, Duration::ZERO, HOUR))?;
+        if policy.wait > wait_max {
+            let what = format!(
+                "\"{}\" is more than limits.wait_max, \"{}\"; raise that, or wait less",
+                Shown(policy.wait),
+                Shown(wait_max)
+            );
+            return Err(self.refuse(&["policy.wait", "limits.wait_max"], what));
+        }
+        Ok(policy)
+    }
+
+    /// Each route over `[policy]`; patterns that two routes share are refused, for only one of them could hold.
+    fn routes(&mut self, routes: &[Layer]) -> Result<Vec<(String, Policy)>, Invalid> {
+        let mut patterns = matchit::Router::new();
+        let mut found = Vec::new();
+        for route in routes {
+            let Some(path) = route.get("path") else { continue };
+            let refuse = |what: String| Invalid::new("route.path", what, path.origin.clone());
+            let pattern = parse::text(&path.item).map_err(refuse)?;
+            if !pattern.starts_with('/') {
+                return Err(refuse(format!("{pattern:?} does not begin with a slash; write \"/orders\", for example")));
+            }
+            patterns.insert(pattern, ()).map_err(|error| refuse(pattern_error(pattern, &error)))?;
+            self.layers.push(route.clone());
+            let policy = self.policy(pattern);
+            self.layers.pop();
+            found.push((pattern.to_owned(), policy?));
+        }
+        Ok(found)
+    }
+
+    /// Combinations.
+    fn check(&mut self, config: &Config) -> Result<(), Invalid> {
+        let limits = &config.limits;
+        if limits.capture_timeout < limits.upstream_timeout {
+            let what = format!(
+                "capture_timeout, \"{}\", is less than upstream_timeout, \"{}\": a client would wait for an answer that nobody listens for; raise capture_timeout",
+                Shown(limits.capture_timeout),
+                Shown(limits.upstream_timeout)
+            );
+            return Err(self.refuse(&["limits.capture_timeout", "limits.upstream_timeout"], what));
+        }
+        if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
+            let what = format!(
+                "must be set where the admin listener, {}, can be reached from other machines; set ONCEWARD_ADMIN_TOKEN, or listen on 127.0.0.1",
+                config.admin.listen
+            );
+            return Err(Invalid::new("admin.token", what, self.origin("admin.listen")));
+        }
+        if config.listen == config.admin.listen && config.listen.port() != 0 {
+            return Err(
+                self.refuse(&["admin.listen", "listen"], "clients and operators need two addresses; take another port")
+            );
+        }
+        let itself = config.upstream.host.parse().is_ok_and(|ip: std::net::IpAddr| {
+            ip == config.listen.ip() || ip.is_loopback() && config.listen.ip().is_unspecified()
+        });
+        if itself && config.upstream.port == config.listen.port() {
+            return Err(self.refuse(
+                &["listen", "upstream"],
+                "listen and upstream are the same address, so the gateway would call itself; take another port",
+            ));
+        }
+        for (name, policy) in [("policy", &config.policy)]
+            .into_iter()
+            .chain(config.routes.iter().map(|(path, policy)| (path.as_str(), policy)))
+        {
+            // Such a claim is renewed, or given up, before each first byte: safe, and slow.
+            if limits.store_timeout * 3 >= policy.lease * 2 {
+                self.warnings.push(format!(
+                    "{name}: limits.store_timeout, \"{}\", is not less than two thirds of the lease, \"{}\": a store that is slow but works may cost claims",
+                    Shown(limits.store_timeout),
+                    Shown(policy.lease)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn origin(&self, path: &str) -> Origin {
+        self.layers.iter().rev().find_map(|layer| layer.get(path)).map_or(Origin::Default, |value| value.origin.clone())
+    }
+
+    fn sources(&self) -> Vec<(String, String, Origin)> {
+        let mut top = Layer::new();
+        for layer in &self.layers {
+            top.extend(layer.iter().map(|(path, value)| (path.clone(), value.clone())));
+        }
+        top.values().filter(|value| value.origin != Origin::Default).map(shown).collect()
+    }
+}
+
+/// A value for the log, without secrets.
+fn shown(value: &Value) -> (String, String, Origin) {
+    let text = match value.name.as_str() {
+        "admin.token" => "…".to_owned(),
+        _ => value.item.to_string(),
+    };
+    (value.name.clone(), text, value.origin.clone())
+}
+
+fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {
+    match error {
+        matchit::InsertError::Conflict { with } if with == pattern => {
+            format!("{pattern:?} stands twice; merge the two routes")
+        }
+        matchit::InsertError::Conflict { with } => {
+            format!(
+                "{pattern:?} matches paths that {with:?} matches too, and none of them is the closer one; merge the two routes"
+            )
+        }
+        error => format!(
+            "{pattern:?} is no pattern: {}; write \"/users/{{id}}\" or \"/files/{{*rest}}\"",
+            error.to_string().to_lowercase()
+        ),
+    }
+}

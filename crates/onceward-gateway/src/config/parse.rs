@@ -1,0 +1,349 @@
+//! Values: from what people type to what the program trusts. Each error says the mend.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Uri};
+use onceward::policy::{Guarantee, Missing, StatusSet};
+use onceward::principal::{Part, Rule};
+
+use super::source::Item;
+
+pub(crate) type Parsed<T> = Result<T, String>;
+
+/// A text.
+pub(crate) fn text(item: &Item) -> Parsed<&str> {
+    match item {
+        Item::Plain(text) | Item::Text(text) => Ok(text),
+        other => Err(format!("{other} is no text; write it in quotes")),
+    }
+}
+
+/// A list of texts; one of the environment is parted by commas.
+pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
+    match item {
+        Item::Plain(text) => {
+            Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+        }
+        Item::List(items) => items
+            .iter()
+            .map(|item| match item {
+                Item::Text(text) | Item::Number(text) | Item::Plain(text) => Ok(text.clone()),
+                other => Err(format!("{other} may not stand in the list")),
+            })
+            .collect(),
+        other => Err(format!("{other} is no list; write [{other}]")),
+    }
+}
+
+/// A whole number within bounds.
+pub(crate) fn count(item: &Item, least: usize, most: usize) -> Parsed<usize> {
+    let digits = match item {
+        Item::Number(digits) => digits,
+        Item::Plain(text) => text.trim(),
+        other => return Err(format!("{other} is no number; write digits without quotes")),
+    };
+    match digits.parse() {
+        Ok(count) if (least..=most).contains(&count) => Ok(count),
+        _ => Err(format!("{digits} is not between {least} and {most}")),
+    }
+}
+
+/// A duration within bounds.
+pub(crate) fn duration(item: &Item, least: Duration, most: Duration) -> Parsed<Duration> {
+    let text = match item {
+        Item::Number(digits) => {
+            return Err(format!("{digits} has no unit; write \"{digits}s\" for seconds, or ms, m, h, d"));
+        }
+        item => text(item)?.trim(),
+    };
+    let found = parse_duration(text).ok_or_else(|| {
+        format!("{text:?} is no duration; write a number and a unit: \"500ms\", \"15s\", \"10m\", \"24h\", \"30d\"")
+    })?;
+    match (least..=most).contains(&found) {
+        true => Ok(found),
+        false => Err(format!("{text:?} is not between \"{}\" and \"{}\"", Shown(least), Shown(most))),
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (digits, unit) = text.split_at(at);
+    let number: u64 = digits.parse().ok()?;
+    let ms: u64 = match unit.trim() {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(ms).map(Duration::from_millis)
+}
+
+/// A duration in the largest unit that gives a whole number: what [`duration`] reads.
+pub(crate) struct Shown(pub(crate) Duration);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
+        match units.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", ms / unit),
+            None if ms == 0 => f.write_str("0s"),
+            None => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+/// A size in bytes within bounds.
+pub(crate) fn size(item: &Item, least: usize, most: usize) -> Parsed<usize> {
+    let text = match item {
+        Item::Number(digits) => digits,
+        item => text(item)?.trim(),
+    };
+    let found = parse_size(text)
+        .ok_or_else(|| format!("{text:?} is no size; write a number of bytes, or with a unit: \"256KiB\", \"1MiB\""))?;
+    match (least..=most).contains(&found) {
+        true => Ok(found),
+        false => Err(format!("{text:?} is not between {least} and {most} bytes")),
+    }
+}
+
+fn parse_size(text: &str) -> Option<usize> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(at);
+    let number: usize = digits.parse().ok()?;
+    let bytes = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return None,
+    };
+    number.checked_mul(bytes)
+}
+
+/// An address to listen on.
+pub(crate) fn address(item: &Item) -> Parsed<SocketAddr> {
+    let text = text(item)?.trim();
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    }
+    text.parse().map_err(|_| {
+        format!(
+            "{text:?} is no address to listen on; write an IP and a port, such as \"127.0.0.1:8080\" or \"[::]:8080\""
+        )
+    })
+}
+
+/// Where the protected service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Host and port as they were written, for the `Host` header.
+    pub authority: HeaderValue,
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority.to_str().unwrap_or(&self.host))
+    }
+}
+
+/// The URL of the upstream.
+pub(crate) fn upstream(item: &Item) -> Parsed<Upstream> {
+    let text = text(item)?.trim();
+    // What stands before an `@` may be a password, so the value is not repeated.
+    if text.contains('@') {
+        return Err("has a user or password in it; leave that out, the clients' own credentials are passed on".into());
+    }
+    let invalid = || format!("{text:?} is no URL of a service; write \"http://HOST:PORT\" or \"https://HOST\"");
+    let uri = Uri::from_str(text).map_err(|_| invalid())?;
+    let tls = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        Some(other) => return Err(format!("the scheme {other:?} is not spoken; write http:// or https://")),
+        None => return Err(format!("{text:?} does not say how; write http:// or https:// before it")),
+    };
+    if uri.path() != "/" && !uri.path().is_empty() || uri.query().is_some() || text.contains('#') {
+        return Err(format!("{text:?} has a path; requests keep their own, so write scheme, host and port alone"));
+    }
+    let authority = uri.authority().ok_or_else(invalid)?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    // A port that is no number is taken for absent by `http`.
+    let port = match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => None,
+        Some(port) => {
+            Some(port.trim_start_matches(':').parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(invalid)?)
+        }
+        None => return Err(invalid()),
+    };
+    if host.is_empty() {
+        return Err(invalid());
+    }
+    Ok(Upstream {
+        tls,
+        host: host.to_owned(),
+        port: port.unwrap_or(if tls { 443 } else { 80 }),
+        authority: HeaderValue::from_str(authority.as_str()).map_err(|_| invalid())?,
+    })
+}
+
+/// Which store knows the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreUrl {
+    /// In the process.
+    Memory {
+        /// The most bytes that it takes.
+        bytes_max: usize,
+    },
+    /// In a folder.
+    Embedded {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// The URL of a store.
+pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
+    const HAS: &str = "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"";
+    let text = text(item)?.trim();
+    let Some((scheme, rest)) = text.split_once(':') else {
+        return Err(format!("{text:?} is no store; {HAS}"));
+    };
+    match scheme {
+        "memory" => {
+            let max = match rest {
+                "" => "256MiB",
+                rest => rest.strip_prefix("?max=").ok_or_else(|| {
+                    format!("{text:?} says more than a memory store has; write \"memory:?max=256MiB\"")
+                })?,
+            };
+            let bytes_max = size(&Item::Text(max.into()), 1 << 16, 1 << 40)?;
+            Ok(StoreUrl::Memory { bytes_max })
+        }
+        "embedded" if rest.is_empty() || rest.starts_with("//") || rest.contains('\0') => {
+            Err(format!("{text:?} names no folder; write \"embedded:FOLDER\", such as \"embedded:onceward-data\""))
+        }
+        "embedded" => Ok(StoreUrl::Embedded { folder: rest.into() }),
+        // The rest may hold a password.
+        scheme => Err(format!("no store {scheme:?} is built in; {HAS}")),
+    }
+}
+
+/// Which `Host` the upstream sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// What the client sent.
+    Preserve,
+    /// That of the upstream's URL.
+    Upstream,
+}
+
+pub(crate) fn host(item: &Item) -> Parsed<Host> {
+    one_of(item, &[("preserve", Host::Preserve), ("upstream", Host::Upstream)])
+}
+
+pub(crate) fn missing(item: &Item) -> Parsed<Missing> {
+    one_of(item, &[("pass", Missing::Pass), ("reject", Missing::Reject)])
+}
+
+pub(crate) fn guarantee(item: &Item) -> Parsed<Guarantee> {
+    let all = [Guarantee::AtMostOnce, Guarantee::AtLeastOnce];
+    one_of(item, &all.map(|guarantee| (guarantee.as_str(), guarantee)))
+}
+
+pub(crate) fn fingerprint(item: &Item) -> Parsed<()> {
+    one_of(item, &[("exact", ())])
+}
+
+fn one_of<T: Copy>(item: &Item, all: &[(&str, T)]) -> Parsed<T> {
+    let text = text(item)?.trim();
+    all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<String> = all.iter().map(|(name, _)| format!("{name:?}")).collect();
+        format!("{text:?} is not known; write {}", names.join(" or "))
+    })
+}
+
+/// The path under which the public paths are.
+pub(crate) fn endpoints(item: &Item) -> Parsed<String> {
+    let text = text(item)?.trim();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
+    let inside = format!("{text}/").starts_with("/.onceward/");
+    match text.starts_with('/')
+        && text.len() > 1
+        && !text.ends_with('/')
+        && !text.contains("//")
+        && text.chars().all(is_plain)
+    {
+        true if !inside => Ok(text.to_owned()),
+        true => Err("paths below /.onceward are never served; take another, such as \"/.idempotency\"".into()),
+        false => {
+            Err(format!("{text:?} is no path; write it with a slash before and none behind, such as \"/.idempotency\""))
+        }
+    }
+}
+
+/// A namespace.
+pub(crate) fn namespace(item: &Item) -> Parsed<String> {
+    let text = text(item)?;
+    match (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name; write 1 to 255 visible ASCII characters without spaces")),
+    }
+}
+
+/// The admin token; empty means that there is none. The value is not repeated.
+pub(crate) fn token(item: &Item) -> Parsed<String> {
+    let text = match item {
+        Item::Plain(text) | Item::Text(text) => text,
+        _ => return Err("is no text; write it in quotes".into()),
+    };
+    match text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.clone()),
+        false => Err("has a space or a character that no header can carry; write visible ASCII".into()),
+    }
+}
+
+/// The methods that are protected.
+pub(crate) fn methods(item: &Item) -> Parsed<Vec<Method>> {
+    let mut methods = Vec::new();
+    for name in list(item)? {
+        let method = Method::from_str(&name).map_err(|_| format!("{name:?} is no method"))?;
+        if method.is_safe() || method == Method::CONNECT {
+            return Err(format!("{name} changes nothing, so it needs no key; leave it out"));
+        }
+        if name != name.to_ascii_uppercase() {
+            return Err(format!("methods are case-sensitive; write {:?}", name.to_ascii_uppercase()));
+        }
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    Ok(methods)
+}
+
+/// Who is asking.
+pub(crate) fn principal(item: &Item) -> Parsed<Rule> {
+    let parts = list(item)?.into_iter().map(|part| part.parse::<Part>().map_err(|error| error.to_string()));
+    parts.collect::<Parsed<Vec<Part>>>().map(Rule::Parts)
+}
+
+/// A list of statuses and ranges of them.
+pub(crate) fn statuses(item: &Item) -> Parsed<StatusSet> {
+    list(item)?.join(",").parse()
+}

@@ -1,0 +1,357 @@
+//! Settings: where they come from, and what is said about wrong ones.
+
+use std::process::Command;
+use std::time::Duration;
+
+use onceward::limits::Limits;
+use onceward::policy::{Guarantee, Missing, Policy};
+use onceward::principal::{Part, Rule};
+use onceward_gateway::config::{Config, Given, Host, Origin, StoreUrl, defaults};
+use proptest::prelude::*;
+
+const UPSTREAM: &str = "upstream = \"http://127.0.0.1:3000\"\n";
+
+fn of_file(text: &str) -> Result<Config, String> {
+    let file = Some(("onceward.toml".to_owned(), text.to_owned()));
+    Config::read(&Given { file, ..Given::default() }).map_err(|error| error.to_string())
+}
+
+/// A file whose first line is the upstream, so that what follows begins in line 2.
+fn with_upstream(text: &str) -> Result<Config, String> {
+    of_file(&format!("{UPSTREAM}{text}"))
+}
+
+fn of_environment(variables: &[(&str, &str)]) -> Result<Config, String> {
+    let environment = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let file = Some(("onceward.toml".to_owned(), UPSTREAM.to_owned()));
+    Config::read(&Given { environment, file, ..Given::default() }).map_err(|error| error.to_string())
+}
+
+#[test]
+fn what_is_printed_is_what_holds() {
+    let config = with_upstream("").unwrap();
+    let (printed, built) = (&config.policy, Policy::default());
+    for status in (200..600).map(|status| http::StatusCode::from_u16(status).unwrap()) {
+        assert_eq!(printed.release_on.contains(status), built.release_on.contains(status), "{status}");
+        assert_eq!(printed.unknown_on.contains(status), built.unknown_on.contains(status), "{status}");
+    }
+    // The same statuses may be written as other ranges.
+    let mut same = built;
+    same.release_on = printed.release_on.clone();
+    same.unknown_on = printed.unknown_on.clone();
+    assert_eq!(printed, &same);
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
+    assert_eq!(config.admin.listen, "127.0.0.1:8081".parse().unwrap());
+    assert_eq!(config.store, StoreUrl::Embedded { folder: "onceward-data".into() });
+    assert_eq!((config.host, config.endpoints.as_str()), (Host::Preserve, "/.idempotency"));
+    assert_eq!((config.secret_file, config.admin.token), (None, None));
+    assert_eq!((config.drain, config.upstream_idle), (Duration::from_secs(30), Duration::from_secs(2)));
+    assert_eq!(config.warnings, [""; 0]);
+}
+
+#[test]
+fn what_is_printed_is_read_back_unchanged() {
+    let printed = Command::new(env!("CARGO_BIN_EXE_onceward")).args(["config", "--print"]).output().unwrap();
+    assert!(printed.status.success());
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert_eq!(printed, defaults());
+    let without = with_upstream("").unwrap();
+    // The comment marks before what has no default are taken away, as its reader would.
+    let uncommented: String = printed
+        .lines()
+        .map(|line| {
+            format!("{}\n", line.strip_prefix("# upstream").map_or(line.into(), |rest| format!("upstream{rest}")))
+        })
+        .collect();
+    let with = of_file(&uncommented).unwrap();
+    let all = |config: &Config| {
+        (
+            config.policy.clone(),
+            config.limits.clone(),
+            config.upstream.clone(),
+            config.store.clone(),
+            config.listen,
+            config.drain,
+        )
+    };
+    assert_eq!(all(&with), all(&without));
+    assert!(with.routes.is_empty());
+}
+
+#[test]
+fn every_setting_says_what_it_means() {
+    for line in defaults().lines().filter(|line| line.contains(" = ")) {
+        let meaning = line.trim_start_matches("# ").split_once("# ").map(|(_, meaning)| meaning);
+        let is_example = line.starts_with("# path") || line.starts_with("# missing");
+        assert!(is_example || meaning.is_some_and(|meaning| meaning.len() > 10), "{line}");
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+    let given = |flag: bool, environment: bool, file: bool| Given {
+        flags: if flag { vec![("listen", "--listen", vec!["127.0.0.1:1".into()])] } else { vec![] },
+        environment: if environment { vec![("ONCEWARD_LISTEN".into(), "127.0.0.1:2".into())] } else { vec![] },
+        file: Some(("f.toml".into(), format!("{UPSTREAM}{}", if file { "listen = \"127.0.0.1:3\"" } else { "" }))),
+    };
+    for (flag, environment, file, port, origin) in [
+        (true, true, true, 1, Origin::Flag("--listen")),
+        (false, true, true, 2, Origin::Variable("ONCEWARD_LISTEN".into())),
+        (false, false, true, 3, Origin::File { path: "f.toml".into(), line: 2 }),
+    ] {
+        let config = Config::read(&given(flag, environment, file)).unwrap();
+        assert_eq!(config.listen.port(), port);
+        let source = config.sources.iter().find(|(setting, ..)| setting == "listen").unwrap();
+        assert_eq!(source, &("listen".into(), format!("\"127.0.0.1:{port}\""), origin));
+    }
+    let config = Config::read(&given(false, false, false)).unwrap();
+    assert_eq!(config.listen.port(), 8080);
+    assert!(config.sources.iter().all(|(setting, ..)| setting != "listen"));
+}
+
+#[test]
+fn a_wrong_value_stops_even_where_another_one_counts() {
+    let given = Given {
+        flags: vec![("listen", "--listen", vec!["127.0.0.1:1".into()])],
+        file: Some(("f.toml".into(), format!("{UPSTREAM}listen = \"somewhere\""))),
+        ..Given::default()
+    };
+    let error = Config::read(&given).unwrap_err().to_string();
+    assert!(error.starts_with("listen: \"somewhere\" is no address"), "{error}");
+    assert!(error.ends_with("(f.toml, line 2)"), "{error}");
+}
+
+/// One line each, that begins with the setting, has the mend in it, and ends in the place.
+#[test]
+#[rustfmt::skip]
+fn wrong_settings_are_named_with_mend_and_place() {
+    for (text, setting, mend, line) in [
+        ("lisen = 1", "lisen", "there are", 2),
+        ("[polcy]\nlease = \"15s\"", "polcy", "policy", 2),
+        ("[policy]\nleas = \"15s\"", "policy.leas", "lease", 3),
+        ("[policy]\nheader = \"X-Key\"", "policy.header", "unknown setting", 3),
+        ("[policy]\nauthorize = \"GET /s\"", "policy.authorize", "unknown setting", 3),
+        ("[cors]\norigins = []", "cors", "unknown setting", 2),
+        ("[[route]]\npath = \"/a\"\nretantion = \"1h\"", "route.retantion", "retention", 4),
+        ("[[route]]\nmissing = \"reject\"", "route", "path = ", 2),
+        ("route = 3", "route", "[[route]]", 2),
+        ("policy = 3", "policy", "[policy]", 2),
+        ("a = = 3", "not TOML", "", 2),
+        ("[policy]\nlease = 15", "policy.lease", "\"15s\"", 3),
+        ("[policy]\nlease = \"15\"", "policy.lease", "\"15s\"", 3),
+        ("[policy]\nlease = \"0s\"", "policy.lease", "\"1s\"", 3),
+        ("[policy]\nlease = \"2h\"", "policy.lease", "\"1h\"", 3),
+        ("[policy]\nretention = \"0s\"", "policy.retention", "\"1s\"", 3),
+        ("[policy]\nretention = \"99999999999999999999d\"", "policy.retention", "no duration", 3),
+        ("[policy]\nretention = \"9999999999999d\"", "policy.retention", "no duration", 3),
+        ("[policy]\nwait = \"31s\"", "policy.wait", "limits.wait_max", 3),
+        ("[policy]\nmissing = \"generate\"", "policy.missing", "\"pass\" or \"reject\"", 3),
+        ("[policy]\nguarantee = \"transactional\"", "policy.guarantee", "\"at-most-once\" or \"at-least-once\"", 3),
+        ("[policy]\nfingerprint = \"json\"", "policy.fingerprint", "\"exact\"", 3),
+        ("[policy]\nmethods = [\"GET\"]", "policy.methods", "leave it out", 3),
+        ("[policy]\nmethods = [\"post\"]", "policy.methods", "\"POST\"", 3),
+        ("[policy]\nmethods = \"POST\"", "policy.methods", "[\"POST\"]", 3),
+        ("[policy]\nprincipal = [\"jwt:sub\"]", "policy.principal", "header:NAME", 3),
+        ("[policy]\nprincipal = [true]", "policy.principal", "boolean", 3),
+        ("[policy]\nrelease_on = [401, 502]", "policy.release_on", "502 is in release_on and in unknown_on", 3),
+        ("[policy]\nunknown_on = [\"425-430\"]", "policy.unknown_on", "425", 3),
+        ("[policy]\nunknown_on = [\"527-520\"]", "policy.unknown_on", "lower status first", 3),
+        ("[policy]\nunknown_on = [99]", "policy.unknown_on", "200 to 599", 3),
+        ("[[route]]\npath = \"/a\"\nunknown_on = [429]", "route.unknown_on", "429", 4),
+        ("[[route]]\npath = \"orders\"", "route.path", "slash", 3),
+        ("[[route]]\npath = \"/a/{\"", "route.path", "/users/{id}", 3),
+        ("[[route]]\npath = \"/{*rest}/a\"", "route.path", "/files/{*rest}", 3),
+        ("[[route]]\npath = \"/a\"\n[[route]]\npath = \"/a\"", "route.path", "twice", 5),
+        ("[[route]]\npath = \"/a/{x}\"\n[[route]]\npath = \"/a/{y}\"", "route.path", "merge", 5),
+        ("[limits]\nrequest_body = \"1 Mb\"", "limits.request_body", "\"1MiB\"", 3),
+        ("[limits]\nrequest_body = 0", "limits.request_body", "between 1 and", 3),
+        ("[limits]\nresponse_body = \"99999999999GiB\"", "limits.response_body", "no size", 3),
+        ("[limits]\nwaiters_per_key = -1", "limits.waiters_per_key", "between 0", 3),
+        ("[limits]\nwaiters_per_key = \"many\"", "limits.waiters_per_key", "digits", 3),
+        ("[limits]\ncapture_timeout = \"59s\"", "limits.capture_timeout", "raise capture_timeout", 3),
+        ("[limits]\nupstream_timeout = \"1h\"", "limits.upstream_timeout", "raise capture_timeout", 3),
+        ("[limits]\nwait_max = \"1.5s\"", "limits.wait_max", "no duration", 3),
+        ("listen = \"8080\"", "listen", "127.0.0.1:8080", 2),
+        ("listen = \"127.0.0.1:8081\"", "listen", "another port", 2),
+        ("listen = \"0.0.0.0:3000\"", "listen", "call itself", 2),
+        ("host = \"client\"", "host", "\"preserve\" or \"upstream\"", 2),
+        ("namespace = \"\"", "namespace", "1 to 255", 2),
+        ("endpoints = \"/\"", "endpoints", "/.idempotency", 2),
+        ("endpoints = \"/x/{a}\"", "endpoints", "/.idempotency", 2),
+        ("endpoints = \"/.onceward\"", "endpoints", "never served", 2),
+        ("drain = \"2h\"", "drain", "\"1h\"", 2),
+        ("store = \"postgres://u:secret@h/db\"", "store", "embedded:FOLDER", 2),
+        ("store = \"memory:max=1\"", "store", "memory:?max=256MiB", 2),
+        ("store = \"memory:?max=lots\"", "store", "no size", 2),
+        ("store = \"embedded:\"", "store", "names no folder", 2),
+        ("store = \"data\"", "store", "embedded:FOLDER", 2),
+        ("[admin]\nlisten = \"0.0.0.0:8081\"", "admin.token", "ONCEWARD_ADMIN_TOKEN", 3),
+        ("[admin]\ntoken = \"two words\"", "admin.token", "visible ASCII", 3),
+        ("\"a\\nb\" = 1", "a\\nb", "unknown", 2),
+    ] {
+        let error = with_upstream(text).map(|_| text).unwrap_err();
+        assert!(error.starts_with(&format!("{setting}: ")), "{text:?}: {error}");
+        assert!(error.contains(mend), "{text:?}: {error}");
+        assert!(error.ends_with(&format!("(onceward.toml, line {line})")), "{text:?}: {error}");
+        assert!(!error.contains('\n') && !error.contains("secret@"), "{text:?}: {error}");
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_wrong_upstream_is_named_with_its_mend() {
+    for (url, mend) in [
+        ("localhost:3000", "http://"),
+        ("ftp://h", "http://"),
+        ("http://", "http://HOST:PORT"),
+        ("http://h:0", "http://HOST:PORT"),
+        ("http://h:99999", "http://HOST:PORT"),
+        ("http://h/path", "requests keep their own"),
+        ("http://h?q", "requests keep their own"),
+        ("http://user:secret@h", "leave that out"),
+        ("not a url", "http://HOST:PORT"),
+    ] {
+        let error = of_file(&format!("upstream = {url:?}")).unwrap_err();
+        assert!(error.starts_with("upstream: ") && error.contains(mend), "{url}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    let error = of_file("").unwrap_err();
+    assert!(error.contains("required") && error.contains("--upstream"), "{error}");
+}
+
+#[test]
+fn upstreams_are_understood() {
+    for (url, tls, host, port) in [
+        ("http://127.0.0.1:3000", false, "127.0.0.1", 3000),
+        ("http://orders", false, "orders", 80),
+        ("https://orders.example/", true, "orders.example", 443),
+        ("https://[::1]:8443", true, "::1", 8443),
+    ] {
+        let upstream = of_file(&format!("upstream = {url:?}")).unwrap().upstream;
+        assert_eq!((upstream.tls, upstream.host.as_str(), upstream.port), (tls, host, port));
+        assert_eq!(upstream.to_string(), url.trim_end_matches('/'));
+    }
+}
+
+#[test]
+fn the_environment_speaks_of_every_setting() {
+    let config = of_environment(&[
+        ("ONCEWARD_ADMIN_TOKEN", "s3cret"),
+        ("ONCEWARD_ADMIN_LISTEN", "0.0.0.0:8081"),
+        ("ONCEWARD_POLICY_LEASE", "1s"),
+        ("ONCEWARD_POLICY_METHODS", "POST, PUT"),
+        ("ONCEWARD_POLICY_PRINCIPAL", "header:X-User,cookie:sid"),
+        ("ONCEWARD_POLICY_UNKNOWN_ON", "502,520-527"),
+        ("ONCEWARD_LIMITS_WAITERS_PER_KEY", "3"),
+        ("ONCEWARD_LIMITS_REQUEST_BODY", "4096"),
+        ("ONCEWARD_STORE", "memory:?max=64MiB"),
+        ("ONCEWARD_PORT", "tcp://10.0.0.1:80"),
+        ("ONCEWARD_LOG", "debug"),
+        ("PATH", "/bin"),
+    ])
+    .unwrap();
+    assert_eq!(config.admin.token.as_deref(), Some("s3cret"));
+    assert_eq!(config.policy.lease, Duration::from_secs(1));
+    assert_eq!(config.policy.methods, ["POST", "PUT"]);
+    let parts = vec![Part::Header("x-user".parse().unwrap()), Part::Cookie("sid".into())];
+    assert_eq!(config.policy.principal, Rule::Parts(parts));
+    assert_eq!(config.policy.unknown_on.to_string(), "502, 520-527");
+    assert_eq!((config.limits.waiters_per_key, config.limits.request_body), (3, 4096));
+    assert_eq!(config.store, StoreUrl::Memory { bytes_max: 64 << 20 });
+    // Kubernetes makes such a one for a service of that name: said, and no reason to stop.
+    assert!(config.warnings.iter().any(|warning| warning.contains("ONCEWARD_PORT")), "{:?}", config.warnings);
+    assert!(config.warnings.iter().all(|warning| !warning.contains("ONCEWARD_LOG")), "{:?}", config.warnings);
+    assert!(!format!("{config:?}").contains("s3cret"), "a token was shown");
+
+    let error = of_environment(&[("ONCEWARD_POLICY_LEASE", "never")]).unwrap_err();
+    assert!(error.ends_with("(environment variable ONCEWARD_POLICY_LEASE)"), "{error}");
+}
+
+#[test]
+fn no_principal_is_not_the_same_as_an_unset_one() {
+    assert_eq!(with_upstream("").unwrap().policy.principal, Rule::Unset);
+    assert_eq!(with_upstream("[policy]\nprincipal = []").unwrap().policy.principal, Rule::Parts(vec![]));
+    assert_eq!(of_environment(&[("ONCEWARD_POLICY_PRINCIPAL", "")]).unwrap().policy.principal, Rule::Parts(vec![]));
+}
+
+#[test]
+fn a_route_says_otherwise_than_the_policy() {
+    let config = with_upstream(
+        "[policy]\nlease = \"5s\"\n[[route]]\npath = \"/orders/{id}\"\nmissing = \"reject\"\nguarantee = \"at-least-once\"\n[[route]]\npath = \"/free\"\nmethods = []",
+    )
+    .unwrap();
+    let (path, policy) = &config.routes[0];
+    assert_eq!((path.as_str(), &*policy.route), ("/orders/{id}", "/orders/{id}"));
+    assert_eq!((policy.missing, policy.guarantee), (Missing::Reject, Guarantee::AtLeastOnce));
+    assert_eq!(policy.lease, Duration::from_secs(5));
+    assert_eq!((config.policy.missing, &*config.policy.route), (Missing::Pass, "default"));
+    assert!(config.routes[1].1.methods.is_empty());
+    let origin = Origin::File { path: "onceward.toml".into(), line: 6 };
+    assert!(config.sources.contains(&("route.missing".into(), "\"reject\"".into(), origin)));
+}
+
+#[test]
+fn a_store_that_may_outlast_leases_is_warned_of() {
+    let config = with_upstream("[policy]\nlease = \"1s\"").unwrap();
+    assert!(config.warnings.iter().any(|warning| warning.contains("store_timeout")), "{:?}", config.warnings);
+}
+
+#[test]
+fn flags_and_files_that_are_wrong_end_in_one_line_and_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_onceward")).args(args).current_dir(&folder).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = run(&["serve", "--upstream", "nowhere"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.ends_with("(flag --upstream)\n"), "{said}");
+
+    let (code, said) = run(&["serve", "--upstream", "http://127.0.0.1:9", "--config", "absent.toml"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.lines().count() == 1 && said.contains("absent.toml"), "{said}");
+
+    // `./onceward.toml` is read where it is there.
+    std::fs::write(folder.path().join("onceward.toml"), "\n\nlissen = 1\n").unwrap();
+    let (code, said) = run(&["serve"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("lissen: ") && said.ends_with("line 3)\n"), "{said}");
+
+    assert_eq!(run(&["serve", "--no-such-flag"]).0, Some(2));
+    assert_eq!(run(&["config"]).0, Some(2));
+}
+
+proptest! {
+    #[test]
+    fn durations_are_read_as_they_are_meant(number in 1_u64..3600, unit in 0_usize..3) {
+        let (unit, ms) = [("ms", 1), ("s", 1000), ("m", 60_000)][unit];
+        let config = with_upstream(&format!("[limits]\nwait_max = \"1h\"\n[policy]\nwait = \"{number}{unit}\""));
+        match config {
+            Ok(config) => prop_assert_eq!(config.policy.wait, Duration::from_millis(number * ms)),
+            Err(error) => prop_assert!(number * ms > 3_600_000, "{}", error),
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_they_are_meant(number in 1_usize..1024, unit in 0_usize..4) {
+        let (unit, bytes) = [("", 1), ("KiB", 1024), ("kB", 1000), ("MiB", 1 << 20)][unit];
+        let config = with_upstream(&format!("[limits]\nrequest_body = \"{number}{unit}\"")).unwrap();
+        prop_assert_eq!(config.limits.request_body, number * bytes);
+    }
+
+    /// Whatever stands in a file, a variable or a flag, the answer is a configuration or one line.
+    #[test]
+    fn no_text_breaks_the_parsers(text in "\\PC{0,40}", line in "[ -~\\n]{0,60}") {
+        let settings = ["UPSTREAM", "LISTEN", "STORE", "NAMESPACE", "HOST", "ENDPOINTS", "DRAIN", "ADMIN_TOKEN", "LIMITS_REQUEST_BODY", "LIMITS_WAITERS_PER_KEY", "POLICY_METHODS", "POLICY_PRINCIPAL", "POLICY_UNKNOWN_ON", "POLICY_LEASE"];
+        for setting in settings {
+            if let Err(error) = of_environment(&[(&format!("ONCEWARD_{setting}"), &text)]) {
+                prop_assert_eq!(error.lines().count(), 1, "{}", error);
+            }
+        }
+        if let Err(error) = with_upstream(&line) {
+            prop_assert_eq!(error.lines().count(), 1, "{}", error);
+        }
+    }
+}
