@@ -1,2 +1,69 @@
-//! Work in progress.
-fn main() {}
+//! The orders service as a program. `--help` says what it takes.
+
+use std::{error::Error, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use orders::{Config, Orders};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+/// The orders service: POST /orders {"item": "tea", "qty": 2}, and a page at /.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Where to listen.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    listen: String,
+    /// The SQLite file of the orders; it is made if it is not there.
+    #[arg(long, value_name = "PATH", default_value = "orders.db")]
+    db: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orders: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), String> {
+    let listener = listen(&args.listen).await?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let orders = Orders::open(&args.db).map_err(|error| chain(&error))?;
+    let router = orders::router(orders, Config::default());
+    // Asked for before the first request: from here on a signal drains, and no longer kills.
+    let (mut terminate, mut interrupt) = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)))
+        .map_err(|error| format!("cannot listen for signals: {error}"))?;
+    println!("orders: listening on http://{address}, orders in {}", args.db.display());
+    let shutdown = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    orders::serve(listener, router, shutdown).await.map_err(|error| format!("serving ended: {error}"))
+}
+
+async fn listen(address: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("{address} is taken by another program: choose another with --listen, such as 127.0.0.1:3001")
+        }
+        _ => format!("cannot listen on {address}: {error}; --listen takes an address such as 127.0.0.1:3000"),
+    })
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    line
+}

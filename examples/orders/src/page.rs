@@ -1,0 +1,20 @@
+/// The page, with the relay's address put in.
+pub(crate) fn page(relay: Option<&str>) -> String {
+    include_str!("page.html").replacen("{{relay}}", &escape(relay.unwrap_or_default()), 1)
+}
+
+/// What may stand inside a quoted attribute of HTML.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            _ => escaped.push(c),
+        }
+    }
+    escaped
+}
