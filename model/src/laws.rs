@@ -1,0 +1,253 @@
+//! The laws: what must hold in each state, and what must be seen somewhere, so that they do not hold for want of events.
+
+use onceward::decide::{self, Standing, Sweep};
+use onceward::policy::Guarantee;
+use onceward::record::Stage;
+use stateright::Property;
+
+use crate::holder::{End, Holder, Step, Told, mine};
+use crate::store::{At, Row};
+use crate::{Protocol, State, Wire};
+
+/// At most one request of a key takes effect. (`at-most-once` only.)
+pub const ONE_EFFECT: &str = "one effect";
+/// A kept answer does not change, and goes only when its retention is over.
+pub const KEPT_FOR_GOOD: &str = "a kept answer stays";
+/// What was once shown as stored is in the store as long as it was promised, and nothing else is ever shown as stored.
+pub const NEVER_CONTRADICTED: &str = "what was shown as stored is never contradicted";
+/// Another fingerprint neither claims a key that is taken nor sees its answer.
+pub const NO_MIX_UP: &str = "no mix-up of fingerprints";
+/// Only the attempt that has the key completes, interrupts, renews or releases it.
+pub const NO_OVERTAKEN_WRITE: &str = "an overtaken holder writes nothing";
+/// No claim and no unknown is ever deleted.
+pub const NEVER_DELETED: &str = "no claim and no unknown is deleted";
+/// Nobody is told that a request was not executed which was, or will be.
+pub const RELEASED_DID_NOT_RUN: &str = "what is called released did not run";
+/// When all is over, a key whose holder lived to the end and sent no byte is free. (`at-most-once` only: else a claim that
+/// arrives late over a lost one leaves the key as lost as it was, and the next caller takes over all the same.)
+pub const UNSENT_IS_FREE: &str = "a key of which no byte was sent comes free";
+/// When nobody is at work and the lease is over, nobody sees "in flight", and the sweep says so to operators.
+pub const NEVER_STUCK: &str = "no key is in flight for ever";
+
+/// A retry gets the first answer.
+pub const REPLAY: &str = "seen: a replay";
+/// A retry is told that nobody knows.
+pub const UNKNOWN: &str = "seen: an unknown outcome";
+/// Another fingerprint is refused.
+pub const MISMATCH: &str = "seen: a mismatch refused";
+/// A holder that was given up completes after all.
+pub const COMPLETED_FROM_UNKNOWN: &str = "seen: a completion over an unknown";
+/// A claim whose answer was lost is given back.
+pub const RELEASED_AFTER_LOST_CLAIM: &str = "seen: a release after a lost claim";
+/// A claim arrives after it was given back, and finds the key taken.
+pub const LATE_CLAIM_REFUSED: &str = "seen: a late claim that finds the key taken";
+/// A completion whose answer was lost is found to be kept.
+pub const KEPT_ALTHOUGH_UNANSWERED: &str = "seen: an answer kept, though the store did not say so";
+/// A request that was declined leaves the key to the next.
+pub const RUN_AFTER_RELEASE: &str = "seen: an execution after a release";
+/// The next caller takes over from a lost holder.
+pub const TAKEOVER: &str = "seen: a takeover";
+/// An overtaken holder's client gets the winner's answer.
+pub const WINNERS_ANSWER: &str = "seen: the winner's answer for an overtaken client";
+/// A stream is cut after its head was kept.
+pub const STREAM_CUT: &str = "seen: a stream cut";
+/// A key is known, its answer is not.
+pub const EXPIRED: &str = "seen: an expired answer";
+/// A key is used anew after its tombstone.
+pub const USED_ANEW: &str = "seen: a key used anew after its tombstone";
+
+/// What the laws remember of the past; no holder looks at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct History {
+    /// How many requests took effect since the key was last free by the end of a retention.
+    pub effects: u8,
+    /// Which answer was shown as stored or replayed.
+    pub shown: Option<u8>,
+    broken: Broken,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Broken {
+    kept: bool,
+    contradicted: bool,
+    mixed_up: bool,
+    overtaken: bool,
+    deleted: bool,
+}
+
+impl History {
+    /// A client was told something.
+    pub(crate) fn tell(&mut self, told: Option<Told>) {
+        if let Some(Told::Stored(answer) | Told::Replayed(answer)) = told {
+            self.broken.contradicted |= self.shown.is_some_and(|shown| shown != answer);
+            self.shown = Some(answer);
+        }
+    }
+
+    /// The row changed.
+    pub(crate) fn write(&mut self, guarantee: Guarantee, before: Option<Row>, after: Option<Row>) {
+        let free = before.is_some_and(|row| decide::standing(&row.found(false)) == Standing::Free);
+        let was_kept = before.is_some_and(|row| matches!(row.at, At::Completed { .. } | At::Tombstone { .. }));
+        match (before, after) {
+            (None, None) => {}
+            (None, Some(after)) => self.broken.overtaken |= !matches!(after.at, At::InFlight | At::Released),
+            (Some(before), None) => {
+                self.broken.deleted |= matches!(before.at, At::InFlight | At::Unknown);
+                self.broken.kept |= was_kept && !free;
+                self.broken.overtaken |= before.at == At::Released && before.age == 0;
+            }
+            (Some(before), Some(after)) if before.attempt == after.attempt => match (before.at, after.at) {
+                (At::InFlight, At::InFlight | At::Completed { .. } | At::Released | At::Unknown)
+                | (At::Unknown, At::InFlight | At::Completed { .. } | At::Released)
+                | (At::Released, At::Completed { .. } | At::Unknown)
+                | (At::Completed { whole: false, .. }, At::Unknown) => {}
+                (At::Completed { .. }, At::Tombstone { .. }) => self.broken.kept |= before.age == 0,
+                _ if was_kept => self.broken.kept = true,
+                _ => self.broken.overtaken = true,
+            },
+            (Some(_), Some(after)) if free => {
+                self.broken.overtaken |= !matches!(after.at, At::InFlight | At::Released);
+            }
+            (Some(_), Some(_)) if was_kept => self.broken.kept = true,
+            (Some(before), Some(after)) => {
+                let takeover = after.at == At::InFlight && guarantee == Guarantee::AtLeastOnce;
+                self.broken.overtaken |= !takeover;
+                self.broken.mixed_up |= before.print != after.print;
+            }
+        }
+        if was_kept && free {
+            // What was promised of the last answer is over, and the key is as good as new.
+            self.effects = 0;
+            self.shown = None;
+        }
+    }
+}
+
+pub(crate) fn all(protocol: &Protocol) -> Vec<Property<Protocol>> {
+    let mut all = vec![
+        Property::always(KEPT_FOR_GOOD, |_, state: &State| !state.history.broken.kept),
+        Property::always(NEVER_CONTRADICTED, never_contradicted),
+        Property::always(NO_MIX_UP, no_mix_up),
+        Property::always(NO_OVERTAKEN_WRITE, |_, state: &State| !state.history.broken.overtaken),
+        Property::always(NEVER_DELETED, |_, state: &State| !state.history.broken.deleted),
+        Property::always(RELEASED_DID_NOT_RUN, |_, state: &State| {
+            requests(state).all(|(holder, wire)| holder.told() != Some(Told::Released) || wire != Wire::Executed)
+        }),
+        Property::always(NEVER_STUCK, never_stuck),
+    ];
+    if protocol.guarantee == Guarantee::AtMostOnce {
+        all.push(Property::always(ONE_EFFECT, |_, state: &State| state.history.effects <= 1));
+        all.push(Property::always(UNSENT_IS_FREE, unsent_is_free));
+    }
+    all.extend(seen());
+    all
+}
+
+fn seen() -> [Property<Protocol>; 13] {
+    [
+        Property::sometimes(REPLAY, |_, state: &State| told(state, |told| matches!(told, Told::Replayed(_)))),
+        Property::sometimes(UNKNOWN, |_, state: &State| {
+            requests(state).any(|(holder, wire)| *holder == Holder::Done(Told::Unknown) && wire == Wire::Idle)
+        }),
+        Property::sometimes(MISMATCH, |_, state: &State| told(state, |told| told == Told::Mismatch)),
+        Property::sometimes(COMPLETED_FROM_UNKNOWN, |protocol, state: &State| {
+            owner(state).is_some_and(|(row, holder)| {
+                let over = Step::Over(mine(protocol.me(row.attempt), Stage::Unknown));
+                row.at == At::Unknown
+                    && matches!(holder, Holder::Ending { end: End::Completed, step, .. } if step == over)
+            })
+        }),
+        Property::sometimes(RELEASED_AFTER_LOST_CLAIM, |_, state: &State| {
+            owner(state)
+                .is_some_and(|(row, holder)| row.at == At::Released && holder == Holder::Done(Told::Unavailable))
+        }),
+        Property::sometimes(LATE_CLAIM_REFUSED, |protocol, state: &State| {
+            owner(state).is_some_and(|(row, holder)| {
+                let claim = Holder::Claiming { over: None }.asks(protocol.me(row.attempt));
+                row.at == At::Released
+                    && holder == Holder::Done(Told::Unavailable)
+                    && state.late.iter().any(|late| Some(*late) == claim)
+            })
+        }),
+        Property::sometimes(KEPT_ALTHOUGH_UNANSWERED, |_, state: &State| {
+            owner(state).is_some_and(|(row, holder)| {
+                matches!(row.at, At::Completed { .. }) && holder == Holder::Done(Told::NotStored)
+            })
+        }),
+        Property::sometimes(RUN_AFTER_RELEASE, |_, state: &State| {
+            state.wires.contains(&Wire::Declined) && state.wires.contains(&Wire::Executed)
+        }),
+        Property::sometimes(TAKEOVER, |_, state: &State| {
+            owner(state).is_some_and(|(row, holder)| {
+                let other = |at: usize| at != usize::from(row.attempt);
+                holder == Holder::Ready
+                    && state.wires.iter().enumerate().any(|(at, wire)| other(at) && *wire == Wire::Executed)
+            })
+        }),
+        Property::sometimes(WINNERS_ANSWER, |_, state: &State| {
+            requests(state).enumerate().any(|(at, (holder, wire))| {
+                let other = |answer: u8| usize::from(answer) != at;
+                wire == Wire::Executed && matches!(holder.told(), Some(Told::Replayed(answer)) if other(answer))
+            })
+        }),
+        Property::sometimes(STREAM_CUT, |_, state: &State| {
+            owner(state).is_some_and(|(row, holder)| {
+                row.at == At::Unknown && holder == Holder::Done(Told::NotStored) && state.left.streams == 0
+            })
+        }),
+        Property::sometimes(EXPIRED, |_, state: &State| told(state, |told| told == Told::Expired)),
+        Property::sometimes(USED_ANEW, |_, state: &State| {
+            state.history.effects == 1 && state.wires.iter().filter(|wire| **wire == Wire::Executed).count() == 2
+        }),
+    ]
+}
+
+fn never_contradicted(_: &Protocol, state: &State) -> bool {
+    let kept = state.history.shown.is_none_or(|shown| {
+        state.row.is_some_and(|row| match row.at {
+            At::Completed { answer, .. } => answer == shown,
+            At::Tombstone { .. } => row.attempt == shown,
+            At::InFlight | At::Released | At::Unknown => false,
+        })
+    });
+    kept && !state.history.broken.contradicted
+}
+
+fn no_mix_up(protocol: &Protocol, state: &State) -> bool {
+    let shown = |told| match told {
+        Some(Told::Stored(answer) | Told::Replayed(answer)) => Some(protocol.prints[usize::from(answer)]),
+        _ => None,
+    };
+    let own = |(holder, print): (&Holder, &u8)| shown(holder.told()).is_none_or(|shown| shown == *print);
+    state.holders.iter().zip(&protocol.prints).all(own) && !state.history.broken.mixed_up
+}
+
+fn unsent_is_free(_: &Protocol, state: &State) -> bool {
+    let sent = owner(state).is_none_or(|(row, holder)| {
+        holder == Holder::Dead
+            || state.wires[usize::from(row.attempt)] != Wire::Idle
+            || !matches!(row.at, At::InFlight | At::Unknown)
+    });
+    sent || !state.at_rest()
+}
+
+fn never_stuck(_: &Protocol, state: &State) -> bool {
+    let Some(row) = state.row.filter(|_| state.at_rest()) else { return true };
+    let found = state.found(Row { age: row.age.max(1), ..row });
+    let in_flight = matches!(decide::standing(&found), Standing::InFlight { .. });
+    let swept = row.at != At::InFlight || matches!(decide::sweep(&found), Sweep::Write(_));
+    !in_flight && swept
+}
+
+fn requests(state: &State) -> impl Iterator<Item = (&Holder, Wire)> {
+    state.holders.iter().zip(state.wires.iter().copied())
+}
+
+fn told(state: &State, is: impl Fn(Told) -> bool) -> bool {
+    state.holders.iter().any(|holder| holder.told().is_some_and(&is))
+}
+
+/// What the store has, and the holder whose attempt wrote it.
+fn owner(state: &State) -> Option<(Row, Holder)> {
+    state.row.map(|row| (row, state.holders[usize::from(row.attempt)]))
+}
