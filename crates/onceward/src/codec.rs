@@ -92,6 +92,8 @@ struct Fields {
     reply: Option<ReplyFields>,
     #[prost(message, optional, tag = "11")]
     head: Option<HeadFields>,
+    #[prost(uint64, tag = "12")]
+    began_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,9 +149,10 @@ impl From<&Record> for Fields {
             ..Self::default()
         };
         match &record.phase {
-            Phase::InFlight { lease, .. } => {
+            Phase::InFlight { lease, began, .. } => {
                 fields.stage = IN_FLIGHT;
                 fields.lease_ms = ms(*lease);
+                fields.began_ms = ms(*began);
             }
             Phase::Completed { kept, retention, tombstone, .. } => {
                 fields.stage = COMPLETED;
@@ -219,7 +222,9 @@ impl TryFrom<Fields> for Record {
         let print = || fields.print.as_ref().ok_or_else(|| damaged("fingerprint")).and_then(Print::try_from);
         let duration = Duration::from_millis;
         let phase = match fields.stage {
-            IN_FLIGHT => Phase::InFlight { print: print()?, lease: duration(fields.lease_ms) },
+            IN_FLIGHT => {
+                Phase::InFlight { print: print()?, lease: duration(fields.lease_ms), began: duration(fields.began_ms) }
+            }
             COMPLETED => Phase::Completed {
                 print: print()?,
                 kept: match (&fields.reply, &fields.head) {

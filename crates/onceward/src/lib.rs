@@ -5,15 +5,23 @@ pub mod problem;
 pub mod wire;
 
 #[cfg(feature = "engine")]
+pub mod claim;
+#[cfg(feature = "engine")]
 pub mod clock;
 #[cfg(feature = "engine")]
 pub mod codec;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "engine")]
 pub mod decide;
+#[cfg(feature = "engine")]
+pub mod engine;
 #[cfg(feature = "engine")]
 pub mod fingerprint;
 #[cfg(feature = "engine")]
 pub mod limits;
+#[cfg(feature = "engine")]
+pub mod observe;
 #[cfg(feature = "engine")]
 pub mod policy;
 #[cfg(feature = "engine")]
@@ -26,3 +34,5 @@ pub mod reply;
 pub mod secret;
 #[cfg(feature = "engine")]
 pub mod store;
+#[cfg(feature = "engine")]
+mod waiters;

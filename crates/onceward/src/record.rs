@@ -48,6 +48,8 @@ pub enum Phase {
         print: Print,
         /// How long without a sign of life.
         lease: Duration,
+        /// When the attempt began, since 1970 by its claimer's wall clock: a hint for `Retry-After`, never judged.
+        began: Duration,
     },
     /// It was executed. Never changes until `retention` ends.
     Completed {

@@ -1,5 +1,306 @@
-//! The store in the process.
+//! The store in the process: bounded, sharded, forgotten at a restart.
 
-/// Keeps records in the process.
-#[derive(Debug)]
-pub struct MemoryStore;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::future::ready;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Census, Error, Facts, Pending, Replaced, Store};
+use crate::clock::{Clock, SystemClock};
+use crate::record::{Found, Record, Stage, Version};
+use crate::secret::RecordId;
+
+const SHARDS: usize = 64;
+
+/// What an entry takes besides its record: its place in the map and in the list of what is due.
+const ENTRY_OVERHEAD: usize = 128;
+
+/// Keeps records in the process, up to a number of bytes.
+///
+/// Where it is full, the oldest tombstones go first; then new keys are refused. What is in flight, unknown or completed
+/// never goes. A completion is always taken, so the bound can be passed by the answers of what was in flight.
+///
+/// ```
+/// use onceward::store::{MemoryStore, Store};
+///
+/// let store = MemoryStore::new(64 << 20);
+/// assert!(!store.facts().survives_kill);
+/// ```
+pub struct MemoryStore {
+    shards: Box<[Mutex<Shard>]>,
+    meta: Mutex<BTreeMap<String, Bytes>>,
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    clock: Arc<dyn Clock>,
+}
+
+impl MemoryStore {
+    /// A store for at most about `bytes_max` bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self::with_clock(bytes_max, Arc::new(SystemClock))
+    }
+
+    /// The same, with ages told by `clock`.
+    pub fn with_clock(bytes_max: usize, clock: Arc<dyn Clock>) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, meta: Mutex::default(), bytes: AtomicUsize::new(0), bytes_max, clock }
+    }
+
+    fn shard(&self, id: &RecordId) -> &Mutex<Shard> {
+        &self.shards[usize::from(id.0[0]) % SHARDS]
+    }
+
+    fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+        let now = self.clock.now();
+        let size = record.size() + ENTRY_OVERHEAD;
+        let mut shard = self.shard(id).lock();
+        if let Some(entry) = shard.entries.get(id) {
+            return Ok(Some(entry.found(now)));
+        }
+        if self.bytes.load(Ordering::Relaxed) + size > self.bytes_max {
+            // Another shard's tombstones are taken with no lock held, so that two full shards cannot wait for each other.
+            drop(shard);
+            if !self.make_room(id, size) {
+                return Err(Error::full("the memory store is full of keys that must not be forgotten; raise its max"));
+            }
+            shard = self.shard(id).lock();
+            if let Some(entry) = shard.entries.get(id) {
+                return Ok(Some(entry.found(now)));
+            }
+        }
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        shard.put(*id, record.clone(), now);
+        Ok(None)
+    }
+
+    fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Replaced {
+        let now = self.clock.now();
+        let mut shard = self.shard(id).lock();
+        match shard.entries.get(id) {
+            Some(entry) if entry.record.version() == over => {
+                self.bytes.fetch_add(record.size() + ENTRY_OVERHEAD, Ordering::Relaxed);
+                self.bytes.fetch_sub(entry.record.size() + ENTRY_OVERHEAD, Ordering::Relaxed);
+                shard.put(*id, record.clone(), now);
+                Replaced::Yes
+            }
+            other => Replaced::No(other.map(|entry| entry.found(now))),
+        }
+    }
+
+    fn remove_now(&self, id: &RecordId, over: Version) -> bool {
+        let mut shard = self.shard(id).lock();
+        match shard.entries.get(id) {
+            Some(entry) if entry.record.version() == over => {
+                self.bytes.fetch_sub(shard.take(id), Ordering::Relaxed);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn due_now(&self, limit: usize) -> Vec<(RecordId, Found)> {
+        let now = self.clock.now();
+        let mut due: Vec<(Duration, RecordId, Found)> = Vec::new();
+        for shard in &self.shards {
+            shard.lock().collect_due(now, limit, &mut due);
+        }
+        due.sort_by_key(|(since, id, _)| (*since, *id));
+        due.truncate(limit);
+        due.into_iter().map(|(_, id, found)| (id, found)).collect()
+    }
+
+    /// Forgets tombstones, oldest first within a shard, until `size` more bytes fit. Returns whether they do.
+    fn make_room(&self, id: &RecordId, size: usize) -> bool {
+        let first = usize::from(id.0[0]) % SHARDS;
+        for at in (0..SHARDS).map(|step| (first + step) % SHARDS) {
+            let mut shard = self.shards[at].lock();
+            while self.bytes.load(Ordering::Relaxed) + size > self.bytes_max {
+                let Some(id) = shard.tombstones.pop_front() else { break };
+                if shard.entries.get(&id).is_some_and(|entry| entry.record.phase.stage() == Stage::Tombstone) {
+                    self.bytes.fetch_sub(shard.take(&id), Ordering::Relaxed);
+                }
+            }
+            if self.bytes.load(Ordering::Relaxed) + size <= self.bytes_max {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Default for MemoryStore {
+    /// 256 MiB.
+    fn default() -> Self {
+        Self::new(256 << 20)
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("bytes", &self.bytes)
+            .field("bytes_max", &self.bytes_max)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store for MemoryStore {
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
+        Box::pin(ready(self.insert_now(id, record)))
+    }
+
+    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
+        Box::pin(ready(Ok(self.replace_now(id, over, record))))
+    }
+
+    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
+        let now = self.clock.now();
+        Box::pin(ready(Ok(self.shard(id).lock().entries.get(id).map(|entry| entry.found(now)))))
+    }
+
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
+        Box::pin(ready(Ok(self.remove_now(id, over))))
+    }
+
+    fn due(&self, limit: usize) -> Pending<'_, Vec<(RecordId, Found)>> {
+        Box::pin(ready(Ok(self.due_now(limit))))
+    }
+
+    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
+        let mut meta = self.meta.lock();
+        let kept = meta.entry(name.to_owned()).or_insert_with(|| Bytes::copy_from_slice(value));
+        Box::pin(ready(Ok(kept.clone())))
+    }
+
+    fn census(&self) -> Pending<'_, Census> {
+        let mut census = Census { bytes: self.bytes.load(Ordering::Relaxed) as u64, ..Census::default() };
+        for shard in &self.shards {
+            let counts = shard.lock().counts;
+            census.in_flight += counts[Stage::InFlight as usize];
+            census.completed += counts[Stage::Completed as usize];
+            census.released += counts[Stage::Released as usize];
+            census.unknown += counts[Stage::Unknown as usize];
+            census.tombstones += counts[Stage::Tombstone as usize];
+        }
+        Box::pin(ready(Ok(census)))
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::new(
+            "memory",
+            false,
+            false,
+            "kept in this process alone: a restart forgets every key, and a request that is retried after it executes again",
+        )
+    }
+}
+
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<RecordId, Entry, BuildHasherDefault<IdHasher>>,
+    /// Ids by the second in which they are due. A hint: a record that was written again has another line further on.
+    due: BTreeMap<u64, Vec<RecordId>>,
+    /// Ids that became tombstones, in that order. A hint, too.
+    tombstones: VecDeque<RecordId>,
+    /// By [`Stage`].
+    counts: [u64; 5],
+}
+
+struct Entry {
+    record: Record,
+    written: Duration,
+}
+
+impl Entry {
+    fn found(&self, now: Duration) -> Found {
+        // The clock may have been read before another thread's write.
+        Found { record: self.record.clone(), age: now.saturating_sub(self.written), holder_gone: false }
+    }
+
+    fn due(&self) -> Option<Duration> {
+        self.record.due().map(|after| self.written.saturating_add(after))
+    }
+}
+
+impl Shard {
+    fn put(&mut self, id: RecordId, record: Record, now: Duration) {
+        let stage = record.phase.stage();
+        let entry = Entry { record, written: now };
+        if let Some(due) = entry.due() {
+            self.due.entry(due.as_secs()).or_default().push(id);
+        }
+        if stage == Stage::Tombstone {
+            self.tombstones.push_back(id);
+        }
+        self.counts[stage as usize] += 1;
+        if let Some(before) = self.entries.insert(id, entry) {
+            self.counts[before.record.phase.stage() as usize] -= 1;
+        }
+    }
+
+    /// Removes an entry, and returns how many bytes it took.
+    fn take(&mut self, id: &RecordId) -> usize {
+        match self.entries.remove(id) {
+            Some(entry) => {
+                self.counts[entry.record.phase.stage() as usize] -= 1;
+                // Tombstones end about in the order in which they came, so their hints are dropped from the front.
+                while self.tombstones.front().is_some_and(|front| !self.entries.contains_key(front)) {
+                    self.tombstones.pop_front();
+                }
+                entry.record.size() + ENTRY_OVERHEAD
+            }
+            None => 0,
+        }
+    }
+
+    /// Adds what is due, oldest first, and drops the hints that no longer hold.
+    fn collect_due(&mut self, now: Duration, limit: usize, due: &mut Vec<(Duration, RecordId, Found)>) {
+        let Self { entries, due: hints, .. } = self;
+        let mut left = limit;
+        for (second, ids) in hints.range_mut(..=now.as_secs()) {
+            if left == 0 {
+                break;
+            }
+            ids.retain(|id| {
+                let Some(entry) = entries.get(id) else { return false };
+                match entry.due() {
+                    Some(at) if at.as_secs() != *second => false,
+                    Some(at) if at <= now && left > 0 => {
+                        left -= 1;
+                        due.push((at, *id, entry.found(now)));
+                        true
+                    }
+                    Some(_) => true,
+                    None => false,
+                }
+            });
+        }
+        while hints.first_key_value().is_some_and(|(_, ids)| ids.is_empty()) {
+            hints.pop_first();
+        }
+    }
+}
+
+/// Ids are keyed hashes: eight bytes of one are as good a hash as any, and nobody can choose them.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(Ok(eight)) = bytes.get(8..16).map(<[u8; 8]>::try_from) {
+            self.0 = u64::from_le_bytes(eight);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

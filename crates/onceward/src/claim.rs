@@ -1,0 +1,230 @@
+//! The holder's handle: what an executing attempt may ask and declare.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use crate::decide::{self, Renew};
+use crate::engine::Shared;
+use crate::policy::{Fate, Policy};
+use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
+use crate::secret::{KeyHash, RecordId, hex};
+use crate::store::{Error, Replaced};
+
+/// The right to execute, held by one attempt. It stands in the extensions of each keyed request that executes.
+#[derive(Clone)]
+pub struct Claim {
+    pub(crate) held: Arc<Held>,
+}
+
+/// Another attempt overtook this one, or nobody can tell: nothing may be sent any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overtaken;
+
+impl fmt::Display for Overtaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the claim could not be renewed before the first byte; nothing may be sent")
+    }
+}
+
+impl std::error::Error for Overtaken {}
+
+impl Claim {
+    /// This attempt.
+    pub fn attempt(&self) -> AttemptId {
+        self.held.attempt
+    }
+
+    /// Whether an earlier attempt with this key is known: one that was released, or, on an `at-least-once` route, one that
+    /// was lost and may have done part of the work.
+    pub fn earlier_attempt(&self) -> bool {
+        self.held.over.is_some()
+    }
+
+    /// Declares how this attempt ends, whatever its answer's status says: [`Fate::Released`] (it did nothing, the key is
+    /// free again) or [`Fate::NotKept`] (it executed, but its answer must not be stored), or [`Fate::Unknown`].
+    pub fn declare(&self, fate: Fate) {
+        let code = match fate {
+            Fate::NotSent | Fate::Released => 1,
+            Fate::NotKept => 2,
+            Fate::Unknown => 3,
+        };
+        self.held.declared.store(code, Ordering::Relaxed);
+    }
+
+    /// Says that the first byte is about to go to the upstream, and returns once it may: a claim of which two thirds are
+    /// over is renewed before. A forwarding service awaits it right before it writes; for a handler the layer does.
+    ///
+    /// # Errors
+    ///
+    /// [`Overtaken`]: nothing may be sent; the attempt ends as [`Fate::NotSent`].
+    pub async fn first_byte(&self) -> Result<(), Overtaken> {
+        let held = &self.held;
+        let renewed = held.overtaken.load(Ordering::Relaxed) || !held.is_past_two_thirds() || held.renew().await;
+        if !renewed || held.overtaken.load(Ordering::Relaxed) {
+            return Err(Overtaken);
+        }
+        held.sent.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The value of `Onceward-Claim`: opaque, and unguessable.
+    pub fn header_value(&self) -> HeaderValue {
+        let text = format!("{}.{}", hex(&self.held.id.0), hex(&self.held.attempt.0));
+        // Hexadecimal and a dot are always a header's value.
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// What names the operation to support.
+    pub fn instance(&self) -> String {
+        self.held.id.instance()
+    }
+
+    pub(crate) fn declared(&self) -> Option<Fate> {
+        match self.held.declared.load(Ordering::Relaxed) {
+            1 => Some(Fate::Released),
+            2 => Some(Fate::NotKept),
+            3 => Some(Fate::Unknown),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("attempt", &self.held.attempt)
+            .field("earlier_attempt", &self.earlier_attempt())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is known of a claim while it is held.
+pub(crate) struct Held {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: RecordId,
+    pub(crate) key_hash: KeyHash,
+    pub(crate) attempt: AttemptId,
+    pub(crate) print: Print,
+    pub(crate) policy: Arc<Policy>,
+    /// When the attempt began, by the wall clock: a hint.
+    pub(crate) began: Duration,
+    /// What the claim replaced, if it was more than an insert.
+    pub(crate) over: Option<Version>,
+    /// When the last sign of life was *sent*, in microseconds of the holder's clock.
+    confirmed: AtomicU64,
+    sent: AtomicBool,
+    overtaken: AtomicBool,
+    declared: AtomicU8,
+    /// One renewal at a time: the loop's and the one before the first byte may meet.
+    renewing: tokio::sync::Mutex<()>,
+}
+
+impl Held {
+    #[allow(clippy::too_many_arguments, reason = "made in one place, and each is another type")]
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        id: RecordId,
+        key_hash: KeyHash,
+        attempt: AttemptId,
+        print: Print,
+        policy: Arc<Policy>,
+        began: Duration,
+        over: Option<Version>,
+        confirmed: Duration,
+    ) -> Self {
+        Self {
+            shared,
+            id,
+            key_hash,
+            attempt,
+            print,
+            policy,
+            began,
+            over,
+            confirmed: AtomicU64::new(micros(confirmed)),
+            sent: AtomicBool::new(false),
+            overtaken: AtomicBool::new(false),
+            declared: AtomicU8::new(0),
+            renewing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The record of this attempt in a phase.
+    pub(crate) fn record(&self, phase: Phase) -> Record {
+        Record { key_hash: self.key_hash, attempt: self.attempt, phase }
+    }
+
+    /// Where the record stands if nobody touched it.
+    pub(crate) fn in_flight(&self) -> Version {
+        Version { attempt: self.attempt, stage: Stage::InFlight }
+    }
+
+    pub(crate) fn confirmed(&self) -> Duration {
+        Duration::from_micros(self.confirmed.load(Ordering::Relaxed))
+    }
+
+    /// Whether the first byte may have been sent.
+    pub(crate) fn was_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn was_overtaken(&self) -> bool {
+        self.overtaken.load(Ordering::Relaxed)
+    }
+
+    fn is_past_two_thirds(&self) -> bool {
+        self.shared.clock.now().saturating_sub(self.confirmed()) > self.policy.lease * 2 / 3
+    }
+
+    /// Gives a sign of life. Returns whether the store took it.
+    pub(crate) async fn renew(&self) -> bool {
+        let _one = self.renewing.lock().await;
+        let sent_at = self.shared.clock.now();
+        let record =
+            self.record(Phase::InFlight { print: self.print.clone(), lease: self.policy.lease, began: self.began });
+        let mut over = self.in_flight();
+        // Twice at most: given up as unknown meanwhile, it is claimed back from there.
+        for _ in 0..2 {
+            match self.shared.replace(&self.id, over, &record).await {
+                Ok(Replaced::Yes) => {
+                    self.confirmed.store(micros(sent_at), Ordering::Relaxed);
+                    return true;
+                }
+                Ok(Replaced::No(found)) => match decide::renew(found.as_ref(), self.attempt) {
+                    Renew::Write(version) => over = version,
+                    Renew::Lost => break,
+                },
+                Err(error) => {
+                    tracing::warn!(instance = %self.id.instance(), %error, "a claim could not be renewed");
+                    return false;
+                }
+            }
+        }
+        self.overtaken.store(true, Ordering::Relaxed);
+        false
+    }
+
+    /// Says in the background that the streamed rest of the answer was cut, so that nobody believes it was whole.
+    pub(crate) async fn tell_cut(&self) -> Result<(), Error> {
+        let unknown = self.record(Phase::Unknown { print: self.print.clone() });
+        let mut over = Version { attempt: self.attempt, stage: Stage::Completed };
+        for _ in 0..2 {
+            match self.shared.replace(&self.id, over, &unknown).await? {
+                Replaced::Yes => break,
+                Replaced::No(found) => match decide::cut(found.as_ref(), self.attempt) {
+                    Some(version) => over = version,
+                    None => break,
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
