@@ -174,11 +174,13 @@ impl Holder {
                         (Variant::CompletesBlindly, Some(found)) => {
                             Late::Write { over: found.record.version(), audited: false }
                         }
-                        _ => decide::complete(found, attempt(me.request)),
+                        _ => decide::complete(found, attempt(me.request), &fingerprint(me.print)),
                     };
                     late_word(me, end, told, late)
                 }
-                End::Interrupted => late_word(me, end, told, decide::interrupt(found, attempt(me.request))),
+                End::Interrupted => {
+                    late_word(me, end, told, decide::interrupt(found, attempt(me.request), &fingerprint(me.print)))
+                }
                 End::Released { over } => released(me, found, over, told),
                 End::Cut => match decide::cut(found, attempt(me.request)) {
                     Some(over) => Self::Ending { end, step: Step::Over(over), told },
@@ -265,7 +267,7 @@ fn released(me: Me, found: Option<&Found>, over: Option<Version>, told: Option<T
         Release::Insert => Holder::Ending { end, step: Step::Insert, told },
         // Another attempt has the key: what its client is told is the winner's matter, as after a completion.
         Release::Done => match found.filter(|found| found.record.attempt != attempt(me.request)) {
-            Some(_) => late_word(me, end, told, decide::complete(found, attempt(me.request))),
+            Some(_) => late_word(me, end, told, decide::complete(found, attempt(me.request), &fingerprint(me.print))),
             None => ended(me, end, told),
         },
     }

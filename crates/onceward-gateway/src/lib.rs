@@ -2,9 +2,17 @@
 
 pub mod config;
 
+mod admin;
+mod app;
 mod cli;
 mod logging;
+mod metrics;
+mod serve;
+mod server;
+mod stand_in;
+mod upstream;
 
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -25,17 +33,22 @@ pub fn main() -> ExitCode {
 }
 
 fn run(serve: &Serve) -> ExitCode {
-    let config = match read(serve) {
-        Ok(config) => config,
-        Err(what) => {
-            eprintln!("onceward: {what}");
-            return ExitCode::from(2);
-        }
+    let failed = |what: String, code| {
+        // One line, whatever lies beneath.
+        eprintln!("onceward: {}", what.replace(['\n', '\r'], " "));
+        ExitCode::from(code)
     };
-    _ = config;
-    ExitCode::SUCCESS
+    let config = match logging::start().and_then(|()| read(serve)) {
+        Ok(config) => config,
+        Err(what) => return failed(what, 2),
+    };
+    match serve::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => failed(what, 1),
+    }
 }
 
+/// The settings, from everywhere.
 fn read(serve: &Serve) -> Result<Config, String> {
     let (path, is_named) = match &serve.config {
         Some(path) => (path.as_path(), true),
@@ -51,4 +64,18 @@ fn read(serve: &Serve) -> Result<Config, String> {
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let given = Given { flags: serve.flags(), environment: environment.collect(), file };
     Config::read(&given).map_err(|invalid| invalid.to_string())
+}
+
+/// An error and what lies beneath it, in one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
 }

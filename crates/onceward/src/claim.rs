@@ -83,6 +83,12 @@ impl Claim {
         self.held.id.instance()
     }
 
+    /// Says that the streamed rest of the answer was cut, until the store took it.
+    pub(crate) async fn tell_cut(&self) {
+        let held = &self.held;
+        held.shared.retry_until(|| held.tell_cut()).await;
+    }
+
     pub(crate) fn declared(&self) -> Option<Fate> {
         match self.held.declared.load(Ordering::Relaxed) {
             1 => Some(Fate::Released),
@@ -208,8 +214,8 @@ impl Held {
         false
     }
 
-    /// Says in the background that the streamed rest of the answer was cut, so that nobody believes it was whole.
-    pub(crate) async fn tell_cut(&self) -> Result<(), Error> {
+    /// Says that the streamed rest of the answer was cut, so that nobody believes it was whole.
+    async fn tell_cut(&self) -> Result<(), Error> {
         let unknown = self.record(Phase::Unknown { print: self.print.clone() });
         let mut over = Version { attempt: self.attempt, stage: Stage::Completed };
         for _ in 0..2 {

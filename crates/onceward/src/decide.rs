@@ -122,12 +122,12 @@ pub enum Winner<'a> {
     None,
 }
 
-/// Attempt `attempt` says that it executed, with an answer.
-pub fn complete(found: Option<&Found>, attempt: AttemptId) -> Late<'_> {
+/// Attempt `attempt`, of a request with fingerprint `asked`, says that it executed, with an answer.
+pub fn complete<'a>(found: Option<&'a Found>, attempt: AttemptId, asked: &Fingerprint) -> Late<'a> {
     let Some(found) = found else { return Late::Gone };
     let over = found.record.version();
     match &found.record.phase {
-        _ if found.record.attempt != attempt => overtaken(found),
+        _ if found.record.attempt != attempt => overtaken(found, asked),
         Phase::InFlight { .. } | Phase::Unknown { .. } => Late::Write { over, audited: false },
         Phase::Released { .. } => Late::Write { over, audited: true },
         Phase::Completed { .. } | Phase::Tombstone { .. } => Late::Kept(&found.record),
@@ -135,11 +135,11 @@ pub fn complete(found: Option<&Found>, attempt: AttemptId) -> Late<'_> {
 }
 
 /// Attempt `attempt` says that it was interrupted after its first byte was sent.
-pub fn interrupt(found: Option<&Found>, attempt: AttemptId) -> Late<'_> {
+pub fn interrupt<'a>(found: Option<&'a Found>, attempt: AttemptId, asked: &Fingerprint) -> Late<'a> {
     let Some(found) = found else { return Late::Gone };
     let over = found.record.version();
     match &found.record.phase {
-        _ if found.record.attempt != attempt => overtaken(found),
+        _ if found.record.attempt != attempt => overtaken(found, asked),
         Phase::InFlight { .. } => Late::Write { over, audited: false },
         // It was declared as not executed, yet its first byte was sent: the honest state is that nobody knows.
         Phase::Released { .. } => Late::Write { over, audited: true },
@@ -174,7 +174,14 @@ pub fn release(found: Option<&Found>, attempt: AttemptId, over: Option<Version>)
     let version = found.record.version();
     match &found.record.phase {
         Phase::InFlight { .. } | Phase::Unknown { .. } if version.attempt == attempt => Release::Write(version),
-        Phase::Released { .. } if version.attempt != attempt && Some(version) == over => Release::Write(version),
+        // What no longer binds makes place for the claim, should it still arrive: over this very version, or by an insert
+        // once the sweep has removed it.
+        _ if version.attempt != attempt
+            && standing(found) == Standing::Free
+            && (Some(version) == over || sweep(found) == Sweep::Forget) =>
+        {
+            Release::Write(version)
+        }
         _ => Release::Done,
     }
 }
@@ -225,8 +232,11 @@ pub fn sweep(found: &Found) -> Sweep {
     }
 }
 
-fn overtaken(found: &Found) -> Late<'_> {
+fn overtaken<'a>(found: &'a Found, asked: &Fingerprint) -> Late<'a> {
+    let same = found.record.print().is_none_or(|print| print.fingerprint == *asked);
     Late::Overtaken(match standing(found) {
+        // Released in between, the key went to another request: its answer is not this client's to see.
+        _ if !same => Winner::None,
         Standing::Completed(kept) => Winner::Answer(kept),
         Standing::InFlight { .. } => Winner::Running,
         Standing::Free | Standing::Lost | Standing::Expired(_) => Winner::None,

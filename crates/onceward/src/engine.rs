@@ -278,6 +278,16 @@ impl Engine {
         &self.shared.limits
     }
 
+    /// Something that the drain waits for, until it is dropped.
+    pub(crate) fn running(&self) -> Running {
+        Running::begin(&self.shared)
+    }
+
+    /// Ends when the drain's limit is over.
+    pub(crate) async fn given_up(&self) {
+        over(&mut self.shared.give_up.subscribe()).await;
+    }
+
     pub(crate) fn observer(&self) -> &dyn Observer {
         self.shared.observer.as_ref()
     }
@@ -723,7 +733,10 @@ impl Shared {
     }
 
     /// Tries until it succeeds, the store refuses for good, or the drain's limit is over.
-    async fn retry_until<T, F: Future<Output = Result<T, Error>>>(&self, mut attempt: impl FnMut() -> F) -> Option<T> {
+    pub(crate) async fn retry_until<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Option<T> {
         let mut given_up = self.give_up.subscribe();
         let mut pause = Duration::from_millis(20);
         loop {
@@ -755,12 +768,12 @@ impl Shared {
                     Release::Write(version) => Late::Write { over: version, audited: false },
                     Release::Insert => Late::Gone,
                     Release::Done => match found.as_ref().filter(|found| found.record.attempt != held.attempt) {
-                        Some(_) => decide::complete(found.as_ref(), held.attempt),
+                        Some(_) => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
                         None => return Ok(Wrote::Here { audited: false }),
                     },
                 },
-                Phase::Unknown { .. } => decide::interrupt(found.as_ref(), held.attempt),
-                _ => decide::complete(found.as_ref(), held.attempt),
+                Phase::Unknown { .. } => decide::interrupt(found.as_ref(), held.attempt, &held.print.fingerprint),
+                _ => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
             };
             match late {
                 Late::Write { over: version, audited: noted } => (over, audited) = (version, noted),

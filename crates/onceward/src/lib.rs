@@ -1,5 +1,7 @@
 //! A retried HTTP request takes effect **once**.
 
+#[cfg(feature = "axum-08")]
+mod extract;
 pub mod key;
 pub mod problem;
 pub mod wire;
@@ -14,10 +16,14 @@ pub mod codec;
 pub mod conformance;
 #[cfg(feature = "engine")]
 pub mod decide;
+#[cfg(feature = "layer")]
+pub mod endpoints;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
 pub mod fingerprint;
+#[cfg(feature = "layer")]
+pub mod layer;
 #[cfg(feature = "engine")]
 pub mod limits;
 #[cfg(feature = "engine")]

@@ -72,8 +72,9 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// Ends when the attempt did, in this process. Pending for ever where it runs in another.
     pub(crate) async fn ended(&mut self) -> Ended {
-        match self.ended.wait_for(Option::is_some).await {
-            Ok(ended) => ended.clone().unwrap_or(Ended::Look),
+        let ended = self.ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+        match ended {
+            Ok(ended) => ended.unwrap_or(Ended::Look),
             Err(_) => std::future::pending().await,
         }
     }

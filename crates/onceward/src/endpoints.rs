@@ -1,0 +1,217 @@
+//! The public paths: `policy` tells what is protected and how, `operation` what became of a key.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tower_service::Service;
+
+use crate::engine::{Engine, Look};
+use crate::key::{KEY_BYTES_MAX, Key};
+use crate::policy::{Missing, Policy};
+use crate::principal::Principal;
+use crate::problem::Code;
+use crate::wire::{self, Outcome};
+
+/// Serves `GET policy` and `GET operation` below wherever it is mounted.
+#[derive(Clone, Debug)]
+pub struct Endpoints {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    engine: Engine,
+    policy: Policy,
+    routes: Vec<(String, Policy)>,
+}
+
+impl Endpoints {
+    pub(crate) fn new(engine: Engine, policy: Policy, routes: Vec<(String, Policy)>) -> Self {
+        Self { shared: Arc::new(Shared { engine, policy, routes }) }
+    }
+}
+
+impl<B: Send + 'static> Service<Request<B>> for Endpoints {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        let (head, _) = request.into_parts();
+        Box::pin(async move {
+            // Mounted with or without its prefix, the last part of the path tells.
+            let name = head.uri.path().rsplit('/').next().unwrap_or_default();
+            let response = match (name, &head.method) {
+                ("policy", &Method::GET | &Method::HEAD) => shared.policy(&head.headers),
+                ("operation", &Method::GET | &Method::HEAD) => shared.operation(&head.headers).await,
+                ("policy" | "operation", _) => {
+                    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
+                    response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+                    response
+                }
+                _ => plain(StatusCode::NOT_FOUND, "there is policy, and operation\n"),
+            };
+            Ok(response.map(Full::new))
+        })
+    }
+}
+
+impl Shared {
+    fn policy(&self, headers: &HeaderMap) -> Response<Bytes> {
+        let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        if accept.contains("text/html") {
+            return body(StatusCode::OK, "text/html; charset=utf-8", self.page());
+        }
+        let mut policy = describe(&self.policy);
+        policy["header"] = "Idempotency-Key".into();
+        policy["key"] = json!({
+            "bytes_max": KEY_BYTES_MAX,
+            "format": "an RFC 9651 string (\"k\") or bare (k): visible ASCII, bare without \" , ; \\",
+        });
+        policy["routes"] = self
+            .routes
+            .iter()
+            .map(|(path, policy)| {
+                let mut route = describe(policy);
+                route["path"] = path.as_str().into();
+                route
+            })
+            .collect();
+        policy["operation"] = format!("{}/operation", self.engine.mount().unwrap_or_default()).into();
+        body(StatusCode::OK, "application/json", policy.to_string())
+    }
+
+    /// What a refusal's `type` and `Link` lead to: an anchor per code.
+    fn page(&self) -> String {
+        let mut page = String::from(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+             <title>Idempotency-Key</title><style>body{font:1rem/1.5 system-ui;max-width:46rem;margin:2rem auto;padding:0 1rem;\
+             color-scheme:light dark}code{font-size:.9em}h2{margin-top:2rem}:target{outline:2px solid;outline-offset:.4rem}</style>\
+             <h1>Requests that take effect once</h1><p>Send <code>Idempotency-Key</code> with a value that you make once for each \
+             action, and send the same one with each retry. The first answer is kept and comes again.</p>",
+        );
+        for code in Code::ALL {
+            let row = code.row();
+            // Writing to a String cannot fail.
+            let _ = write!(
+                page,
+                "<section id=\"{code}\"><h2>{title}</h2><p><code>{status} {code}</code></p><p>{detail}</p>\
+                 <p>Executed: {executed}. Next: {retry}.</p></section>",
+                code = row.code,
+                title = row.title,
+                status = row.status.as_u16(),
+                detail = row.detail.replace('&', "&amp;").replace('<', "&lt;"),
+                executed = row.executed.as_str(),
+                retry = row.retry.as_str(),
+            );
+        }
+        page.push_str("</html>\n");
+        page
+    }
+
+    async fn operation(&self, headers: &HeaderMap) -> Response<Bytes> {
+        let engine = &self.engine;
+        let key = match Key::of(headers, &wire::IDEMPOTENCY_KEY) {
+            Ok(Some(key)) => key,
+            Ok(None) => return engine.refusal(Code::KeyMissing).into_response(),
+            Err(invalid) => {
+                return engine.refusal(Code::KeyInvalid).detail(invalid.to_string()).into_response();
+            }
+        };
+        let Ok(principal) = self.policy.principal.identify(headers) else {
+            return engine.refusal(Code::PrincipalUnknown).into_response();
+        };
+        let wait = wire::prefer_wait(headers);
+        let look = engine.look(&key, &principal, wait).await;
+        let mut response = match (look, principal) {
+            (Ok(Look::Free), _) => engine.refusal(Code::OperationUnknown).into_response(),
+            (Err(problem), _) => problem.into_response(),
+            (Ok(look), Principal::Anonymous) => state_of(&look),
+            (Ok(Look::InFlight(seconds)), _) => in_flight(seconds),
+            (Ok(Look::Replay(reply)), _) => {
+                let mut response = reply.replay();
+                response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
+                response.headers_mut().insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+                response
+            }
+            (Ok(Look::Refused(problem)), _) => problem.into_response(),
+        };
+        if let Some(wait) = wait {
+            let applied = format!("wait={}", wait.min(engine.limits().wait_max).as_secs());
+            if let Ok(applied) = HeaderValue::from_str(&applied) {
+                response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
+            }
+        }
+        response
+    }
+}
+
+/// What an anonymous caller is told: anybody could be asking, so the answer itself is not shown.
+fn state_of(look: &Look) -> Response<Bytes> {
+    let (outcome, executed, seconds) = match look {
+        Look::Replay(_) => (Outcome::Stored, "yes", None),
+        Look::InFlight(seconds) => (Outcome::InFlight, "unknown", Some(*seconds)),
+        Look::Refused(problem) => (problem.outcome(), problem.code().row().executed.as_str(), None),
+        Look::Free => (Outcome::Released, "unknown", None),
+    };
+    let mut response = body(
+        StatusCode::OK,
+        "application/json",
+        json!({ "state": outcome.as_str(), "executed": executed }).to_string(),
+    );
+    response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, outcome.value());
+    if let Some(seconds) = seconds {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn in_flight(seconds: u64) -> Response<Bytes> {
+    let state = json!({ "state": "in-flight", "executed": "unknown", "retry": "wait" });
+    let mut response = body(StatusCode::ACCEPTED, "application/json", state.to_string());
+    response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::InFlight.value());
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    response
+}
+
+fn describe(policy: &Policy) -> Value {
+    json!({
+        "methods": policy.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
+        "missing": match policy.missing { Missing::Pass => "pass", Missing::Reject => "reject" },
+        "guarantee": policy.guarantee.as_str(),
+        "retention_seconds": seconds(policy.retention),
+        "tombstone_seconds": seconds(policy.tombstone),
+        "wait_seconds": seconds(policy.wait),
+    })
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Bytes> {
+    body(status, "text/plain", text.to_owned())
+}
+
+fn body(status: StatusCode, kind: &'static str, text: String) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,150 @@
+//! The body that the layer passes on: untouched, whole, or begun and going on.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::mpsc;
+
+pin_project! {
+    /// A body of a request to the inner service, or of a response to the client.
+    pub struct Body<B: http_body::Body> {
+        #[pin]
+        kind: Inner<B>,
+    }
+}
+
+pin_project! {
+    #[project = InnerProjection]
+    enum Inner<B: http_body::Body> {
+        /// Passed on as it comes.
+        Passed { #[pin] body: B },
+        /// Read whole.
+        Buffered { data: Option<Bytes>, trailers: Option<HeaderMap> },
+        /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
+        Spilled { prefix: Option<Bytes>, rest: mpsc::Receiver<Result<Frame<Bytes>, B::Error>> },
+    }
+}
+
+impl<B: http_body::Body> Body<B> {
+    pub(crate) fn passed(body: B) -> Self {
+        Self { kind: Inner::Passed { body } }
+    }
+
+    pub(crate) fn buffered(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: Inner::Buffered { data: Some(data).filter(|data| !data.is_empty()), trailers } }
+    }
+
+    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Result<Frame<Bytes>, B::Error>>) -> Self {
+        Self { kind: Inner::Spilled { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest } }
+    }
+}
+
+impl<B: http_body::Body> http_body::Body for Body<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().kind.project() {
+            InnerProjection::Passed { body } => {
+                let frame = ready!(body.poll_frame(context));
+                Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))))
+            }
+            InnerProjection::Buffered { data, trailers } => {
+                Poll::Ready(data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
+            }
+            InnerProjection::Spilled { prefix, rest } => match prefix.take() {
+                Some(prefix) => Poll::Ready(Some(Ok(Frame::data(prefix)))),
+                None => rest.poll_recv(context),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Inner::Passed { body } => body.is_end_stream(),
+            Inner::Buffered { data, trailers } => data.is_none() && trailers.is_none(),
+            Inner::Spilled { .. } => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Inner::Passed { body } => body.size_hint(),
+            Inner::Buffered { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
+            Inner::Spilled { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl<B: http_body::Body> fmt::Debug for Body<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.kind {
+            Inner::Passed { .. } => "Body::Passed",
+            Inner::Buffered { .. } => "Body::Buffered",
+            Inner::Spilled { .. } => "Body::Spilled",
+        })
+    }
+}
+
+/// For `Bytes` this copies nothing.
+pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
+    data.copy_to_bytes(data.remaining())
+}
+
+/// How reading a body ended.
+pub(crate) enum Read<B: http_body::Body> {
+    /// All of it.
+    Whole(Bytes, Option<HeaderMap>),
+    /// More than the limit: what was read, and the rest.
+    Larger(Bytes, Pin<Box<B>>),
+    /// It broke off.
+    Cut,
+}
+
+/// Reads a body, up to `limit` bytes. A body of one piece is not copied.
+pub(crate) async fn read<B: http_body::Body>(body: B, limit: usize) -> Read<B> {
+    // On the stack as long as it need not be handed on.
+    let mut body = Box::pin(body);
+    let mut first = Bytes::new();
+    let mut more: Vec<u8> = Vec::new();
+    let mut trailers = None;
+    loop {
+        if body.is_end_stream() {
+            break;
+        }
+        match next(body.as_mut()).await {
+            None => break,
+            Some(Err(_)) => return Read::Cut,
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    let data = into_bytes(data);
+                    if first.is_empty() && more.is_empty() {
+                        first = data;
+                    } else {
+                        if more.is_empty() {
+                            more = Vec::with_capacity((first.len() + data.len()).next_power_of_two());
+                            more.extend_from_slice(&first);
+                            first = Bytes::new();
+                        }
+                        more.extend_from_slice(&data);
+                    }
+                    if first.len() + more.len() > limit {
+                        return Read::Larger(if more.is_empty() { first } else { more.into() }, body);
+                    }
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            },
+        }
+    }
+    Read::Whole(if more.is_empty() { first } else { more.into() }, trailers)
+}
+
+/// The next frame of a body.
+pub(crate) async fn next<B: http_body::Body>(mut body: Pin<&mut B>) -> Option<Result<Frame<B::Data>, B::Error>> {
+    std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await
+}

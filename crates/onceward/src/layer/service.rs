@@ -1,0 +1,398 @@
+//! The service: what a request with a key goes through, over HTTP.
+
+use std::marker::PhantomData;
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, request};
+use http_body::Frame;
+use tokio::sync::mpsc;
+use tower_service::Service;
+
+use super::body::{Body, Read, into_bytes, next, read};
+use super::future::ResponseFuture;
+use crate::claim::Claim;
+use crate::engine::{Answer, Ask, End, Engine, Execution, Operation};
+use crate::fingerprint::{Fingerprint, Parts, Rules};
+use crate::key::Key;
+use crate::policy::{Fate, Missing, Policy};
+use crate::problem::{Code, Problem};
+use crate::reply::Reply;
+use crate::secret::HashKeys;
+use crate::wire::{self, Outcome};
+
+/// Does each request that bears a key once. Made by [`IdempotencyLayer`](super::IdempotencyLayer).
+#[derive(Clone, Debug)]
+pub struct Idempotency<S> {
+    inner: S,
+    engine: Engine,
+    policy: Arc<Policy>,
+    forwarding: bool,
+}
+
+impl<S> Idempotency<S> {
+    pub(super) fn new(inner: S, engine: Engine, policy: Arc<Policy>, forwarding: bool) -> Self {
+        Self { inner, engine, policy, forwarding }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Idempotency<S>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Error: Send,
+    R: http_body::Body + Send + 'static,
+    R::Error: Send,
+{
+    type Response = Response<Body<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, R, S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let keyed = self.policy.covers(request.method())
+            && (self.policy.missing == Missing::Reject || request.headers().contains_key(wire::IDEMPOTENCY_KEY));
+        if !keyed {
+            return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
+        }
+        // `poll_ready` prepared this service, not its clones: run it, keep a clone for next time.
+        let clone = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, clone);
+        let keyed = Keyed {
+            inner: ready,
+            engine: self.engine.clone(),
+            policy: Arc::clone(&self.policy),
+            forwarding: self.forwarding,
+        };
+        ResponseFuture::keyed(Box::pin(keyed.run(request)))
+    }
+}
+
+/// A request with a key, or where one is required.
+struct Keyed<S> {
+    inner: S,
+    engine: Engine,
+    policy: Arc<Policy>,
+    forwarding: bool,
+}
+
+impl<S> Keyed<S> {
+    async fn run<B, R>(self, request: Request<B>) -> Result<Response<Body<R>>, S::Error>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Send + 'static,
+        B: http_body::Body + Send + 'static,
+        B::Error: Send,
+        R: http_body::Body + Send + 'static,
+        R::Error: Send,
+    {
+        let Self { inner, engine, policy, forwarding } = self;
+        let (head, body) = request.into_parts();
+        let early = |problem: Problem| {
+            engine.observer().answered(&policy.route, problem.outcome(), None);
+            problem
+        };
+        let key = match Key::of(&head.headers, &wire::IDEMPOTENCY_KEY) {
+            Ok(Some(key)) => key,
+            Ok(None) => return Ok(refuse_unread(&engine, early(engine.refusal(Code::KeyMissing)), &head, body).await),
+            Err(invalid) => {
+                let problem = engine.refusal(Code::KeyInvalid).detail(sentence(&invalid.to_string()));
+                return Ok(refuse_unread(&engine, early(problem), &head, body).await);
+            }
+        };
+        let principal = match policy.principal.identify(&head.headers) {
+            Ok(principal) => principal,
+            Err(_) => {
+                let problem = early(engine.refusal(Code::PrincipalUnknown));
+                return Ok(refuse_unread(&engine, problem, &head, body).await);
+            }
+        };
+        let limit = engine.limits().request_body;
+        if declared_length(&head.headers).is_some_and(|length| length > limit as u64) {
+            let problem = early(engine.refusal(Code::RequestTooLarge));
+            return Ok(refuse_unread(&engine, problem, &head, body).await);
+        }
+        let (body, trailers) = match read(body, limit).await {
+            Read::Whole(body, trailers) => (body, trailers),
+            Read::Larger(_, rest) => {
+                let problem = early(engine.refusal(Code::RequestTooLarge));
+                return Ok(refuse_unread(&engine, problem, &head, rest).await);
+            }
+            Read::Cut => return Ok(refusal(early(engine.refusal(Code::RequestIncomplete)), true)),
+        };
+        let prefers = wire::prefer_wait(&head.headers);
+        let ask = Ask { key, principal, policy: Arc::clone(&policy), wait: prefers };
+        let response_limit = engine.limits().response_body;
+        let call = Call {
+            takes: PhantomData,
+            inner,
+            head,
+            body,
+            trailers,
+            policy,
+            forwarding,
+            response_limit,
+            engine: engine.clone(),
+        };
+        let mut response = match engine.run(ask, call).await {
+            Answer::Own(Ok(response), outcome) => labelled(response, outcome),
+            Answer::Own(Err(error), _) => return Err(error),
+            Answer::Replay(reply) => {
+                let mut response = reply.replay();
+                let headers = response.headers_mut();
+                headers.insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
+                headers.insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+                response.map(|body| Body::buffered(body, None))
+            }
+            Answer::Released(reply) => {
+                let mut response = reply.replay();
+                response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
+                response.map(|body| Body::buffered(body, None))
+            }
+            Answer::Refused(problem) => refusal(problem, false),
+        };
+        if let Some(wait) = prefers
+            && waited(response.headers())
+            && let Ok(applied) =
+                HeaderValue::from_str(&format!("wait={}", wait.min(engine.limits().wait_max).as_secs()))
+        {
+            response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
+        }
+        Ok(response)
+    }
+}
+
+/// Whether the preference to wait had a say in this response: it is not the answer of the request's own execution.
+fn waited(headers: &HeaderMap) -> bool {
+    matches!(Outcome::of(headers), Some(Outcome::InFlight | Outcome::Replayed | Outcome::Released))
+}
+
+/// The inner call, as the engine sees it.
+struct Call<S, B> {
+    inner: S,
+    /// The body that the inner service takes, in name only: it was read.
+    takes: PhantomData<fn(B)>,
+    head: request::Parts,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+    policy: Arc<Policy>,
+    forwarding: bool,
+    response_limit: usize,
+    engine: Engine,
+}
+
+impl<S, B, R> Operation for Call<S, B>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    R: http_body::Body + Send + 'static,
+    R::Error: Send,
+{
+    type Answer = Result<Response<Body<R>>, S::Error>;
+
+    fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
+        let Self { head, body, .. } = self;
+        rules.fingerprint(keys, &Parts { method: &head.method, uri: &head.uri, headers: &head.headers, body })
+    }
+
+    async fn execute(self, claim: Claim) -> Execution<Self::Answer> {
+        let Self { mut inner, mut head, body, trailers, policy, forwarding, response_limit, engine, .. } = self;
+        if !forwarding && claim.first_byte().await.is_err() {
+            return Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
+        }
+        head.extensions.insert(claim.clone());
+        let request = Request::from_parts(head, Body::buffered(body, trailers));
+        let response = match inner.call(request).await {
+            Ok(response) => response,
+            Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
+        };
+        let (head, body) = response.into_parts();
+        let fate = claim
+            .declared()
+            .or_else(|| head.extensions.get::<Fate>().copied())
+            .or_else(|| policy.fate(head.status, &head.headers));
+        let length = declared_length(&head.headers);
+        let streams = is_declared_stream(&head.headers);
+        let (whole, body) = match () {
+            () if streams || length.is_some_and(|length| length > response_limit as u64) => {
+                (None, spill(Bytes::new(), Box::pin(body), &claim, &engine, streams, fate))
+            }
+            () => match read(body, response_limit).await {
+                Read::Whole(data, _)
+                    if length.is_some_and(|length| length != data.len() as u64 && carries_body(head.status)) =>
+                {
+                    return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
+                }
+                Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
+                Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &engine, false, fate)),
+                Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+            },
+        };
+        let keep = |data: &Bytes| Arc::new(Reply::keep(head.status, &head.headers, data.clone()));
+        let end = match (fate, &whole) {
+            (Some(Fate::NotSent | Fate::Released), whole) => End::Released(whole.as_ref().map(keep)),
+            (Some(Fate::Unknown), _) => End::Unknown,
+            (None, Some(whole)) => End::Completed(keep(whole)),
+            (Some(Fate::NotKept), _) | (None, None) => End::NotKept(Reply::head(head.status, &head.headers)),
+        };
+        Execution { answer: Ok(Ok(Response::from_parts(head, body))), end }
+    }
+}
+
+/// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is
+/// read to its end, or as long as an answer is listened for. What breaks off was not executed to its end, as far as anybody
+/// knows.
+fn spill<R>(
+    prefix: Bytes,
+    mut rest: std::pin::Pin<Box<R>>,
+    claim: &Claim,
+    engine: &Engine,
+    endless: bool,
+    fate: Option<Fate>,
+) -> Body<R>
+where
+    R: http_body::Body + Send + 'static,
+    R::Error: Send,
+{
+    let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, R::Error>>(4);
+    let (claim, engine) = (claim.clone(), engine.clone());
+    let running = engine.running();
+    tokio::spawn(async move {
+        let _running = running;
+        let clock = Arc::clone(engine.clock());
+        let until = clock.now() + engine.limits().capture_timeout;
+        let mut listening = true;
+        let mut deadline = clock.sleep_until(until);
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = engine.given_up() => break,
+                () = &mut deadline, if !listening => break,
+                () = sender.closed(), if listening && endless => break,
+                // At once made into `Bytes`: a body's own data need not be able to change threads.
+                frame = next(rest.as_mut()) => frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))),
+            };
+            match frame {
+                None => return,
+                Some(Ok(frame)) => {
+                    if listening {
+                        listening = sender.send(Ok(frame)).await.is_ok();
+                    }
+                }
+                Some(Err(error)) => {
+                    // An answer that was said to be kept in part, or not at all, is now known to be cut.
+                    if matches!(fate, None | Some(Fate::NotKept)) {
+                        claim.tell_cut().await;
+                    }
+                    let _ = sender.send(Err(error)).await;
+                    return;
+                }
+            }
+        }
+    });
+    Body::spilled(prefix, receiver)
+}
+
+/// Marks the answer of a request's own execution.
+fn labelled<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcome) -> Response<Body<R>> {
+    // What an upstream that speaks the same language said of its own key is not what happened here.
+    if response.headers().contains_key(wire::IDEMPOTENCY_REPLAYED) {
+        let mut headers = HeaderMap::with_capacity(response.headers().len() + 1);
+        for (name, value) in response.headers().iter().filter(|(name, _)| **name != wire::IDEMPOTENCY_REPLAYED) {
+            headers.append(name.clone(), value.clone());
+        }
+        *response.headers_mut() = headers;
+    }
+    response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, outcome.value());
+    response
+}
+
+fn refusal<R: http_body::Body>(problem: Problem, close: bool) -> Response<Body<R>> {
+    let mut response = problem.into_response();
+    if close {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| Body::buffered(body, None))
+}
+
+/// Refuses a request whose body was not read: reads on for a while, so that the refusal is not lost to a broken pipe, and
+/// closes the connection if the body did not end, so that its rest is never taken for the next request.
+async fn refuse_unread<B, R>(engine: &Engine, problem: Problem, head: &request::Parts, body: B) -> Response<Body<R>>
+where
+    B: http_body::Body,
+    R: http_body::Body,
+{
+    // A client that waits for 100 Continue has sent nothing yet, and reading would ask it to.
+    if head.headers.contains_key(EXPECT) {
+        return refusal(problem, true);
+    }
+    let deadline = engine.clock().sleep_until(engine.clock().now() + Duration::from_secs(5));
+    let discard = async {
+        let mut body = std::pin::pin!(body);
+        let mut left = engine.limits().request_body.saturating_mul(4);
+        while !body.is_end_stream() {
+            match next(body.as_mut()).await {
+                None => return true,
+                Some(Err(_)) => return false,
+                Some(Ok(frame)) => {
+                    let length = frame.data_ref().map_or(0, bytes::Buf::remaining);
+                    match left.checked_sub(length) {
+                        Some(rest) => left = rest,
+                        None => return false,
+                    }
+                }
+            }
+        }
+        true
+    };
+    let ended = tokio::select! {
+        biased;
+        ended = discard => ended,
+        () = deadline => false,
+    };
+    refusal(problem, !ended)
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Whether an answer says of itself that it has no end to wait for.
+fn is_declared_stream(headers: &HeaderMap) -> bool {
+    const STREAMS: [&str; 5] = [
+        "text/event-stream",
+        "multipart/x-mixed-replace",
+        "application/x-ndjson",
+        "application/grpc",
+        "application/json-seq",
+    ];
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    STREAMS.iter().any(|stream| kind.eq_ignore_ascii_case(stream))
+        || headers.get("x-accel-buffering").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
+}
+
+fn carries_body(status: StatusCode) -> bool {
+    !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// With a capital letter and a full stop.
+fn sentence(words: &str) -> String {
+    let mut letters = words.chars();
+    match letters.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str()),
+        None => String::new(),
+    }
+}

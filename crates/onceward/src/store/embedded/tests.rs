@@ -1,0 +1,200 @@
+//! What needs a hand inside: records damaged behind the store's back, batches held together.
+
+mod harm;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::EmbeddedStore;
+use super::row::{claim_key, name_key};
+use crate::clock::ManualClock;
+use crate::fingerprint::{Fingerprint, Rules};
+use crate::record::{AttemptId, Phase, Print, Record, Version};
+use crate::secret::{KeyHash, RecordId};
+use crate::store::{Applied, Replaced, Store};
+
+const LEASE: Duration = Duration::from_secs(15);
+
+fn id(n: u8) -> RecordId {
+    RecordId([n; 32])
+}
+
+fn record(n: u8, phase: Phase) -> Record {
+    Record { key_hash: KeyHash([n; 32]), attempt: AttemptId([n; 16]), phase }
+}
+
+fn print() -> Print {
+    Print { fingerprint: Fingerprint([7; 32]), rules: Arc::new(Rules::default()) }
+}
+
+fn claim(n: u8) -> Record {
+    record(n, Phase::InFlight { print: print(), lease: LEASE, began: Duration::ZERO })
+}
+
+fn released(n: u8) -> Record {
+    record(n, Phase::Released { keep: LEASE })
+}
+
+fn batches(store: &EmbeddedStore) -> u64 {
+    store.engine().unwrap().state().unwrap().unwrap().batch
+}
+
+/// Flips a bit of a value where it lies.
+fn damage(store: &EmbeddedStore, id: &RecordId, at: usize) {
+    let records = &store.engine().unwrap().records;
+    let mut bytes = records.get(id.0).unwrap().unwrap().to_vec();
+    bytes[at] ^= 1;
+    records.insert(id.0, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_fails_its_checksum_is_an_error_of_its_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    store.insert(&id(1), &claim(1)).await.unwrap();
+    let bytes = store.engine().unwrap().records.get(id(1).0).unwrap().unwrap();
+    // In the envelope and in the record, in each byte.
+    for at in 0..bytes.len() {
+        damage(&store, &id(1), at);
+        let errors = [
+            store.get(&id(1)).await.unwrap_err(),
+            store.insert(&id(1), &claim(2)).await.unwrap_err(),
+            store.replace(&id(1), claim(1).version(), &released(1)).await.unwrap_err(),
+            store.remove(&id(1), claim(1).version()).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.is_unreadable(), "byte {at}: {error}");
+            assert_eq!(error.applied(), Applied::No);
+        }
+        damage(&store, &id(1), at);
+        assert_eq!(store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
+    }
+    // What belongs to another key does not pass either.
+    store.engine().unwrap().records.insert(id(2).0, bytes).unwrap();
+    assert!(store.get(&id(2)).await.unwrap_err().is_unreadable());
+}
+
+#[tokio::test]
+async fn a_named_value_that_fails_its_checksum_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    store.meta("secret", b"value").await.unwrap();
+    let meta = &store.engine().unwrap().meta;
+    let bytes = meta.get(name_key("secret")).unwrap().unwrap();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.to_vec();
+        damaged[at] ^= 1;
+        meta.insert(name_key("secret"), damaged).unwrap();
+        assert!(store.meta("secret", b"another").await.unwrap_err().is_unreadable());
+    }
+    meta.insert(name_key("other"), bytes).unwrap();
+    assert!(store.meta("other", b"another").await.unwrap_err().is_unreadable());
+}
+
+#[tokio::test]
+async fn an_unreadable_record_does_not_hide_what_else_is_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = EmbeddedStore::open_with(folder.path(), Arc::new(clock.clone())).unwrap();
+    for n in [1, 2] {
+        store.insert(&id(n), &claim(n)).await.unwrap();
+        store.insert(&id(n + 10), &released(n + 10)).await.unwrap();
+        clock.advance(Duration::from_secs(1));
+    }
+    clock.advance(LEASE);
+    damage(&store, &id(1), 60);
+    damage(&store, &id(11), 60);
+    for limit in [2, 10] {
+        let due: Vec<_> = store.due(limit).await.unwrap().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(due, [id(2), id(12)]);
+    }
+    // Nor does it hide from an operator who mends it.
+    damage(&store, &id(11), 60);
+    assert_eq!(store.due(1).await.unwrap()[0].0, id(11));
+}
+
+#[tokio::test]
+async fn all_who_wait_share_one_batch_and_see_it_in_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, start) = EmbeddedStore::prepare(folder.path(), Arc::new(ManualClock::default())).unwrap();
+    let records = [claim(1), claim(2), released(1), released(2), claim(3)];
+    let [one, two, one_released, two_released, three] = &records;
+    let [id_1, id_2] = [id(1), id(2)];
+    let mut inserts = [
+        store.insert(&id_1, one),
+        store.insert(&id_1, two),
+        // Once the replaces are done, below.
+        store.insert(&id_2, three),
+    ];
+    let mut replaces = [
+        store.replace(&id_1, one.version(), one_released),
+        store.replace(&id_1, one.version(), two_released),
+        store.replace(&id_1, one_released.version(), three),
+    ];
+    let mut remove = store.remove(&id_1, three.version());
+    let mut names = [store.meta("name", b"first"), store.meta("name", b"second")];
+    let others: Vec<_> = (100..200).map(id).collect();
+    let mut crowd: Vec<_> = others.iter().map(|id| store.insert(id, one)).collect();
+
+    inserts.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
+    replaces.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
+    assert!(poll(remove.as_mut()).is_pending());
+    names.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
+    crowd.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
+    start().unwrap();
+
+    let [first, second, third] = inserts;
+    assert_eq!(first.await.unwrap(), None);
+    assert_eq!(second.await.unwrap().unwrap().record, claim(1));
+    assert_eq!(third.await.unwrap(), None);
+    let [first, second, third] = replaces;
+    assert_eq!(first.await.unwrap(), Replaced::Yes);
+    match second.await.unwrap() {
+        Replaced::No(Some(found)) => assert_eq!(found.record, released(1)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(third.await.unwrap(), Replaced::Yes);
+    assert!(remove.await.unwrap());
+    for name in names {
+        assert_eq!(name.await.unwrap(), "first");
+    }
+    for future in crowd {
+        assert_eq!(future.await.unwrap(), None);
+    }
+    // One for the start, and one for all of them.
+    assert_eq!(batches(&store), 2);
+    assert_eq!(store.get(&id_1).await.unwrap(), None);
+    let census = store.census().await.unwrap();
+    assert_eq!((census.in_flight, census.released), (101, 0));
+    // What came and went within the batch left nothing in the index.
+    let index = &store.engine().unwrap().index;
+    assert!(!index.contains_key(claim_key(&id_1)).unwrap());
+    assert_eq!(index.len().unwrap(), 101);
+}
+
+#[tokio::test]
+async fn what_writes_nothing_syncs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    store.insert(&id(1), &claim(1)).await.unwrap();
+    store.meta("name", b"value").await.unwrap();
+    let before = batches(&store);
+    store.insert(&id(1), &claim(2)).await.unwrap();
+    store.meta("name", b"another").await.unwrap();
+    store.get(&id(1)).await.unwrap();
+    store.due(10).await.unwrap();
+    let other = Version { attempt: AttemptId([9; 16]), ..claim(1).version() };
+    assert!(matches!(store.replace(&id(1), other, &released(1)).await.unwrap(), Replaced::No(Some(_))));
+    assert_eq!(store.replace(&id(2), other, &released(1)).await.unwrap(), Replaced::No(None));
+    assert!(!store.remove(&id(1), other).await.unwrap());
+    assert_eq!(batches(&store), before);
+    store.replace(&id(1), claim(1).version(), &released(1)).await.unwrap();
+    assert_eq!(batches(&store), before + 1);
+}
+
+fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
