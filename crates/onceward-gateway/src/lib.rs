@@ -9,7 +9,6 @@ mod logging;
 mod metrics;
 mod serve;
 mod server;
-mod stand_in;
 mod upstream;
 
 use std::error::Error;

@@ -1,3 +1,5 @@
 //! The gateway, from outside.
 
 mod config;
+mod forward;
+mod support;

@@ -1,0 +1,176 @@
+//! What is counted, under the names that alerts are written with.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use onceward::observe::Observer;
+use onceward::policy::Policy;
+use onceward::secret::RecordId;
+use onceward::wire::Outcome;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+tokio::task_local! {
+    /// Where the record's id goes to, for the log line of the request that this task serves.
+    pub(crate) static RECORD: parking_lot::Mutex<Option<RecordId>>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    route: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRoute {
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfStore {
+    op: &'static str,
+}
+
+/// Counts.
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Made at the start, so that counting looks up one route and allocates nothing.
+    routes: HashMap<Arc<str>, OneRoute>,
+    second_executions: Counter,
+    store_seconds: Family<OfStore, Histogram, fn() -> Histogram>,
+    store_errors: Family<OfStore, Counter>,
+    claims_in_flight: Gauge<u64, AtomicU64>,
+    keys_unknown: Gauge<u64, AtomicU64>,
+}
+
+struct OneRoute {
+    answered: Vec<(Outcome, Counter)>,
+    prevented: Counter,
+    upstream_seconds: Histogram,
+}
+
+impl Metrics {
+    /// Counters for these routes, all at zero: an alert on a rate needs the zero too.
+    pub(crate) fn new<'a>(policies: impl Iterator<Item = &'a Policy>) -> Self {
+        let requests = Family::<Answered, Counter>::default();
+        let prevented = Family::<OfRoute, Counter>::default();
+        let upstream_seconds = Family::<OfRoute, Histogram, fn() -> Histogram>::new_with_constructor(seconds);
+        let mut metrics = Self {
+            registry: Registry::default(),
+            routes: HashMap::new(),
+            second_executions: Counter::default(),
+            store_seconds: Family::new_with_constructor(seconds),
+            store_errors: Family::default(),
+            claims_in_flight: Gauge::default(),
+            keys_unknown: Gauge::default(),
+        };
+        for policy in policies {
+            let route = || OfRoute { route: policy.route.to_string() };
+            let answered = |outcome: Outcome| {
+                let labels = Answered { route: policy.route.to_string(), outcome: outcome.as_str() };
+                (outcome, requests.get_or_create(&labels).clone())
+            };
+            let one = OneRoute {
+                answered: Outcome::ALL.into_iter().map(answered).collect(),
+                prevented: prevented.get_or_create(&route()).clone(),
+                upstream_seconds: upstream_seconds.get_or_create(&route()).clone(),
+            };
+            metrics.routes.insert(Arc::clone(&policy.route), one);
+        }
+        let registry = &mut metrics.registry;
+        registry.register("onceward_requests", "Answers to requests with a key, by what happened", requests);
+        registry.register(
+            "onceward_duplicates_prevented",
+            "Requests that were answered without being executed again",
+            prevented,
+        );
+        registry.register(
+            "onceward_claims_in_flight",
+            "Keys in the store that are being executed",
+            metrics.claims_in_flight.clone(),
+        );
+        registry.register(
+            "onceward_keys_unknown",
+            "Keys in the store of which nobody knows whether they were executed",
+            metrics.keys_unknown.clone(),
+        );
+        registry.register(
+            "onceward_second_executions",
+            "Executions that another attempt had overtaken",
+            metrics.second_executions.clone(),
+        );
+        registry.register("onceward_store_seconds", "How long the store took", metrics.store_seconds.clone());
+        registry.register("onceward_store_errors", "What the store failed to do", metrics.store_errors.clone());
+        registry.register("onceward_upstream_seconds", "How long executions took", upstream_seconds);
+        metrics
+    }
+
+    /// What only the store knows, for the next [`Metrics::text`].
+    pub(crate) fn set_census(&self, in_flight: u64, unknown: u64) {
+        self.claims_in_flight.set(in_flight);
+        self.keys_unknown.set(unknown);
+    }
+
+    /// All of it in the text format that Prometheus reads.
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+/// From half a millisecond to a minute.
+fn seconds() -> Histogram {
+    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Observer for Metrics {
+    fn answered(&self, route: &str, outcome: Outcome, id: Option<&RecordId>) {
+        if let Some((_, counter)) =
+            self.routes.get(route).and_then(|one| one.answered.iter().find(|(counted, _)| *counted == outcome))
+        {
+            counter.inc();
+        }
+        if let Some(id) = id {
+            // Outside of a request, as in the self-test, nobody asks.
+            let _ = RECORD.try_with(|record| *record.lock() = Some(*id));
+        }
+    }
+
+    fn prevented(&self, route: &str) {
+        if let Some(one) = self.routes.get(route) {
+            one.prevented.inc();
+        }
+    }
+
+    fn executed(&self, route: &str, took: Duration) {
+        if let Some(one) = self.routes.get(route) {
+            one.upstream_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    fn second_execution(&self, route: &str) {
+        self.second_executions.inc();
+        tracing::error!(route, "a holder that was overtaken executed all the same");
+    }
+
+    fn store(&self, op: &'static str, took: Duration, ok: bool) {
+        self.store_seconds.get_or_create(&OfStore { op }).observe(took.as_secs_f64());
+        if !ok {
+            self.store_errors.get_or_create(&OfStore { op }).inc();
+        }
+    }
+}

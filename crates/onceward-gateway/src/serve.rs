@@ -1,0 +1,187 @@
+//! `onceward serve`: opens what it needs, says so, serves, and drains.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::layer::IdempotencyLayer;
+use onceward::secret::Secret;
+use onceward::store::{EmbeddedStore, MemoryStore, Store};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::admin::Admin;
+use crate::app::App;
+use crate::config::{Config, StoreUrl};
+use crate::metrics::Metrics;
+use crate::server;
+use crate::upstream::Forwarder;
+
+/// What answers have to reach their clients when the drain limit is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Runs the gateway until it is told to stop.
+pub(crate) fn run(config: Config) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("threads cannot be started: {error}"))?;
+    let result = runtime.block_on(serve(config));
+    // What still runs in threads of its own has nothing left to say.
+    runtime.shutdown_timeout(LAST_WORDS);
+    result
+}
+
+async fn serve(config: Config) -> Result<(), String> {
+    let config = Arc::new(config);
+    for (setting, value, origin) in &config.sources {
+        tracing::info!("{setting} = {value} ({origin})");
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    // Signals count from here on, so that none is lost while the store opens.
+    let mut signals = Signals::new().map_err(|error| format!("signals cannot be heard: {error}"))?;
+    let (listener, listening) = bind(config.listen, "--listen").await?;
+    let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
+
+    let store = open_store(&config.store)?;
+    let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
+    let metrics = Arc::new(Metrics::new(policies));
+    let mut builder = IdempotencyLayer::builder(store)
+        .namespace(config.namespace.clone())
+        .limits(config.limits.clone())
+        .observer(Arc::clone(&metrics) as _)
+        .forwarding();
+    if let Some(path) = &config.secret_file {
+        builder = builder.secret(read_secret(path)?);
+    }
+    let layer = builder.build();
+    let engine = layer.engine().clone();
+    engine.start().await.map_err(|error| format!("store: {}", crate::chain(&error)))?;
+    engine.self_test().await.map_err(|error| format!("store: the self-test failed: {}", crate::chain(&error)))?;
+
+    let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, &config));
+    let connections_max = server::connections_max();
+    let admin = Arc::new(Admin::new(engine.clone(), metrics, Arc::clone(&config), connections_max));
+
+    let (stop, stopping) = watch::channel(false);
+    let accepting = tokio::spawn(server::accept(listener, connections_max, stopping, move |request, peer| {
+        Arc::clone(&app).call(request, peer)
+    }));
+    let (admin_stop, admin_stopping) = watch::channel(false);
+    tokio::spawn(server::accept(admin_listener, server::ADMIN_CONNECTIONS_MAX, admin_stopping, move |request, _| {
+        let admin = Arc::clone(&admin);
+        async move { admin.call(request).await }
+    }));
+    tracing::info!(
+        listen = %listening,
+        admin = %admin_listening,
+        upstream = %config.upstream,
+        store = engine.store().facts().kind,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening on {listening}"
+    );
+
+    let name = signals.next().await;
+    tracing::info!(in_flight = engine.in_flight(), limit_ms = config.drain.as_millis(), "{name}: draining");
+    // Whoever asks twice does not want to wait.
+    tokio::spawn(async move {
+        let name = signals.next().await;
+        tracing::warn!("{name} again: stopped at once");
+        std::process::exit(1);
+    });
+    let deadline = Instant::now() + config.drain;
+    engine.drain();
+    // The listener stays: replays and refusals go on, and what a load balancer still sends gets an answer.
+    if timeout_at(deadline, engine.drained()).await.is_err() {
+        tracing::warn!(
+            in_flight = engine.in_flight(),
+            "the drain limit is over; what still runs is written as unknown"
+        );
+        engine.give_up();
+        let writing = config.limits.store_timeout * 2 + LAST_WORDS;
+        if timeout(writing, engine.drained()).await.is_err() {
+            tracing::error!(
+                in_flight = engine.in_flight(),
+                "the store does not take it; those keys are found lost at the next start"
+            );
+        }
+    }
+    stop.send_replace(true);
+    // Closed when the listener and all connections have let go of it. One that never ends its request has its limit too.
+    let closed = timeout_at(deadline.max(Instant::now() + LAST_WORDS), stop.closed()).await;
+    if closed.is_err() {
+        tracing::warn!("some connections were cut at the drain limit");
+    }
+    accepting.abort();
+    drop(admin_stop);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr), String> {
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, std::io::Error>((listener, address))
+    };
+    bound.await.map_err(|error| format!("cannot listen on {address}: {error}; free it, or take another with {flag}"))
+}
+
+fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, String> {
+    Ok(match url {
+        StoreUrl::Memory { bytes_max } => Arc::new(MemoryStore::new(*bytes_max)),
+        StoreUrl::Embedded { folder } => {
+            let store = EmbeddedStore::open(folder)
+                .map_err(|error| format!("store: {}: {}", folder.display(), crate::chain(&error)))?;
+            Arc::new(store)
+        }
+    })
+}
+
+/// 32 bytes, raw or as hexadecimal digits. What is wrong with it is said, and nothing of it.
+fn read_secret(path: &Path) -> Result<Secret, String> {
+    let bytes = fs::read(path).map_err(|error| format!("secret_file: {} cannot be read: {error}", path.display()))?;
+    let raw: Option<[u8; 32]> = bytes.as_slice().try_into().ok();
+    let secret = raw.or_else(|| unhex(bytes.trim_ascii()));
+    secret.map(Secret::new).ok_or_else(|| {
+        let path = path.display();
+        format!("secret_file: {path} has neither 32 bytes nor 64 hexadecimal digits; make it with `openssl rand -hex 32 > {path}`")
+    })
+}
+
+fn unhex(digits: &[u8]) -> Option<[u8; 32]> {
+    let mut secret = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in secret.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16);
+        *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
+    }
+    Some(secret)
+}
+
+/// The two signals that stop it.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

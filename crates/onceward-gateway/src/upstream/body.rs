@@ -1,0 +1,172 @@
+//! Bodies on their way through: the request's, which tells when it was all handed over, and the answer's, which gives the
+//! connection back at its end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+
+use super::BoxError;
+use super::exchange::Exchange;
+use super::headers;
+
+pin_project! {
+    /// The body of a request.
+    pub(crate) struct Sent<B> {
+        #[pin]
+        body: B,
+        exchange: Arc<Exchange>,
+        left: Option<u64>,
+        with_trailers: bool,
+    }
+}
+
+impl<B: Body<Data = Bytes>> Sent<B> {
+    pub(crate) fn new(body: B, with_trailers: bool) -> Self {
+        let left = body.size_hint().exact();
+        Self { body, exchange: Arc::default(), left, with_trailers }
+    }
+
+    /// Tells this connection from now on.
+    pub(crate) fn follow(&mut self, exchange: &Arc<Exchange>) {
+        self.exchange = Arc::clone(exchange);
+        self.exchange.set_given(self.body.is_end_stream());
+    }
+}
+
+impl<B> Body for Sent<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        loop {
+            let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => {
+                    this.exchange.set_given(true);
+                    return Poll::Ready(None);
+                }
+            };
+            let frame = match frame.into_data() {
+                Ok(data) => {
+                    if let Some(left) = this.left {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
+                    Frame::data(data)
+                }
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) if *this.with_trailers => Frame::trailers(headers::trailers_to_upstream(&trailers)),
+                    _ => continue,
+                },
+            };
+            // With a Content-Length the upstream may answer as soon as it has that many bytes.
+            if frame.is_trailers() || *this.left == Some(0) || this.body.is_end_stream() {
+                this.exchange.set_given(true);
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Gives a connection back.
+pub(crate) type Back = Box<dyn FnOnce() + Send>;
+
+/// The body of the upstream's answer. Dropped before its end it closes the connection.
+pub(crate) struct Received {
+    body: Incoming,
+    back: Option<Back>,
+}
+
+impl Received {
+    pub(crate) fn new(body: Incoming, back: Back) -> Self {
+        let mut received = Self { body, back: Some(back) };
+        received.give_back_at_end();
+        received
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.body.is_end_stream()
+            && let Some(back) = self.back.take()
+        {
+            back();
+        }
+    }
+}
+
+/// The body of an answer: the upstream's, or one of the gateway's own.
+#[allow(missing_debug_implementations, reason = "a body is not shown")]
+pub(crate) enum Answer {
+    /// The upstream's.
+    Upstream {
+        /// As it comes.
+        received: Received,
+    },
+    /// A problem.
+    Own {
+        /// Whole.
+        body: Full<Bytes>,
+    },
+}
+
+impl Answer {
+    pub(crate) fn own(body: Bytes) -> Self {
+        Self::Own { body: Full::new(body) }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Upstream { received } => {
+                let frame = ready!(Pin::new(&mut received.body).poll_frame(cx));
+                match &frame {
+                    Some(Ok(_)) => received.give_back_at_end(),
+                    Some(Err(_)) => received.back = None,
+                    None => {
+                        if let Some(back) = received.back.take() {
+                            back();
+                        }
+                    }
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Self::Own { body } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Upstream { received } => received.body.is_end_stream(),
+            Self::Own { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Upstream { received } => received.body.size_hint(),
+            Self::Own { body } => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! New connections: name, TCP, TLS, all within one time.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::BoxError;
+use super::exchange::{Exchange, Watched};
+use super::pool::Connection;
+use crate::config::Upstream;
+
+/// For the name, TCP and TLS together. A service that takes longer is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of it, for one of several addresses.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The most bytes of an answer's head.
+const HEAD_BYTES_MAX: usize = 256 << 10;
+/// The most header lines of an answer.
+const HEADERS_MAX: usize = 256;
+
+/// Connects to the upstream.
+pub(crate) struct Connector {
+    host: String,
+    port: u16,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    pub(crate) fn new(upstream: &Upstream) -> Result<Self, String> {
+        let tls = match upstream.tls {
+            true => Some((tls()?, server_name(&upstream.host)?)),
+            false => None,
+        };
+        Ok(Self { host: upstream.host.clone(), port: upstream.port, tls })
+    }
+
+    pub(crate) async fn connect<B>(&self) -> io::Result<Connection<B>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (stream, socket) = timeout(CONNECT_TIMEOUT, self.stream())
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
+        let exchange = Arc::<Exchange>::default();
+        let watched = TokioIo::new(Watched::new(stream, Arc::clone(&exchange)));
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(HEADERS_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
+            .handshake(watched)
+            .await
+            .map_err(io::Error::other)?;
+        // Its errors come to whoever sent the request.
+        tokio::spawn(connection.with_upgrades());
+        Ok(Connection { sender, exchange, socket })
+    }
+
+    async fn stream(&self) -> io::Result<(Stream, Arc<TcpStream>)> {
+        let socket = Arc::new(self.tcp().await?);
+        socket.set_nodelay(true)?;
+        let tcp = Tcp(Arc::clone(&socket));
+        let stream = match &self.tls {
+            Some((tls, name)) => Stream::Tls { tls: Box::new(tls.connect(name.clone(), tcp).await?) },
+            None => Stream::Plain { tcp },
+        };
+        Ok((stream, socket))
+    }
+
+    async fn tcp(&self) -> io::Result<TcpStream> {
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((self.host.as_str(), self.port)).await?.collect();
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let count = addresses.len();
+        for address in addresses {
+            let each = if count > 1 { ADDRESS_TIMEOUT } else { CONNECT_TIMEOUT };
+            match timeout(each, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => return Ok(tcp),
+                Ok(Err(error)) => failed = error,
+                Err(_) => failed = io::Error::new(io::ErrorKind::TimedOut, "no connection in time"),
+            }
+        }
+        Err(failed)
+    }
+}
+
+fn server_name(host: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| format!("upstream: {host:?} is no name that a certificate could have"))
+}
+
+/// TLS as the machine trusts it; `SSL_CERT_FILE` names other roots.
+fn tls() -> Result<TlsConnector, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = rustls::RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        return Err(format!(
+            "upstream: no certificate authorities were found to trust{why}; install ca-certificates, or name a file in SSL_CERT_FILE"
+        ));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("upstream: TLS cannot be set up: {error}"))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// The bytes to and from the upstream.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Plain { tcp: Tcp },
+    Tls { tls: Box<TlsStream<Tcp>> },
+}
+
+impl Stream {
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls { .. })
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain { tcp } => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls { tls } => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain { tcp } => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls { tls } => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain { tcp } => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls { tls } => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain { tcp } => tcp.is_write_vectored(),
+            Self::Tls { tls } => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain { tcp } => Pin::new(tcp).poll_flush(cx),
+            Self::Tls { tls } => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain { tcp } => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls { tls } => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A socket that is shared with the pool, which asks the kernel about it.
+#[derive(Debug)]
+pub(crate) struct Tcp(Arc<TcpStream>);
+
+impl AsyncRead for Tcp {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read_buf(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result.map(drop)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.when_writable(cx, |socket| socket.try_write(buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.when_writable(cx, |socket| socket.try_write_vectored(bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
+
+impl Tcp {
+    fn when_writable(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match write(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}

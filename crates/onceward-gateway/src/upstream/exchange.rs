@@ -1,0 +1,177 @@
+//! One request and its answer on one connection: what was written, and what was read, and in which order.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::connect::Stream;
+
+/// How far a connection is with the request that it carries. Shared by the connection's two ends: the wrapper around its
+/// bytes, and whoever gave it the request.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    stage: Stage,
+    /// The whole request was handed over.
+    is_given: bool,
+    /// And every byte of it was taken by the connection.
+    is_sent: bool,
+    /// The answer began before that: the rest of the request may still lie there unread, and would be taken for the next.
+    is_early: bool,
+    last_write: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// No request. A byte that comes now was not asked for.
+    #[default]
+    Idle,
+    /// A request was given, and no byte of it written.
+    Armed,
+    /// At least one byte was written.
+    Sending,
+    /// At least one byte of the answer came.
+    Answering,
+    /// The request was called unsent, so no byte may be written any more.
+    Sealed,
+}
+
+impl Exchange {
+    /// A request is about to be given.
+    pub(crate) fn arm(&self) {
+        let mut state = self.0.lock();
+        let is_given = state.is_given;
+        *state = State { stage: Stage::Armed, is_given, ..State::default() };
+    }
+
+    /// The request that is about to be given has nothing left, or something, to hand over.
+    pub(crate) fn set_given(&self, is_given: bool) {
+        self.0.lock().is_given = is_given;
+    }
+
+    /// Forbids the first byte. Returns `false` where it was written already.
+    pub(crate) fn seal(&self) -> bool {
+        let mut state = self.0.lock();
+        match state.stage {
+            Stage::Sending | Stage::Answering => false,
+            Stage::Idle | Stage::Armed | Stage::Sealed => {
+                state.stage = Stage::Sealed;
+                true
+            }
+        }
+    }
+
+    /// The answer was read to its end. Returns whether the connection may carry another request.
+    pub(crate) fn rest(&self) -> bool {
+        let mut state = self.0.lock();
+        let may = state.stage == Stage::Answering && state.is_sent && !state.is_early;
+        state.stage = if may { Stage::Idle } else { Stage::Sealed };
+        may
+    }
+
+    /// When a byte was last taken.
+    pub(crate) fn last_write(&self) -> Option<Instant> {
+        self.0.lock().last_write
+    }
+}
+
+/// The bytes of a connection, watched.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    stream: Stream,
+    exchange: Arc<Exchange>,
+}
+
+impl Watched {
+    pub(crate) fn new(stream: Stream, exchange: Arc<Exchange>) -> Self {
+        Self { stream, exchange }
+    }
+
+    /// Writes under the lock, so that a request is either unsent or sent, and never both.
+    fn write(&mut self, write: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let mut state = self.exchange.0.lock();
+        if matches!(state.stage, Stage::Idle | Stage::Sealed) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "nothing may be sent here any more")));
+        }
+        let result = write(Pin::new(&mut self.stream));
+        let was_written = match &result {
+            Poll::Ready(Ok(bytes)) => *bytes > 0,
+            // TLS may have sent a part before it failed.
+            Poll::Ready(Err(_)) => self.stream.is_tls(),
+            Poll::Pending => false,
+        };
+        if was_written {
+            state.last_write = Some(Instant::now());
+            if state.stage == Stage::Armed {
+                state.stage = Stage::Sending;
+            }
+        }
+        result
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            let mut state = this.exchange.0.lock();
+            match state.stage {
+                Stage::Sending => {
+                    state.stage = Stage::Answering;
+                    state.is_early = !state.is_sent;
+                }
+                Stage::Answering => {}
+                // An answer to nothing, such as a 408 before the upstream closes, must not become the next request's.
+                Stage::Idle | Stage::Armed | Stage::Sealed => {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "it spoke without being asked",
+                    )));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().write(|stream| stream.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().write(|stream| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        // hyper flushes once its own buffer is empty, so what was handed over by now is out.
+        let mut state = this.exchange.0.lock();
+        if state.is_given && matches!(state.stage, Stage::Sending | Stage::Answering) {
+            state.is_sent = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

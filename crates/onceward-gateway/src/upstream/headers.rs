@@ -1,0 +1,128 @@
+//! Which headers travel on, and what is added to them.
+
+use http::header::{CONNECTION, EXPECT, HOST, TE, TRAILER, UPGRADE, VIA};
+use http::request;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use onceward::wire::{self, ONCEWARD_CLAIM, PREFER};
+
+use super::Peer;
+use crate::config::Host;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+const OUR_VIA: HeaderValue = HeaderValue::from_static("1.1 onceward");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// What the next hop is told besides the client's own headers.
+pub(crate) struct Hop<'a> {
+    /// Of a keyed request.
+    pub(crate) claim: Option<HeaderValue>,
+    /// The protocol that the connection is to switch to.
+    pub(crate) upgrade: Option<&'a HeaderValue>,
+    /// The `Host` of the upstream's URL.
+    pub(crate) upstream: &'a HeaderValue,
+    /// Which `Host` it sees.
+    pub(crate) host: Host,
+}
+
+/// The headers of a request on its way to the upstream: the client's, in their order.
+pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap {
+    let is_keyed = hop.claim.is_some();
+    let clients = &request.headers;
+    let mut headers = HeaderMap::with_capacity(clients.len() + 8);
+    // An absolute target counts for more than the header (RFC 9112, 3.2.2).
+    let asked = match request.uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => clients.get(HOST).cloned(),
+    };
+    let host = match hop.host {
+        Host::Preserve => asked.clone().unwrap_or_else(|| hop.upstream.clone()),
+        Host::Upstream => hop.upstream.clone(),
+    };
+    headers.insert(HOST, host);
+    for (name, value) in wire::end_to_end(clients) {
+        // `Expect` is answered here; `Prefer: wait` of a keyed request too.
+        let is_answered = *name == HOST || *name == EXPECT || *name == PREFER && is_keyed;
+        if !is_answered && *name != X_FORWARDED_FOR && !is_ours(name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    if is_keyed && let Some(preferences) = wire::prefer_without_wait(clients) {
+        headers.insert(PREFER, preferences);
+    }
+    if let Some(Peer(peer)) = request.extensions.get() {
+        let mut chain: Vec<u8> = Vec::new();
+        for line in clients.get_all(X_FORWARDED_FOR) {
+            chain.extend_from_slice(line.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        chain.extend_from_slice(peer.ip().to_canonical().to_string().as_bytes());
+        if let Ok(chain) = HeaderValue::from_maybe_shared(bytes::Bytes::from(chain)) {
+            headers.insert(X_FORWARDED_FOR, chain);
+        }
+    }
+    // Where a proxy before this one terminated TLS, it knows better.
+    if !headers.contains_key(&X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if let Some(asked) = asked
+        && !headers.contains_key(&X_FORWARDED_HOST)
+    {
+        headers.insert(X_FORWARDED_HOST, asked);
+    }
+    headers.append(VIA, OUR_VIA);
+    if let Some(claim) = &hop.claim {
+        headers.insert(ONCEWARD_CLAIM, claim.clone());
+    }
+    if let Some(protocol) = hop.upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol.clone());
+    } else if !is_keyed {
+        // Only where nothing is kept: an answer in the store has no trailers.
+        if wire::names_in(clients, TE).any(|coding| coding.eq_ignore_ascii_case("trailers")) {
+            headers.insert(TE, TRAILERS);
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        announce_trailers(clients, &mut headers);
+    }
+    headers
+}
+
+/// The headers of an answer on its way to the client.
+pub(crate) fn to_client(upstreams: &HeaderMap, is_keyed: bool) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(upstreams.len() + 2);
+    for (name, value) in wire::end_to_end(upstreams) {
+        headers.append(name.clone(), value.clone());
+    }
+    headers.append(VIA, OUR_VIA);
+    if !is_keyed {
+        announce_trailers(upstreams, &mut headers);
+    }
+    headers
+}
+
+/// Trailers of a request, without those that only the gateway may say.
+pub(crate) fn trailers_to_upstream(trailers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::with_capacity(trailers.len());
+    for (name, value) in trailers.iter().filter(|(name, _)| !is_ours(name)) {
+        kept.append(name.clone(), value.clone());
+    }
+    kept
+}
+
+/// hyper sends the trailers that `Trailer` announces, and no others.
+fn announce_trailers(from: &HeaderMap, to: &mut HeaderMap) {
+    for line in from.get_all(TRAILER) {
+        to.append(TRAILER, line.clone());
+    }
+}
+
+/// Whether a client may not say this to the upstream: our own names, also as CGI and the like would read them, where an
+/// underscore and a hyphen are one.
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let plain = name.replace('_', "-");
+    plain.starts_with("onceward-") || name.contains('_') && plain == "idempotency-key"
+}

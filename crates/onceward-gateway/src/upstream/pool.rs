@@ -1,0 +1,122 @@
+//! A few connections that idle for a short time.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body;
+use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::BoxError;
+use super::body::{Back, Sent};
+use super::exchange::Exchange;
+
+/// More idle connections than this are closed instead of kept.
+const IDLE_MAX: usize = 512;
+
+/// A connection to the upstream that carries no request, or one.
+pub(crate) struct Connection<B> {
+    pub(crate) sender: SendRequest<Sent<B>>,
+    pub(crate) exchange: Arc<Exchange>,
+    pub(crate) socket: Arc<TcpStream>,
+}
+
+impl<B> Connection<B> {
+    /// Whether the upstream neither closed it nor said something: asked of the kernel, for the news may not yet have
+    /// reached the task that reads.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let peeked = SockRef::from(&*self.socket).peek(&mut [MaybeUninit::uninit()]);
+        !self.sender.is_closed() && peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+}
+
+/// Connections that idle.
+pub(crate) struct Pool<B> {
+    idle: Mutex<VecDeque<(Instant, Connection<B>)>>,
+    idle_max: Duration,
+}
+
+impl<B> fmt::Debug for Pool<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("idle", &self.idle.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl<B> Pool<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// A pool whose connections idle at most for `idle_max`.
+    pub(crate) fn new(idle_max: Duration) -> Arc<Self> {
+        Arc::new(Self { idle: Mutex::default(), idle_max })
+    }
+
+    /// The connection that idled least, if it idled short enough and is quiet.
+    pub(crate) fn take(&self) -> Option<Connection<B>> {
+        loop {
+            let (since, connection) = self.idle.lock().pop_back()?;
+            if since.elapsed() >= self.idle_max {
+                // All others idled longer.
+                self.idle.lock().clear();
+                return None;
+            }
+            if connection.sender.is_ready() && connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// What an answer calls at its end.
+    pub(crate) fn back(self: Arc<Self>, mut connection: Connection<B>) -> Back {
+        Box::new(move || {
+            if self.idle_max.is_zero() || !connection.exchange.rest() {
+                return;
+            }
+            if connection.sender.is_ready() {
+                return self.put(connection);
+            }
+            tokio::spawn(async move {
+                if connection.sender.ready().await.is_ok() {
+                    self.put(connection);
+                }
+            });
+        })
+    }
+
+    fn put(self: Arc<Self>, connection: Connection<B>) {
+        let now = Instant::now();
+        let mut idle = self.idle.lock();
+        while idle.front().is_some_and(|(since, _)| now - *since >= self.idle_max) || idle.len() >= IDLE_MAX {
+            idle.pop_front();
+        }
+        // One sweep waits for as long as there is something to sweep.
+        let is_first = idle.is_empty();
+        idle.push_back((now, connection));
+        drop(idle);
+        if is_first {
+            tokio::spawn(self.sweep());
+        }
+    }
+
+    /// Closes what idled too long, until nothing idles.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.idle_max).await;
+            let mut idle = self.idle.lock();
+            while idle.front().is_some_and(|(since, _)| since.elapsed() >= self.idle_max) {
+                idle.pop_front();
+            }
+            if idle.is_empty() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,643 @@
+//! Forwarding, over real sockets: what the upstream sees of a request, and the client of an answer.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+
+use crate::support::{Answer, Gateway, Lines, PATIENCE, chunked, headers};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// A request as the upstream sees it.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    line: String,
+    headers: Lines,
+    body: Vec<u8>,
+    trailers: Lines,
+    /// Which connection it came on, from 1.
+    connection: usize,
+}
+
+impl Seen {
+    fn all(&self, name: &str) -> Vec<&[u8]> {
+        self.headers.iter().filter(|(header, _)| header == name).map(|(_, value)| value.as_slice()).collect()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.headers.iter().map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// A connection to the scripted upstream.
+struct Conversation {
+    stream: BufReader<TcpStream>,
+    number: usize,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Conversation {
+    /// The head of the next request, or nothing where the connection ends.
+    fn head(&mut self) -> Option<Seen> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) | Err(_) => None,
+            Ok(_) => {
+                let headers = headers(&mut self.stream);
+                let seen = Seen { line: line.trim_end().into(), headers, connection: self.number, ..Seen::default() };
+                self.seen.lock().unwrap().push(seen.clone());
+                Some(seen)
+            }
+        }
+    }
+
+    /// The next request, body and all.
+    fn request(&mut self) -> Option<Seen> {
+        let mut seen = self.head()?;
+        if seen.all("transfer-encoding") == [b"chunked"] {
+            (seen.body, seen.trailers, _) = chunked(&mut self.stream);
+        } else if let [length] = seen.all("content-length")[..] {
+            let length = std::str::from_utf8(length).unwrap().parse().unwrap();
+            let mut body = vec![0; length];
+            self.stream.read_exact(&mut body).ok()?;
+            seen.body = body;
+        }
+        *self.seen.lock().unwrap().last_mut().unwrap() = seen.clone();
+        Some(seen)
+    }
+
+    fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        // Whether the gateway still listens is its matter.
+        let _ = self.stream.get_mut().write_all(bytes.as_ref());
+    }
+}
+
+/// An upstream that does what a test says, and remembers what came.
+struct Scripted {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Scripted {
+    fn start(script: impl Fn(&mut Conversation) + Clone + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (seen, connections) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::<AtomicUsize>::default());
+        let upstream = Self { address: listener.local_addr().unwrap(), seen, connections };
+        let (seen, connections) = (Arc::clone(&upstream.seen), Arc::clone(&upstream.connections));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                stream.set_nodelay(true).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
+                let (script, seen) = (script.clone(), Arc::clone(&seen));
+                std::thread::spawn(move || script(&mut Conversation { stream: BufReader::new(stream), number, seen }));
+            }
+        });
+        upstream
+    }
+
+    /// Answers every request with the same bytes.
+    fn answering(answer: impl AsRef<[u8]> + Clone + Send + 'static) -> Self {
+        Self::start(move |conversation| {
+            while conversation.request().is_some() {
+                conversation.say(&answer);
+            }
+        })
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+/// A test's word to a script, and back.
+fn baton() -> (impl Fn() + Clone + Send + 'static, Arc<Mutex<Receiver<()>>>) {
+    let (sender, receiver) = channel();
+    let say = move || {
+        let _ = sender.send(());
+    };
+    (say, Arc::new(Mutex::new(receiver)))
+}
+
+fn wait(baton: &Mutex<Receiver<()>>) {
+    baton.lock().unwrap().recv_timeout(PATIENCE).expect("nobody gave the word");
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n")
+}
+
+/// A problem of a request without a key says nothing of keys.
+fn assert_unkeyed_problem(answer: &Answer, status: u16, code: &str) {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.one("content-type"), "application/problem+json");
+    let problem = answer.json();
+    assert_eq!(problem["code"], code);
+    assert_eq!(problem["type"], format!("/.idempotency/policy#{code}"));
+    assert!(problem.get("executed").is_none() && problem.get("retry").is_none(), "{problem}");
+    assert_eq!(answer.one("idempotency-outcome"), "");
+    assert!(!problem["detail"].as_str().unwrap().contains("key"), "{problem}");
+}
+
+#[test]
+fn the_upstream_sees_the_clients_headers_and_no_hop_by_hop_ones() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    let mut request = b"GET /a%2Fb?q=%20&q HTTP/1.1\r\nHost: shop.example:81\r\nZebra: 1\r\nApple: 1\r\nZebra: 2\r\n\
+        Latin: caf\xe9\r\nConnection: keep-alive, Apple2\r\nApple2: gone\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n\
+        TE: gzip\r\nUpgrade: h2c\r\nProxy-Authorization: Basic x\r\nPrefer: wait=3, respond-async\r\n\
+        Via: 1.0 edge\r\nX-Forwarded-For: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\nX-Forwarded-Proto: https\r\n"
+        .to_vec();
+    request.extend_from_slice(
+        b"Onceward-Claim: forged\r\nonceward-Anything: x\r\nOnceward_Claim: forged\r\nIdempotency_Key: k\r\nCustom_Name: stays\r\n\r\n",
+    );
+    assert_eq!(gateway.send(request).status, 200);
+
+    let seen = &upstream.seen()[0];
+    assert_eq!(seen.line, "GET /a%2Fb?q=%20&q HTTP/1.1");
+    assert_eq!(seen.all("host"), [b"shop.example:81"]);
+    assert_eq!(seen.all("zebra"), [b"1", b"2"]);
+    assert_eq!(seen.all("latin"), [b"caf\xe9"]);
+    assert_eq!(seen.all("prefer"), [b"wait=3, respond-async"], "it is for the service where there is no key");
+    assert_eq!(seen.all("x-forwarded-for"), [b"10.0.0.1, 10.0.0.2, 127.0.0.1"]);
+    assert_eq!(seen.all("x-forwarded-proto"), [b"https"]);
+    assert_eq!(seen.all("x-forwarded-host"), [b"shop.example:81"]);
+    assert_eq!(seen.all("via"), [b"1.0 edge".as_slice(), b"1.1 onceward"]);
+    assert_eq!(seen.all("custom_name"), [b"stays"]);
+    for gone in [
+        "connection",
+        "apple2",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+        "proxy-authorization",
+        "onceward-claim",
+        "onceward-anything",
+        "onceward_claim",
+        "idempotency_key",
+    ] {
+        assert_eq!(seen.all(gone), [b""; 0], "{gone}");
+    }
+    let place = |name| seen.names().iter().position(|seen| *seen == name).unwrap();
+    assert!(place("zebra") < place("apple") && place("apple") < place("latin"), "{:?}", seen.names());
+}
+
+#[test]
+fn the_client_sees_the_upstreams_headers_and_no_hop_by_hop_ones() {
+    let upstream = Scripted::answering(
+        b"HTTP/1.1 201 Created\r\nZebra: 1\r\nApple: 1\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nLatin: caf\xe9\r\nConnection: Apple2\r\n\
+        Apple2: gone\r\nKeep-Alive: timeout=5\r\nVia: 1.1 app\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 2\r\n\r\nok",
+    );
+    let gateway = Gateway::start(&upstream.url(), "");
+    let answer = gateway.send(get("/"));
+    assert_eq!((answer.status, answer.body.as_slice(), answer.is_whole), (201, b"ok".as_slice(), true));
+    let names: Vec<&str> = answer.headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["zebra", "apple", "set-cookie", "set-cookie", "latin", "via", "via", "date", "content-length"]);
+    assert_eq!(answer.all("set-cookie"), [b"a", b"b"]);
+    assert_eq!(answer.all("latin"), [b"caf\xe9"]);
+    assert_eq!(answer.all("via"), [b"1.1 app".as_slice(), b"1.1 onceward"]);
+    assert_eq!(answer.one("date"), "Thu, 01 Jan 1970 00:00:00 GMT");
+}
+
+#[test]
+fn the_host_is_the_clients_or_the_upstreams() {
+    let upstream = Scripted::answering(OK);
+    let preserve = Gateway::start(&upstream.url(), "");
+    let own = Gateway::start(&upstream.url(), "host = \"upstream\"");
+    // An absolute target counts for more than the header.
+    preserve.send("GET http://target.example/x HTTP/1.1\r\nHost: other\r\n\r\n");
+    preserve.send("GET /old HTTP/1.0\r\n\r\n");
+    own.send(get("/y"));
+    let seen = upstream.seen();
+    assert_eq!((seen[0].line.as_str(), seen[0].all("host")), ("GET /x HTTP/1.1", vec![b"target.example".as_slice()]));
+    let address = upstream.address.to_string();
+    assert_eq!(seen[1].all("host"), [address.as_bytes()]);
+    assert_eq!(seen[2].all("host"), [address.as_bytes()]);
+    assert_eq!(seen[2].all("x-forwarded-host"), [b"shop"]);
+}
+
+#[test]
+fn bodies_stream_both_ways_unbuffered() {
+    // Each side speaks its second part only after the other has heard the first one.
+    let upstream = Scripted::start(|conversation| {
+        conversation.head();
+        let mut first = [0; 5];
+        conversation.stream.read_exact(&mut first).unwrap();
+        conversation.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nheard\r\n");
+        let mut second = [0; 5];
+        conversation.stream.read_exact(&mut second).unwrap();
+        conversation.say([b"5\r\n".as_slice(), &second, b"\r\n0\r\n\r\n"].concat());
+    });
+    let gateway = Gateway::start(&upstream.url(), "");
+    let mut client = gateway.client();
+    client.say("PUT /file HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nfirst");
+    assert_eq!(client.head().status, 200);
+    assert_eq!((client.line(), client.exactly(7)), ("5".into(), b"heard\r\n".to_vec()));
+    client.say("other");
+    assert_eq!((client.line(), client.exactly(7)), ("5".into(), b"other\r\n".to_vec()));
+}
+
+#[test]
+fn large_bodies_pass_whole() {
+    let upstream = Scripted::start(|conversation| {
+        while let Some(seen) = conversation.request() {
+            conversation.say(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", seen.body.len()));
+            conversation.say(&seen.body);
+        }
+    });
+    let gateway = Gateway::start(&upstream.url(), "");
+    let body: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let mut client = gateway.client();
+    let mut writer = client.writer();
+    let sent = body.clone();
+    std::thread::spawn(move || {
+        write!(writer, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", sent.len()).unwrap();
+        writer.write_all(&sent).unwrap();
+    });
+    assert!(client.answer(false).body == body, "the body changed on its way");
+    assert!(upstream.seen()[0].body == body, "the body changed on its way there");
+}
+
+#[test]
+fn trailers_pass_both_ways_without_forged_ones() {
+    let upstream = Scripted::answering(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Sum\r\n\r\n2\r\nok\r\n0\r\nSum: 7\r\n\r\n",
+    );
+    let gateway = Gateway::start(&upstream.url(), "");
+    let answer = gateway.send(
+        "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTrailer: Mine, Onceward-Claim, Idempotency_Key\r\nTransfer-Encoding: chunked\r\n\r\n\
+        2\r\nhi\r\n0\r\nMine: 1\r\nOnceward-Claim: forged\r\nIdempotency_Key: forged\r\n\r\n",
+    );
+    assert_eq!((answer.body.as_slice(), answer.is_whole), (b"ok".as_slice(), true));
+    assert_eq!(answer.trailers, [("sum".to_owned(), b"7".to_vec())]);
+    let seen = &upstream.seen()[0];
+    assert_eq!(
+        (seen.body.as_slice(), seen.trailers.as_slice()),
+        (b"hi".as_slice(), [("mine".to_owned(), b"1".to_vec())].as_slice())
+    );
+}
+
+#[test]
+fn expect_is_answered_here() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    let mut client = gateway.client();
+    client.say("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    assert_eq!(client.head().status, 100);
+    client.say("hi");
+    assert_eq!(client.answer(false).status, 200);
+    let seen = &upstream.seen()[0];
+    assert_eq!((seen.all("expect").len(), seen.body.as_slice()), (0, b"hi".as_slice()));
+}
+
+#[test]
+fn a_connection_is_used_again() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
+    for _ in 0..20 {
+        assert_eq!(gateway.send(get("/")).body, b"ok");
+    }
+    // The pool has it back right after the client has its answer, so that a quick client may miss it now and then.
+    assert_eq!(upstream.seen().len(), 20);
+    assert!(upstream.connections() <= 10, "{} connections", upstream.connections());
+}
+
+#[test]
+fn no_connection_is_used_again_where_none_may_idle() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"0s\"");
+    for path in ["/1", "/2", "/3"] {
+        assert_eq!(gateway.send(get(path)).body, b"ok");
+    }
+    let connections: Vec<usize> = upstream.seen().iter().map(|seen| seen.connection).collect();
+    assert_eq!(connections, [1, 2, 3]);
+}
+
+#[test]
+fn a_connection_that_the_upstream_closed_is_not_used_again() {
+    let upstream = Scripted::start(|conversation| {
+        conversation.request();
+        conversation.say(OK);
+        // Without saying that it would.
+    });
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
+    for path in ["/1", "/2", "/3", "/4"] {
+        assert_eq!(gateway.send(get(path)).body, b"ok", "{path}");
+    }
+    assert_eq!(upstream.seen().len(), 4);
+}
+
+#[test]
+fn what_the_upstream_says_unasked_is_no_answer() {
+    let upstream = Scripted::start(|conversation| {
+        conversation.request();
+        // As some servers do when a connection has idled, here at once.
+        conversation.say(format!("{OK}HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"));
+        conversation.request();
+    });
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
+    for path in ["/1", "/2", "/3"] {
+        assert_eq!(gateway.send(get(path)).status, 200, "{path}");
+    }
+    assert_eq!(upstream.connections(), 3);
+}
+
+#[test]
+fn an_early_answer_never_turns_a_body_into_a_request() {
+    let (heard, client_heard) = baton();
+    let upstream = Scripted::start(move |conversation| {
+        let Some(seen) = conversation.head() else { return };
+        if seen.line.starts_with("POST") {
+            // Answers before it read the body, and goes on to read requests on the same connection.
+            conversation.say(OK);
+            wait(&client_heard);
+        } else {
+            conversation.say(OK);
+        }
+        while conversation.request().is_some() {
+            conversation.say(OK);
+        }
+    });
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
+    let mut client = gateway.client();
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    client.say(format!("POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", smuggled.len() + 1));
+    assert_eq!(client.answer(false).body, b"ok");
+    // The body comes late: by then its connection carries nothing any more.
+    let _ = client.writer().write_all(smuggled.as_bytes());
+    heard();
+    for path in ["/after", "/after2"] {
+        assert_eq!(gateway.send(get(path)).body, b"ok");
+    }
+    let lines: Vec<String> = upstream.seen().into_iter().map(|seen| seen.line).collect();
+    assert!(lines.iter().all(|line| !line.contains("smuggled")), "{lines:?}");
+    let after = upstream.seen().into_iter().find(|seen| seen.line.contains("/after")).unwrap();
+    assert_eq!(after.connection, 2, "a connection with an unread body was used again");
+}
+
+#[test]
+fn nothing_written_is_ever_sent_again() {
+    for script in [
+        (|conversation: &mut Conversation| drop(conversation.request())) as fn(&mut Conversation),
+        |conversation| {
+            conversation.head();
+            let _ = conversation.stream.get_ref().shutdown(Shutdown::Both);
+        },
+        |conversation| {
+            conversation.request();
+            conversation.say("HTTP/1.1 200 OK\r\nContent-");
+        },
+        |conversation| {
+            conversation.request();
+            conversation.say("no HTTP at all\r\n\r\n");
+        },
+        |conversation| {
+            conversation.request();
+            conversation.say("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+        },
+    ] {
+        let upstream = Scripted::start(script);
+        let gateway = Gateway::start(&upstream.url(), "");
+        for (at, request) in
+            [get("/"), "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi".into()].iter().enumerate()
+        {
+            assert_unkeyed_problem(&gateway.send(request), 502, "upstream_lost");
+            assert_eq!(upstream.seen().len(), at + 1, "it was sent again");
+        }
+    }
+}
+
+#[test]
+fn an_upstream_that_is_not_there_was_sent_nothing() {
+    // Bound and never listened on: nobody else gets the port, and nobody answers.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    drop(taken);
+    let gateway = Gateway::start(&format!("http://{address}"), "");
+    assert_unkeyed_problem(&gateway.send(get("/")), 502, "upstream_unreachable");
+
+    let gateway = Gateway::start("http://no-such-host.invalid", "");
+    assert_unkeyed_problem(&gateway.send(get("/")), 502, "upstream_unreachable");
+    assert!(gateway.logged("the upstream gave no answer").contains("upstream_unreachable"));
+}
+
+#[test]
+fn an_answer_that_does_not_begin_in_time_is_not_waited_for() {
+    let upstream = Scripted::start(|conversation| {
+        conversation.request();
+        conversation.request();
+    });
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_timeout = \"200ms\"");
+    assert_unkeyed_problem(&gateway.send(get("/")), 504, "upstream_timeout");
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_cut_answer_is_not_passed_as_whole() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhalf",
+    ] {
+        let upstream = Scripted::start(move |conversation| {
+            conversation.request();
+            conversation.say(answer);
+        });
+        let gateway = Gateway::start(&upstream.url(), "");
+        let answer = gateway.send(get("/"));
+        assert_eq!((answer.status, answer.is_whole), (200, false), "{answer:?}");
+        assert_eq!(upstream.seen().len(), 1);
+    }
+}
+
+#[test]
+fn what_has_no_body_ends_at_its_head() {
+    let upstream = Scripted::start(|conversation| {
+        while let Some(seen) = conversation.request() {
+            conversation.say(match seen.line.split(' ').next().unwrap() {
+                "HEAD" => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+                "DELETE" => "HTTP/1.1 204 No Content\r\n\r\n",
+                _ => "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+            });
+        }
+    });
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
+    let mut client = gateway.client();
+    let head = client.ask("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!((head.status, head.one("content-length")), (200, "1000"));
+    assert_eq!(client.ask("DELETE / HTTP/1.1\r\nHost: a\r\n\r\n").status, 204);
+    assert_eq!(client.ask(get("/")).one("etag"), "\"a\"");
+    let seen = upstream.seen();
+    assert!(seen.iter().all(|seen| seen.all("content-length").is_empty() && seen.all("transfer-encoding").is_empty()));
+}
+
+#[test]
+fn a_clients_hang_up_ends_a_request_without_a_key() {
+    let (gone, upstream_noticed) = baton();
+    let upstream = Scripted::start(move |conversation| {
+        conversation.head();
+        // Ends when the gateway closes.
+        let _ = conversation.stream.read_to_end(&mut Vec::new());
+        gone();
+    });
+    let gateway = Gateway::start(&upstream.url(), "");
+    let mut client = gateway.client();
+    client.say("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nsome");
+    upstream.wait_for_requests(1);
+    drop(client);
+    wait(&upstream_noticed);
+}
+
+#[test]
+fn conflicting_lengths_never_make_two_requests() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let requests = [
+        format!(
+            "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}",
+            inner.len() + 5
+        ),
+        format!("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: {}\r\n\r\n{inner}", inner.len()),
+        format!("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{inner}"),
+        format!("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n{inner}"),
+        format!("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n{inner}"),
+    ];
+    for request in requests {
+        let before = upstream.seen().len();
+        let mut client = gateway.client();
+        client.say(&request);
+        let answer = client.answer(false);
+        let seen = &upstream.seen()[before..];
+        // Either it is refused, or passed with one length; what follows is then the client's own next request, and no part
+        // of the first one.
+        assert!(answer.status == 400 || answer.status == 200, "{request:?}: {answer:?}");
+        for seen in seen {
+            let lengths = seen.all("content-length").len() + seen.all("transfer-encoding").len();
+            assert!(lengths <= 1, "{request:?}: {seen:?}");
+        }
+        if answer.status == 400 {
+            assert_eq!(seen.len(), 0, "{request:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_is_a_tunnel() {
+    let upstream = Scripted::start(|conversation| {
+        let seen = conversation.head().unwrap();
+        assert_eq!(
+            (seen.all("connection"), seen.all("upgrade")),
+            (vec![b"upgrade".as_slice()], vec![b"websocket".as_slice()])
+        );
+        conversation.say("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\nhello");
+        let mut word = [0; 4];
+        conversation.stream.read_exact(&mut word).unwrap();
+        conversation.say(word.map(|byte| byte.to_ascii_uppercase()));
+    });
+    let gateway = Gateway::start(&upstream.url(), "");
+    let mut client = gateway.client();
+    let answer = client.ask("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n");
+    assert_eq!((answer.status, answer.one("upgrade"), answer.one("sec-websocket-accept")), (101, "websocket", "x"));
+    assert_eq!(client.exactly(5), b"hello");
+    client.say("echo");
+    assert_eq!(client.exactly(4), b"ECHO");
+    assert!(client.is_closed());
+}
+
+#[test]
+fn an_upgrade_that_the_upstream_declines_is_an_answer() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    let mut client = gateway.client();
+    let upgrade = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(client.ask(upgrade).body, b"ok");
+    assert_eq!(client.ask(get("/next")).body, b"ok");
+}
+
+#[test]
+fn paths_of_operators_are_not_there() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    for path in ["/.onceward", "/.onceward/status", "/%2Eonceward/api"] {
+        assert_eq!(gateway.send(get(path)).status, 404, "{path}");
+    }
+    assert_eq!(gateway.send("CONNECT shop:443 HTTP/1.1\r\nHost: shop:443\r\n\r\n").status, 405);
+    assert_eq!(upstream.seen().len(), 0);
+    assert_eq!(gateway.send(get("/.onceward2")).status, 200);
+}
+
+#[test]
+fn an_upstream_that_is_trusted_is_spoken_to_by_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let roots = folder.path().join("roots.pem");
+    std::fs::write(&roots, certificate.cert.pem()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key)
+        .unwrap();
+    let tls = Arc::new(tls);
+    let upstream = Scripted::start(move |conversation| {
+        let session = rustls::ServerConnection::new(Arc::clone(&tls)).unwrap();
+        let mut stream =
+            BufReader::new(rustls::StreamOwned::new(session, conversation.stream.get_ref().try_clone().unwrap()));
+        let mut line = String::new();
+        while stream.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            headers(&mut stream);
+            conversation.seen.lock().unwrap().push(Seen {
+                line: line.clone(),
+                connection: conversation.number,
+                ..Seen::default()
+            });
+            stream.get_mut().write_all(OK.as_bytes()).unwrap();
+            line.clear();
+        }
+    });
+    let settings = |host: &str| {
+        format!(
+            "upstream = \"https://{host}:{}\"\nstore = \"memory:\"\n[limits]\nupstream_idle = \"30s\"",
+            upstream.address.port()
+        )
+    };
+    let trusted = [("SSL_CERT_FILE", roots.to_str().unwrap())];
+    let gateway = Gateway::with(&settings("localhost"), &trusted);
+    assert_eq!(gateway.send(get("/1")).body, b"ok");
+    assert_eq!(gateway.send(get("/2")).body, b"ok");
+    assert_eq!(upstream.seen().len(), 2);
+
+    // Another name than the certificate's, and another authority than the trusted ones: no byte is sent.
+    let gateway = Gateway::with(&settings("127.0.0.1"), &trusted);
+    assert_unkeyed_problem(&gateway.send(get("/")), 502, "upstream_unreachable");
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&roots, other.cert.pem()).unwrap();
+    let gateway = Gateway::with(&settings("localhost"), &trusted);
+    assert_unkeyed_problem(&gateway.send(get("/")), 502, "upstream_unreachable");
+    assert_eq!(upstream.seen().len(), 2);
+}
+
+impl Scripted {
+    fn wait_for_requests(&self, count: usize) {
+        let until = std::time::Instant::now() + PATIENCE;
+        while self.seen().len() < count {
+            assert!(std::time::Instant::now() < until, "the requests did not come");
+            std::thread::yield_now();
+        }
+    }
+}
