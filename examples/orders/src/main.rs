@@ -1,13 +1,19 @@
 //! The orders service as a program. `--help` says what it takes.
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
+use axum::Router;
 use clap::Parser;
+use onceward::{layer::IdempotencyLayer, policy::Policy, principal, store::EmbeddedStore};
 use orders::{Config, Orders};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    time::timeout,
 };
+
+/// How long an order whose client went away has to be finished and kept.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// The orders service: POST /orders {"item": "tea", "qty": 2}, and a page at /.
 #[derive(Parser)]
@@ -19,6 +25,9 @@ struct Args {
     /// The SQLite file of the orders; it is made if it is not there.
     #[arg(long, value_name = "PATH", default_value = "orders.db")]
     db: PathBuf,
+    /// Make each retry of a POST take effect once: it needs an Idempotency-Key, and answers are kept in `<PATH>-keys`.
+    #[arg(long)]
+    layer: bool,
 }
 
 #[tokio::main]
@@ -36,16 +45,55 @@ async fn run(args: Args) -> Result<(), String> {
     let listener = listen(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let orders = Orders::open(&args.db).map_err(|error| chain(&error))?;
-    let router = orders::router(orders, Config::default());
+    let mut router = orders::router(orders, Config::default());
+    let once = if args.layer { Some(once(&args).await?) } else { None };
+    if let Some(once) = &once {
+        router = protect(router, once);
+    }
     // Asked for before the first request: from here on a signal drains, and no longer kills.
     let (mut terminate, mut interrupt) = signal(SignalKind::terminate())
         .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)))
         .map_err(|error| format!("cannot listen for signals: {error}"))?;
     println!("orders: listening on http://{address}, orders in {}", args.db.display());
+    let draining = once.clone();
     let shutdown = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        if let Some(once) = draining {
+            once.engine().drain();
+        }
     };
-    orders::serve(listener, router, shutdown).await.map_err(|error| format!("serving ended: {error}"))
+    orders::serve(listener, router, shutdown).await.map_err(|error| format!("serving ended: {error}"))?;
+    if let Some(once) = once {
+        drained(&once).await;
+    }
+    Ok(())
+}
+
+/// The layer, on a store beside the database: rows and keys outlive the process together.
+async fn once(args: &Args) -> Result<IdempotencyLayer, String> {
+    let mut path = args.db.clone().into_os_string();
+    path.push("-keys");
+    let store = EmbeddedStore::open(path).map_err(|error| chain(&error))?;
+    let mut policy = Policy::default();
+    // Anybody may order here, and the cookies that a browser has for localhost say nothing: all callers are one.
+    policy.principal = principal::Rule::Parts(Vec::new());
+    let once = IdempotencyLayer::new(store).with_policy(policy).require_key();
+    once.engine().start().await.map_err(|error| chain(&error))?;
+    Ok(once)
+}
+
+fn protect(router: Router, once: &IdempotencyLayer) -> Router {
+    router.route_layer(once.clone()).nest_service("/.idempotency", once.endpoints())
+}
+
+/// Nobody's hang-up matters: what was begun for a client that went away is finished too.
+async fn drained(once: &IdempotencyLayer) {
+    let engine = once.engine();
+    if timeout(DRAIN_MAX, engine.drained()).await.is_err() {
+        engine.give_up();
+        // A store that does not answer must not keep the process: its claim is found lost at the next start.
+        drop(timeout(DRAIN_MAX, engine.drained()).await);
+    }
 }
 
 async fn listen(address: &str) -> Result<TcpListener, String> {

@@ -2,10 +2,11 @@ use std::{
     fmt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
 use serde::Serialize;
 
 use crate::NewOrder;
@@ -126,7 +127,7 @@ fn open(path: &Path) -> Result<(Connection, String), Cause> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // In WAL a commit is one sync, and only FULL makes that sync: an order that was answered stays.
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    let mode = write_ahead(&connection)?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(format!("SQLite stays in journal mode `{mode}` there: choose a file on a local disk").into());
     }
@@ -147,6 +148,24 @@ fn open(path: &Path) -> Result<(Connection, String), Cause> {
     let database = transaction.query_row("SELECT database FROM about", [], |row| row.get(0))?;
     transaction.commit()?;
     Ok((connection, database))
+}
+
+/// Switches to WAL, and says what the mode is then.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<String> {
+    let begun = Instant::now();
+    loop {
+        let switched = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
+        match switched {
+            // SQLite does not wait here, whatever its time-out: two processes that open a new file at once would
+            // wait for each other.
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < BUSY_TIMEOUT =>
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Order> {

@@ -159,7 +159,11 @@ impl Page {
 
     /// Looks until the large line says this and nothing is waiting.
     pub(crate) async fn until_sentence(&self, sentence: &str) -> Seen {
-        let settled = |seen: &Seen| seen.requests.iter().all(|request| request.state != "waiting");
+        let settled = |seen: &Seen| {
+            let answered = seen.requests.iter().all(|request| request.state != "waiting");
+            // The line below the large one changes last: the page reads the orders first.
+            answered && seen.explain != "Waiting for an answer."
+        };
         self.until(sentence, |seen| seen.sentence == sentence && settled(seen)).await
     }
 }

@@ -1,14 +1,17 @@
 //! The program: its start, its end, and what stays after either.
 
 use std::{
+    error::Error,
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{Shutdown, TcpStream},
+    thread,
 };
 
+use orders::Orders;
 use rusqlite::Connection;
 
-use crate::support::{Service, await_that, connect, read_answer, refused_start};
+use crate::support::{Service, await_that, connect, read_answer, read_continue, refused_start};
 
 #[test]
 fn orders_outlive_a_killed_process() {
@@ -41,9 +44,24 @@ fn rows_are_written_to_a_log_ahead() {
 }
 
 #[test]
+fn a_new_file_can_be_opened_many_times_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let path = folder.path().join(format!("{round}.db"));
+        thread::scope(|scope| {
+            for opened in (0..4).map(|_| scope.spawn(|| Orders::open(&path))).collect::<Vec<_>>() {
+                if let Err(error) = opened.join().unwrap() {
+                    panic!("{error}: {:?}", error.source());
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn two_services_share_a_file() {
     let folder = tempfile::tempdir().unwrap();
-    let (one, two) = std::thread::scope(|scope| {
+    let (one, two) = thread::scope(|scope| {
         let start = || Service::start(folder.path(), &[]);
         let (one, two) = (scope.spawn(start), scope.spawn(start));
         (one.join().unwrap(), two.join().unwrap())
@@ -146,13 +164,7 @@ fn begin_an_order(service: &Service) -> (TcpStream, &'static [u8]) {
     );
     let mut connection = connect(service.address);
     connection.write_all(head.as_bytes()).unwrap();
-    let mut reader = BufReader::with_capacity(1, connection.try_clone().unwrap());
-    let mut line = String::new();
-    while line != "\r\n" {
-        line.clear();
-        reader.read_line(&mut line).unwrap();
-        assert!(line == "\r\n" || line.starts_with("HTTP/1.1 100"), "{line}");
-    }
+    read_continue(&connection);
     (connection, body)
 }
 

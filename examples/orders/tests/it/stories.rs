@@ -1,8 +1,10 @@
-//! What a person sees on the page of the service that runs alone: nothing remembers keys there, and
-//! the page shows it.
+//! What a person sees on the page: of the service that runs alone, where nothing remembers keys, and
+//! of the service with the layer inside.
 
 use std::{net::SocketAddr, path::Path};
 
+use axum::Router;
+use onceward::{layer::IdempotencyLayer, store::EmbeddedStore};
 use orders::{Config, Orders};
 use tokio::net::TcpListener;
 
@@ -135,7 +137,7 @@ async fn without_a_relay_the_switch_says_why_it_does_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_leaves_the_key_open_and_a_refresh_keeps_it() {
     let folder = tempfile::tempdir().unwrap();
-    let address = serve_with_relay(folder.path()).await;
+    let address = serve_with_relay(folder.path(), |router| router).await;
     let page = Page::open(&format!("http://{address}/"), Screen::Desk).await;
     page.press("drop").await;
     page.press("order").await;
@@ -218,7 +220,7 @@ async fn the_relay_is_text_in_the_page() {
     let folder = tempfile::tempdir().unwrap();
     let orders = Orders::open(folder.path().join("orders.db")).unwrap();
     let config = Config { relay: Some(r#"http://x/"><script>'&"#.into()) };
-    let address = serve(orders, config, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = serve(orders::router(orders, config), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let page = tokio::task::spawn_blocking(move || ask(address, "GET", "/", "", b"")).await.unwrap();
     let injected = r#"<meta name="relay" content="http://x/&quot;&gt;&lt;script&gt;&#39;&amp;">"#;
     assert!(page.status == 200 && page.body.contains(injected), "{}", page.body);
@@ -227,15 +229,80 @@ async fn the_relay_is_text_in_the_page() {
     assert!(policy.starts_with("default-src 'none'"), "{policy}");
 }
 
-/// The service in this process, with a relay before it.
-async fn serve_with_relay(folder: &Path) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let relay = relay_to(listener.local_addr().unwrap());
-    serve(Orders::open(folder.join("orders.db")).unwrap(), Config { relay: Some(relay) }, listener)
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_layer_a_double_click_is_one_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), &["--layer"]);
+    let page = Page::open(&service.url(), Screen::Desk).await;
+    page.press("double").await;
+    let seen = page.until_sentence("2 requests, 1 order").await;
+    let [second, first] = &seen.requests[..] else { panic!("{seen:?}") };
+    assert_eq!(first.key, second.key);
+    assert_eq!((&*first.result, &*second.result), ("201, order 1", "201, order 1"), "one waits for the other");
+    let mut outcomes = [&*first.outcome, &*second.outcome];
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["replayed", "stored"]);
+    assert_eq!(seen.explain, "One key, so one order. Each retry got the first answer.");
+    assert_eq!(service.total(), 1);
+    page.close().await;
 }
 
-fn serve(orders: Orders, config: Config, listener: TcpListener) -> SocketAddr {
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_layer_a_retry_after_a_lost_answer_and_a_refresh_is_the_same_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path().join("keys")).unwrap();
+    let layer = IdempotencyLayer::new(store).require_key();
+    let address = serve_with_relay(folder.path(), |router| router.route_layer(layer)).await;
+    let page = Page::open(&format!("http://{address}/"), Screen::Desk).await;
+    page.press("drop").await;
+    page.press("order").await;
+    page.until_sentence("1 request, 1 order").await;
+    page.press("retry").await;
+    let lost = page.until_sentence("2 requests, 1 order").await;
+    assert!(lost.requests.iter().all(|request| request.state == "lost"), "{lost:?}");
+
+    page.refresh().await;
+    page.press("retry").await;
+    let seen = page.until_sentence("3 requests, 1 order").await;
+    let retry = &seen.requests[0];
+    assert_eq!((&*retry.result, &*retry.outcome), ("201, order 1", "replayed"));
+    assert_eq!(retry.heard, "Idempotency-Outcome: replayedIdempotency-Replayed: true");
+    assert!(seen.requests.iter().all(|request| request.key == retry.key), "{seen:?}");
+    assert!(seen.held.contains("It is settled"), "{}", seen.held);
+    page.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_layer_another_body_is_refused_and_a_new_key_is_a_new_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), &["--layer"]);
+    let page = Page::open(&service.url(), Screen::Desk).await;
+    page.press("order").await;
+    page.until_sentence("1 request, 1 order").await;
+    page.press("mismatch").await;
+    let seen = page.until_sentence("2 requests, 1 order").await;
+    let refused = &seen.requests[0];
+    assert_eq!((&*refused.status, &*refused.outcome), ("422", "mismatch"));
+    assert!(!refused.detail.is_empty(), "the refusal says what to do");
+    assert_eq!(refused.key, seen.requests[1].key);
+
+    page.press("newkey").await;
+    let seen = page.until_sentence("3 requests, 2 orders").await;
+    assert_eq!((&*seen.requests[0].outcome, seen.rows.len()), ("stored", 2));
+    assert_ne!(seen.requests[0].key, seen.requests[1].key);
+    page.close().await;
+}
+
+/// The service in this process, with a relay before it and a layer on it.
+async fn serve_with_relay(folder: &Path, layer: impl FnOnce(Router) -> Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config { relay: Some(relay_to(listener.local_addr().unwrap())) };
+    let orders = Orders::open(folder.join("orders.db")).unwrap();
+    serve(layer(orders::router(orders, config)), listener)
+}
+
+fn serve(router: Router, listener: TcpListener) -> SocketAddr {
     let address = listener.local_addr().unwrap();
-    tokio::spawn(orders::serve(listener, orders::router(orders, config), std::future::pending()));
+    tokio::spawn(orders::serve(listener, router, std::future::pending()));
     address
 }

@@ -133,6 +133,18 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     connection
 }
 
+/// Waits until the service has said "100 Continue": a handler runs, and wants the body.
+pub(crate) fn read_continue(connection: &TcpStream) {
+    // A buffer of one byte reads nothing of what comes after.
+    let mut reader = BufReader::with_capacity(1, connection);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).expect("a line");
+        assert!(line == "\r\n" || line.starts_with("HTTP/1.1 100"), "{line:?}");
+    }
+}
+
 /// Reads to the end of a connection that bears one answer.
 #[track_caller]
 pub(crate) fn read_answer(mut connection: TcpStream) -> Answer {
@@ -156,6 +168,9 @@ pub(crate) fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// What the page sends a request to whose answer shall be lost: it passes the request on, reads the
 /// whole answer, and cuts the connection. Runs until the process ends. Gives its origin.
+///
+/// It is invisible, as a bad network is: the service sees the `Host` that the page was loaded from.
+/// With its own, the same request sent later without the relay would be another request.
 pub(crate) fn relay_to(upstream: SocketAddr) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let origin = format!("http://{}", listener.local_addr().expect("an address"));
@@ -170,7 +185,7 @@ pub(crate) fn relay_to(upstream: SocketAddr) -> String {
 
 fn relay_one(mut connection: &TcpStream, upstream: SocketAddr) -> io::Result<()> {
     let mut reader = BufReader::new(connection);
-    let (mut head, mut length) = (String::new(), 0);
+    let (mut head, mut length, mut host) = (String::new(), 0, String::new());
     while !head.ends_with("\r\n\r\n") {
         let begin = head.len();
         if reader.read_line(&mut head)? == 0 {
@@ -180,7 +195,10 @@ fn relay_one(mut connection: &TcpStream, upstream: SocketAddr) -> io::Result<()>
         if let Some(value) = line.strip_prefix("content-length:") {
             length = value.trim().parse().expect("a length");
         }
-        if line.starts_with("connection:") {
+        if let Some(origin) = line.strip_prefix("origin: http://") {
+            host = origin.trim().into();
+        }
+        if line.starts_with("connection:") || line.starts_with("host:") {
             head.truncate(begin);
         }
     }
@@ -193,7 +211,7 @@ fn relay_one(mut connection: &TcpStream, upstream: SocketAddr) -> io::Result<()>
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    let head = head.replacen("\r\n", &format!("\r\nHost: {host}\r\nConnection: close\r\n"), 1);
     let mut passed_on = TcpStream::connect(upstream)?;
     passed_on.write_all(&[head.as_bytes(), &body].concat())?;
     passed_on.read_to_end(&mut Vec::new())?;
