@@ -88,7 +88,8 @@ async fn serve(config: Config) -> Result<(), String> {
     );
 
     let name = signals.next().await;
-    tracing::info!(in_flight = engine.in_flight(), limit_ms = config.drain.as_millis(), "{name}: draining");
+    engine.drain();
+    tracing::info!(in_flight = engine.in_flight(), "{name}: draining, for at most {:?}", config.drain);
     // Whoever asks twice does not want to wait.
     tokio::spawn(async move {
         let name = signals.next().await;
@@ -96,7 +97,6 @@ async fn serve(config: Config) -> Result<(), String> {
         std::process::exit(1);
     });
     let deadline = Instant::now() + config.drain;
-    engine.drain();
     // The listener stays: replays and refusals go on, and what a load balancer still sends gets an answer.
     if timeout_at(deadline, engine.drained()).await.is_err() {
         tracing::warn!(

@@ -8,21 +8,21 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::{Answer, Gateway, Lines, PATIENCE, chunked, headers};
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// A request as the upstream sees it.
 #[derive(Clone, Debug, Default)]
-struct Seen {
-    line: String,
-    headers: Lines,
-    body: Vec<u8>,
-    trailers: Lines,
+pub(crate) struct Seen {
+    pub(crate) line: String,
+    pub(crate) headers: Lines,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Lines,
     /// Which connection it came on, from 1.
-    connection: usize,
+    pub(crate) connection: usize,
 }
 
 impl Seen {
-    fn all(&self, name: &str) -> Vec<&[u8]> {
+    pub(crate) fn all(&self, name: &str) -> Vec<&[u8]> {
         self.headers.iter().filter(|(header, _)| header == name).map(|(_, value)| value.as_slice()).collect()
     }
 
@@ -32,7 +32,7 @@ impl Seen {
 }
 
 /// A connection to the scripted upstream.
-struct Conversation {
+pub(crate) struct Conversation {
     stream: BufReader<TcpStream>,
     number: usize,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -40,7 +40,7 @@ struct Conversation {
 
 impl Conversation {
     /// The head of the next request, or nothing where the connection ends.
-    fn head(&mut self) -> Option<Seen> {
+    pub(crate) fn head(&mut self) -> Option<Seen> {
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
             Ok(0) | Err(_) => None,
@@ -54,7 +54,7 @@ impl Conversation {
     }
 
     /// The next request, body and all.
-    fn request(&mut self) -> Option<Seen> {
+    pub(crate) fn request(&mut self) -> Option<Seen> {
         let mut seen = self.head()?;
         if seen.all("transfer-encoding") == [b"chunked"] {
             (seen.body, seen.trailers, _) = chunked(&mut self.stream);
@@ -68,22 +68,25 @@ impl Conversation {
         Some(seen)
     }
 
-    fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn say(&mut self, bytes: impl AsRef<[u8]>) {
         // Whether the gateway still listens is its matter.
         let _ = self.stream.get_mut().write_all(bytes.as_ref());
     }
 }
 
 /// An upstream that does what a test says, and remembers what came.
-struct Scripted {
+pub(crate) struct Scripted {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Scripted {
-    fn start(script: impl Fn(&mut Conversation) + Clone + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pub(crate) fn start(script: impl Fn(&mut Conversation) + Clone + Send + 'static) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    fn on(listener: TcpListener, script: impl Fn(&mut Conversation) + Clone + Send + 'static) -> Self {
         let (seen, connections) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::<AtomicUsize>::default());
         let upstream = Self { address: listener.local_addr().unwrap(), seen, connections };
         let (seen, connections) = (Arc::clone(&upstream.seen), Arc::clone(&upstream.connections));
@@ -100,7 +103,7 @@ impl Scripted {
     }
 
     /// Answers every request with the same bytes.
-    fn answering(answer: impl AsRef<[u8]> + Clone + Send + 'static) -> Self {
+    pub(crate) fn answering(answer: impl AsRef<[u8]> + Clone + Send + 'static) -> Self {
         Self::start(move |conversation| {
             while conversation.request().is_some() {
                 conversation.say(&answer);
@@ -108,21 +111,21 @@ impl Scripted {
         })
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
 
 /// A test's word to a script, and back.
-fn baton() -> (impl Fn() + Clone + Send + 'static, Arc<Mutex<Receiver<()>>>) {
+pub(crate) fn baton() -> (impl Fn() + Clone + Send + 'static, Arc<Mutex<Receiver<()>>>) {
     let (sender, receiver) = channel();
     let say = move || {
         let _ = sender.send(());
@@ -130,7 +133,7 @@ fn baton() -> (impl Fn() + Clone + Send + 'static, Arc<Mutex<Receiver<()>>>) {
     (say, Arc::new(Mutex::new(receiver)))
 }
 
-fn wait(baton: &Mutex<Receiver<()>>) {
+pub(crate) fn wait(baton: &Mutex<Receiver<()>>) {
     baton.lock().unwrap().recv_timeout(PATIENCE).expect("nobody gave the word");
 }
 
@@ -327,14 +330,18 @@ fn no_connection_is_used_again_where_none_may_idle() {
 
 #[test]
 fn a_connection_that_the_upstream_closed_is_not_used_again() {
-    let upstream = Scripted::start(|conversation| {
+    let (closed, has_closed) = baton();
+    let upstream = Scripted::start(move |conversation| {
         conversation.request();
+        // Closed without saying that it would.
         conversation.say(OK);
-        // Without saying that it would.
+        let _ = conversation.stream.get_ref().shutdown(Shutdown::Both);
+        closed();
     });
     let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
     for path in ["/1", "/2", "/3", "/4"] {
         assert_eq!(gateway.send(get(path)).body, b"ok", "{path}");
+        wait(&has_closed);
     }
     assert_eq!(upstream.seen().len(), 4);
 }
@@ -421,7 +428,6 @@ fn nothing_written_is_ever_sent_again() {
 
 #[test]
 fn an_upstream_that_is_not_there_was_sent_nothing() {
-    // Bound and never listened on: nobody else gets the port, and nobody answers.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     drop(taken);
@@ -633,11 +639,145 @@ fn an_upstream_that_is_trusted_is_spoken_to_by_tls() {
 }
 
 impl Scripted {
-    fn wait_for_requests(&self, count: usize) {
+    pub(crate) fn wait_for_requests(&self, count: usize) {
         let until = std::time::Instant::now() + PATIENCE;
         while self.seen().len() < count {
             assert!(std::time::Instant::now() < until, "the requests did not come");
             std::thread::yield_now();
         }
     }
+}
+
+/// A request with a key, and more headers.
+fn keyed(key: &str, headers: &str) -> String {
+    format!("POST /orders HTTP/1.1\r\nHost: shop\r\nIdempotency-Key: {key}\r\n{headers}Content-Length: 2\r\n\r\nhi")
+}
+
+fn outcome(answer: &Answer) -> (u16, &str) {
+    (answer.status, answer.one("idempotency-outcome"))
+}
+
+#[test]
+fn a_keyed_request_bears_its_claim_and_nothing_that_was_answered_here() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    let more = "Onceward-Claim: forged\r\nOnceward_Claim: forged\r\nidempotency_key: forged\r\nPrefer: wait=5\r\nPrefer: respond-async, Wait=3\r\n\
+        Expect: 100-continue\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nTE: trailers\r\nX-Own: 1\r\n";
+    let answer = gateway.send(keyed("\"order-7\"", more));
+    assert_eq!(outcome(&answer), (200, "stored"));
+    let answer = gateway.send(keyed("other", ""));
+    assert_eq!(outcome(&answer), (200, "stored"));
+
+    let seen = upstream.seen();
+    assert_eq!(seen[0].all("idempotency-key"), [b"\"order-7\""]);
+    assert_eq!(seen[0].all("prefer"), [b"respond-async"]);
+    assert_eq!((seen[0].all("x-own"), seen[0].body.as_slice()), (vec![b"1".as_slice()], b"hi".as_slice()));
+    for gone in ["onceward_claim", "idempotency_key", "expect", "connection", "upgrade", "te"] {
+        assert_eq!(seen[0].all(gone), [b""; 0], "{gone}");
+    }
+    let claims: Vec<&[u8]> = seen.iter().flat_map(|seen| seen.all("onceward-claim")).collect();
+    assert_eq!(claims.len(), 2);
+    assert!(claims.iter().all(|claim| claim.len() > 32 && *claim != b"forged") && claims[0] != claims[1], "{claims:?}");
+}
+
+#[test]
+fn a_chunked_keyed_request_arrives_with_its_length_and_without_trailers() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    let answer = gateway.send(
+        "POST /orders HTTP/1.1\r\nHost: a\r\nIdempotency-Key: k\r\nTransfer-Encoding: chunked\r\nTrailer: Sum\r\n\r\n\
+        1\r\nh\r\n1\r\ni\r\n0\r\nSum: 1\r\n\r\n",
+    );
+    assert_eq!(outcome(&answer), (200, "stored"));
+    let seen = &upstream.seen()[0];
+    assert_eq!((seen.all("content-length"), seen.body.as_slice()), (vec![b"2".as_slice()], b"hi".as_slice()));
+    assert!(seen.all("transfer-encoding").is_empty() && seen.all("trailer").is_empty() && seen.trailers.is_empty());
+}
+
+#[test]
+fn a_keyed_request_that_was_not_sent_is_free_to_be_sent_again() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    drop(taken);
+    let gateway = Gateway::start(&format!("http://{address}"), "");
+    let answer = gateway.send(keyed("k", ""));
+    assert_eq!(outcome(&answer), (502, "released"));
+    let problem = answer.json();
+    assert_eq!(
+        (&problem["code"], &problem["executed"], &problem["retry"]),
+        (&"upstream_unreachable".into(), &"no".into(), &"same-key".into())
+    );
+    // Another body is another request: the key is free for it.
+    let other = keyed("k", "").replace("\r\n\r\nhi", "\r\n\r\nho");
+    assert_eq!(outcome(&gateway.send(other)), (502, "released"));
+
+    let upstream = Scripted::on(TcpListener::bind(address).unwrap(), |conversation| {
+        while conversation.request().is_some() {
+            conversation.say(OK);
+        }
+    });
+    assert_eq!(outcome(&gateway.send(keyed("k", ""))), (200, "stored"));
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_keyed_request_that_was_sent_and_lost_is_unknown_and_sent_once() {
+    for script in [
+        (|conversation: &mut Conversation| drop(conversation.request())) as fn(&mut Conversation),
+        |conversation| drop(conversation.head()),
+        |conversation| {
+            conversation.request();
+            conversation.say("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
+        },
+        |conversation| {
+            conversation.request();
+            conversation.say("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+        },
+    ] {
+        let upstream = Scripted::start(script);
+        let gateway = Gateway::start(&upstream.url(), "");
+        let answer = gateway.send(keyed("k", ""));
+        assert_eq!(outcome(&answer), (502, "unknown"), "{answer:?}");
+        assert_eq!((&answer.json()["code"], &answer.json()["executed"]), (&"upstream_lost".into(), &"unknown".into()));
+        let again = gateway.send(keyed("k", ""));
+        assert_eq!((outcome(&again), &again.json()["code"]), ((409, "unknown"), &"outcome_unknown".into()));
+        assert_eq!(upstream.seen().len(), 1, "it was sent again");
+    }
+}
+
+/// Node closes after 5 s, others sooner: the gateway's own limit must be the shorter one, and what it does not know of
+/// must still be noticed.
+#[test]
+fn a_keyed_request_survives_idle_connections_that_the_upstream_closed() {
+    let (closed, has_closed) = baton();
+    let upstream = Scripted::start(move |conversation| {
+        conversation.request();
+        conversation.say(OK);
+        let _ = conversation.stream.get_ref().shutdown(Shutdown::Both);
+        closed();
+    });
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_idle = \"30s\"");
+    for key in ["1", "2", "3", "4", "5"] {
+        assert_eq!(outcome(&gateway.send(keyed(key, ""))), (200, "stored"), "{key}");
+        wait(&has_closed);
+    }
+    assert_eq!(upstream.seen().len(), 5);
+}
+
+#[test]
+fn routes_have_their_own_policy_however_their_path_is_written() {
+    let upstream = Scripted::answering(OK);
+    let routes =
+        "[[route]]\npath = \"/orders/{id}\"\nmissing = \"reject\"\n[[route]]\npath = \"/free\"\nmethods = []\n";
+    let gateway = Gateway::start(&upstream.url(), &format!("[policy]\n{routes}"));
+    let post = |path: &str, more: &str| format!("POST {path} HTTP/1.1\r\nHost: a\r\n{more}Content-Length: 2\r\n\r\nhi");
+    for path in ["/orders/7", "/%6frders/7", "/orders/7?x=/free"] {
+        let answer = gateway.send(post(path, ""));
+        assert_eq!((outcome(&answer), &answer.json()["code"]), ((400, "rejected"), &"key_missing".into()), "{path}");
+    }
+    assert_eq!(upstream.seen().len(), 0);
+    assert_eq!(outcome(&gateway.send(post("/orders", ""))), (200, ""));
+    assert_eq!(outcome(&gateway.send(post("/free", "Idempotency-Key: k\r\n"))), (200, ""));
+    assert_eq!(outcome(&gateway.send(post("/orders/7", "Idempotency-Key: k\r\n"))), (200, "stored"));
+    assert!(gateway.logged("\"outcome\":\"stored\"").contains("\"route\":\"/orders/{id}\""));
 }

@@ -2,4 +2,5 @@
 
 mod config;
 mod forward;
+mod serve;
 mod support;
