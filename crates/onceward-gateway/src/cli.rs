@@ -19,7 +19,17 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Serve(Serve),
+    #[cfg(feature = "demo")]
+    Demo(crate::demo::Demo),
     Config(Settings),
+    /// The demo's orders service
+    #[cfg(feature = "demo")]
+    #[command(hide = true)]
+    DemoOrders(crate::demo::OrdersArgs),
+    /// The demo's gateway: `serve` that ends with the demo
+    #[cfg(feature = "demo")]
+    #[command(hide = true)]
+    DemoGateway(Serve),
 }
 
 /// Runs the gateway before a service.

@@ -5,6 +5,8 @@ pub mod config;
 mod admin;
 mod app;
 mod cli;
+#[cfg(feature = "demo")]
+mod demo;
 mod logging;
 mod metrics;
 mod serve;
@@ -27,6 +29,15 @@ pub fn main() -> ExitCode {
         Command::Config(_) => {
             print!("{}", config::defaults());
             ExitCode::SUCCESS
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo(demo) => demo::run(&demo),
+        #[cfg(feature = "demo")]
+        Command::DemoOrders(args) => demo::orders(&args),
+        #[cfg(feature = "demo")]
+        Command::DemoGateway(serve) => {
+            demo::end_with_parent();
+            run(&serve)
         }
     }
 }

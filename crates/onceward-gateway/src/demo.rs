@@ -1,0 +1,208 @@
+//! `onceward demo`: the orders service, its page, and the gateway before it, in a minute.
+//!
+//! The service and the gateway are processes of their own, so that killing one is real. The relay, which loses answers,
+//! is in the demo's process.
+
+mod ask;
+mod family;
+mod part;
+mod relay;
+mod script;
+mod show;
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use orders::Orders;
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
+
+use part::{Part, Recipe};
+use script::Script;
+
+pub(crate) use family::{OrdersArgs, end_with_parent, orders};
+
+const GATEWAY_PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 8081;
+const RELAY_PORT: u16 = 8082;
+const ORDERS_PORT: u16 = 3000;
+/// How many ports after the preferred one are tried.
+const PORTS_TRIED_MAX: u16 = 200;
+/// How often a part is started anew because somebody else took its port just before it could.
+const STARTS_MAX: usize = 20;
+
+/// Shows it: an orders service, its page, and the gateway before it
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The addresses are printed: the page is at the gateway's. Ports that are taken give the next free ones.")]
+pub(crate) struct Demo {
+    /// Play the three printed curl lines, print what came back, and end: 0 if it was as promised, else 1
+    #[arg(long)]
+    check: bool,
+    /// Keep the orders, the keys and the logs in this folder, and go on with those that are there
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+}
+
+/// Runs the demo until it is told to stop, or has checked itself.
+pub(crate) fn run(demo: &Demo) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start: {error}")),
+    };
+    match runtime.block_on(until_stopped(demo)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(what) => failed(&what),
+    }
+}
+
+fn failed(what: &str) -> ExitCode {
+    eprintln!("onceward: demo: {}", what.replace(['\n', '\r'], " "));
+    ExitCode::FAILURE
+}
+
+/// Whether all was well. Whichever way this ends, the processes end with it, and then the folder goes.
+async fn until_stopped(demo: &Demo) -> Result<bool, String> {
+    let hear = |kind| signal(kind).map_err(|error| format!("cannot hear signals: {error}"));
+    // Heard before there is anything to clean up.
+    let mut interrupt = hear(SignalKind::interrupt())?;
+    let mut terminate = hear(SignalKind::terminate())?;
+    let mut hang_up = hear(SignalKind::hangup())?;
+    let folder = Folder::open(demo.keep.as_deref())?;
+    tokio::select! {
+        result = play(demo, &folder) => result,
+        _ = interrupt.recv() => Ok(!demo.check),
+        _ = terminate.recv() => Ok(!demo.check),
+        _ = hang_up.recv() => Ok(!demo.check),
+    }
+}
+
+async fn play(demo: &Demo, folder: &Folder) -> Result<bool, String> {
+    let mut stage = Stage::start(folder.path(), !demo.check).await?;
+    let script = Script::new(stage.gateway);
+    if demo.check {
+        let orders = Orders::open(folder.path().join(family::ORDERS_DB)).map_err(|error| crate::chain(&error))?;
+        return Ok(script.check(&orders).await);
+    }
+    show::welcome(&stage, &script, folder);
+    stage.keep_up().await
+}
+
+/// Everything that runs.
+struct Stage {
+    orders: SocketAddr,
+    gateway: SocketAddr,
+    admin: SocketAddr,
+    relay: SocketAddr,
+    orders_part: Part,
+    gateway_part: Part,
+}
+
+impl Stage {
+    async fn start(folder: &Path, is_live: bool) -> Result<Self, String> {
+        // All are held at first, so that none of them gets the port of another.
+        let held = (free(GATEWAY_PORT)?, free(ADMIN_PORT)?);
+        let relay_listener = free(RELAY_PORT)?;
+        let relay = address(&relay_listener)?;
+        let relay_origin = format!("http://{relay}");
+
+        let (orders_part, ports) = start("orders", folder, is_live, |folder| {
+            let (listen, listener) = held_address(ORDERS_PORT)?;
+            drop(listener);
+            Ok((family::orders_args(folder, listen, &relay_origin), [listen; 2]))
+        })
+        .await?;
+        let orders = ports[0];
+        drop(held);
+        let (gateway_part, [gateway, admin]) = start("gateway", folder, is_live, |folder| {
+            let (gateway, first) = held_address(GATEWAY_PORT)?;
+            let (admin, second) = held_address(ADMIN_PORT)?;
+            drop((first, second));
+            Ok((family::gateway_args(folder, gateway, admin, orders)?, [gateway, admin]))
+        })
+        .await?;
+        relay::start(relay_listener, gateway)?;
+        let stage = Self { orders, gateway, admin, relay, orders_part, gateway_part };
+        // The gateway's store has said that it works, and the service answers.
+        ask::until_ok(admin, "/readyz").await?;
+        ask::until_ok(orders, "/orders?limit=1").await?;
+        Ok(stage)
+    }
+
+    /// Starts again what somebody killed. Ends only where that fails.
+    async fn keep_up(&mut self) -> Result<bool, String> {
+        loop {
+            let part = tokio::select! {
+                how = self.orders_part.ended() => { show::died(&self.orders_part, &how); &mut self.orders_part }
+                how = self.gateway_part.ended() => { show::died(&self.gateway_part, &how); &mut self.gateway_part }
+            };
+            part.restart().await?;
+            show::back(part);
+        }
+    }
+}
+
+/// Starts a part on the ports that `plan` finds, and again on others where somebody was faster.
+async fn start(
+    name: &'static str,
+    folder: &Path,
+    is_live: bool,
+    plan: impl Fn(&Path) -> Result<(Vec<OsString>, [SocketAddr; 2]), String>,
+) -> Result<(Part, [SocketAddr; 2]), String> {
+    let mut tries = 1;
+    loop {
+        let (args, addresses) = plan(folder)?;
+        let recipe = Recipe { name, args, log: folder.join(format!("{name}.log")), is_live };
+        match Part::start(recipe).await {
+            Ok(part) => return Ok((part, addresses)),
+            Err(what) if what.contains("cannot listen on") && tries < STARTS_MAX => tries += 1,
+            Err(what) => return Err(what),
+        }
+    }
+}
+
+/// A listener on this port of this machine, or on the next free one.
+fn free(preferred: u16) -> Result<TcpListener, String> {
+    let last = preferred + PORTS_TRIED_MAX;
+    let bound = (preferred..=last).find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    bound.ok_or_else(|| format!("all ports from {preferred} to {last} are taken on 127.0.0.1: free one"))
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, String> {
+    listener.local_addr().map_err(|error| error.to_string())
+}
+
+fn held_address(preferred: u16) -> Result<(SocketAddr, TcpListener), String> {
+    let listener = free(preferred)?;
+    Ok((address(&listener)?, listener))
+}
+
+/// Where the data lie.
+enum Folder {
+    /// Removed when dropped.
+    Fresh(TempDir),
+    Kept(PathBuf),
+}
+
+impl Folder {
+    fn open(keep: Option<&Path>) -> Result<Self, String> {
+        let Some(path) = keep else {
+            let fresh = tempfile::Builder::new().prefix("onceward-demo-").tempdir();
+            return fresh.map(Self::Fresh).map_err(|error| format!("no temporary folder can be made: {error}"));
+        };
+        let made = fs::create_dir_all(path).and_then(|()| fs::canonicalize(path));
+        made.map(Self::Kept).map_err(|error| format!("--keep: {} cannot be a folder of ours: {error}", path.display()))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Fresh(folder) => folder.path(),
+            Self::Kept(path) => path,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A process of the demo: started, listened to, and started again.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
+use tokio::time::timeout;
+
+use super::show;
+
+/// Longer than a store takes to open on a busy machine.
+const START_MAX: Duration = Duration::from_secs(60);
+/// Longer than the kernel takes to end what was killed.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// How a part is started, the first time and each time after somebody killed it.
+#[derive(Clone, Debug)]
+pub(super) struct Recipe {
+    pub(super) name: &'static str,
+    pub(super) args: Vec<OsString>,
+    /// What it logs goes there.
+    pub(super) log: PathBuf,
+    /// Whether what it does is shown as it happens.
+    pub(super) is_live: bool,
+}
+
+/// A running part. Dropped, it is killed, and gone: a folder that it writes to can be removed then.
+#[derive(Debug)]
+pub(super) struct Part {
+    recipe: Recipe,
+    child: Child,
+    /// Its end of a pipe that nothing is ever written to: it closes when this process is gone, and the part ends then.
+    _lifeline: Option<ChildStdin>,
+    pid: u32,
+}
+
+impl Part {
+    /// Starts it, and waits until it says that it listens.
+    pub(super) async fn start(recipe: Recipe) -> Result<Self, String> {
+        let name = recipe.name;
+        let program = env::current_exe().map_err(|error| format!("this program cannot find itself: {error}"))?;
+        let mut command = Command::new(program);
+        command.args(&recipe.args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Settings of somebody else's gateway are not for this one.
+        for (variable, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ONCEWARD_")) {
+            command.env_remove(variable);
+        }
+        command.env(crate::logging::FORMAT, "json");
+        // Ctrl-C is for the demo, which then ends the rest.
+        command.process_group(0).kill_on_drop(true);
+
+        let mut child = command.spawn().map_err(|error| format!("the {name} cannot be started: {error}"))?;
+        let lifeline = child.stdin.take();
+        let stderr = child.stderr.take().ok_or("the log is not piped")?;
+        let pid = child.id().unwrap_or_default();
+        let part = Self { recipe, child, _lifeline: lifeline, pid };
+        let recipe = &part.recipe;
+        let log = File::options().create(true).append(true).open(&recipe.log);
+        let log = log.map_err(|error| format!("{} cannot be written: {error}", recipe.log.display()))?;
+        let mut log = Log { lines: BufReader::new(stderr).lines(), file: log };
+        match timeout(START_MAX, log.until_listening()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(last)) => return Err(format!("the {name} did not start: {last}")),
+            Err(_) => return Err(format!("the {name} did not start in {} s", START_MAX.as_secs())),
+        }
+        let is_live = recipe.is_live;
+        tokio::spawn(async move {
+            while let Some(line) = log.next().await {
+                if is_live {
+                    show::logged(name, &line);
+                }
+            }
+        });
+        Ok(part)
+    }
+
+    /// Starts it again as it was.
+    pub(super) async fn restart(&mut self) -> Result<(), String> {
+        *self = Self::start(self.recipe.clone()).await?;
+        Ok(())
+    }
+
+    /// How it ended; waited for.
+    pub(super) async fn ended(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.recipe.name
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // What is gone already cannot be killed, and need not be.
+        let _ = self.child.start_kill();
+        let begun = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < END_MAX {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+struct Log {
+    lines: Lines<BufReader<ChildStderr>>,
+    file: File,
+}
+
+impl Log {
+    async fn next(&mut self) -> Option<String> {
+        let line = self.lines.next_line().await.ok()??;
+        // A full disk shall not stop the part that logs.
+        let _ = writeln!(self.file, "{line}");
+        Some(line)
+    }
+
+    /// Reads until the part listens, or gives its last words.
+    async fn until_listening(&mut self) -> Result<(), String> {
+        let mut last = String::from("it ended without a word");
+        while let Some(line) = self.next().await {
+            let message = serde_json::from_str::<Value>(&line).ok();
+            match message.as_ref().and_then(|event| event["message"].as_str()) {
+                Some(message) if message.starts_with("listening on ") => return Ok(()),
+                Some(message) => last = message.into(),
+                None => last = line.split_once(": ").map_or(line.as_str(), |(_, what)| what).into(),
+            }
+        }
+        Err(last)
+    }
+}

@@ -1,0 +1,97 @@
+//! A bad network: passes a request on to the gateway, reads the whole answer, and cuts the connection without a byte of it.
+//!
+//! It is invisible, as a network is: the gateway sees the `Host` that the page was loaded from. With another, the same
+//! request sent later without the relay would be another request.
+
+use std::net::{SocketAddr, TcpListener};
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HOST, ORIGIN,
+    TRANSFER_ENCODING,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+
+use super::ask::ask;
+
+/// More than an order has, and more than the gateway takes.
+const BODY_BYTES_MAX: usize = 4 << 20;
+
+type Preflight = Response<Empty<Bytes>>;
+
+/// Serves until the runtime ends.
+pub(super) fn start(listener: TcpListener, gateway: SocketAddr) -> Result<(), String> {
+    let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+    let listener = listener.map_err(|error| format!("the relay cannot listen: {error}"))?;
+    tokio::spawn(async move {
+        loop {
+            let Ok((socket, _)) = listener.accept().await else {
+                // No sockets are left: some are given back while others wait.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            let service = service_fn(move |request| pass_on(request, gateway));
+            // Closed after the preflight: a browser that loses a connection that it used before sends the request once
+            // more by itself.
+            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(socket), service);
+            tokio::spawn(connection);
+        }
+    });
+    Ok(())
+}
+
+/// An error, whatever came of it: hyper cuts the connection then.
+async fn pass_on(request: Request<Incoming>, gateway: SocketAddr) -> Result<Preflight, Cut> {
+    if request.method() == Method::OPTIONS {
+        return Ok(preflight());
+    }
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map_err(|_| Cut)?.to_bytes();
+    let mut passed = Request::new(Full::new(body));
+    *passed.method_mut() = parts.method;
+    *passed.uri_mut() = parts.uri;
+    *passed.headers_mut() = headers(&parts.headers, gateway);
+    let answer = ask(gateway, passed).await;
+    drop(answer);
+    Err(Cut)
+}
+
+fn headers(from: &HeaderMap, gateway: SocketAddr) -> HeaderMap {
+    let own = [HOST, CONNECTION, TRANSFER_ENCODING];
+    let mut headers = HeaderMap::new();
+    for (name, value) in from.iter().filter(|(name, _)| !own.contains(name)) {
+        headers.append(name, value.clone());
+    }
+    let origin = from.get(ORIGIN).and_then(|origin| origin.to_str().ok()?.strip_prefix("http://"));
+    let host = origin.map_or_else(|| gateway.to_string(), Into::into);
+    if let Ok(host) = HeaderValue::try_from(host) {
+        headers.insert(HOST, host);
+    }
+    headers
+}
+
+fn preflight() -> Preflight {
+    let mut response = Response::new(Empty::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("content-type, idempotency-key, prefer"));
+    response
+}
+
+#[derive(Debug)]
+struct Cut;
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection is cut, as the relay does")
+    }
+}
+
+impl std::error::Error for Cut {}
