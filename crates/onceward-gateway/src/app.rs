@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -71,6 +71,9 @@ impl App {
 
         if request.method() == Method::CONNECT {
             return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n"));
+        }
+        if request.headers().get_all(HOST).iter().nth(1).is_some() {
+            return Ok(plain(StatusCode::BAD_REQUEST, "send one Host header\n"));
         }
         let path = unescaped(request.uri().path());
         // What the operators' listener has is not to be reached from here, nor passed on as if it were the service's.

@@ -293,6 +293,17 @@ fn a_drain_does_not_wait_for_connections_that_say_nothing() {
 }
 
 #[test]
+fn a_machine_without_free_sockets_is_outlasted() {
+    let upstream = Scripted::answering(OK);
+    let settings = format!("upstream = {:?}\nstore = \"memory:\"\n", upstream.url());
+    let gateway = Gateway::with_open_files(&settings, 40);
+    let crowd: Vec<Client> = (0..60).map(|_| gateway.client()).collect();
+    gateway.logged("a connection could not be accepted");
+    drop(crowd);
+    assert_eq!(gateway.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+}
+
+#[test]
 fn it_says_what_it_is() {
     let run = |args: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_onceward")).args(args).output().unwrap();

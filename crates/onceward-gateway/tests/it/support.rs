@@ -36,11 +36,21 @@ impl Gateway {
     pub(crate) fn with(settings: &str, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
-        Self::in_folder(folder, environment)
+        let command = command(&folder);
+        Self::in_folder(folder, command, environment)
     }
 
-    fn in_folder(folder: tempfile::TempDir, environment: &[(&str, &str)]) -> Self {
-        let mut command = command(&folder);
+    /// The same, and it may open so many files.
+    pub(crate) fn with_open_files(settings: &str, most: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {most} && exec \"$0\" serve \"$@\""), env!("CARGO_BIN_EXE_onceward")]);
+        command.current_dir(folder.path()).env("ONCEWARD_LOG_FORMAT", "json").stderr(Stdio::piped());
+        Self::in_folder(folder, command, &[])
+    }
+
+    fn in_folder(folder: tempfile::TempDir, mut command: Command, environment: &[(&str, &str)]) -> Self {
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).envs(environment.iter().copied());
         let mut child = command.spawn().unwrap();
         let log = Log::default();
@@ -56,7 +66,8 @@ impl Gateway {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
-        Self::in_folder(folder, &[])
+        let command = command(&folder);
+        Self::in_folder(folder, command, &[])
     }
 
     /// A line of the log that has `text` in it; waited for.
