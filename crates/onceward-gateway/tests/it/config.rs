@@ -324,6 +324,8 @@ fn flags_and_files_that_are_wrong_end_in_one_line_and_code_2() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn durations_are_read_as_they_are_meant(number in 1_u64..3600, unit in 0_usize..3) {
         let (unit, ms) = [("ms", 1), ("s", 1000), ("m", 60_000)][unit];
