@@ -1,6 +1,6 @@
 //! Requests with a key, byte by byte, and what is demanded of their answers.
 
-use std::io::{Cursor, Read, Write};
+use std::io::{BufRead, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -151,14 +151,10 @@ pub(crate) fn try_send(address: SocketAddr, request: &[u8]) -> Option<Answer> {
         if !bytes.get_ref()[at..].windows(4).any(|window| window == b"\r\n\r\n") {
             return None;
         }
-        let lines = headers(&mut bytes);
-        // `headers` takes the status line for one without a colon.
-        let head = String::from_utf8_lossy(&bytes.get_ref()[at..]).lines().next()?.to_owned();
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        let mut answer = Answer { status, headers: lines, ..Answer::default() };
-        if answer.headers.is_empty() {
-            answer.headers = headers(&mut bytes);
-        }
+        let mut line = String::new();
+        bytes.read_line(&mut line).ok()?;
+        let status = line.split(' ').nth(1)?.parse().ok()?;
+        let mut answer = Answer { status, headers: headers(&mut bytes), ..Answer::default() };
         if status == 100 {
             continue;
         }
@@ -216,9 +212,8 @@ pub(crate) fn assert_replay(answer: &Answer, first: &Answer) {
             // How it is framed is each connection's own matter.
             || matches!(name, "content-length" | "transfer-encoding" | "connection" | "preference-applied")
     };
-    let kept = |answer: &Answer| -> Vec<_> {
-        answer.headers.iter().filter(|(name, _)| !left_out(name)).cloned().collect()
-    };
+    let kept =
+        |answer: &Answer| -> Vec<_> { answer.headers.iter().filter(|(name, _)| !left_out(name)).cloned().collect() };
     assert_eq!(kept(answer), kept(first));
     for gone in ["set-cookie", "www-authenticate", "access-control-allow-origin"] {
         assert_eq!(answer.all(gone), [b""; 0], "a replay says {gone}");

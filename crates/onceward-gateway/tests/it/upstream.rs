@@ -250,7 +250,8 @@ struct Shared {
 impl Shared {
     /// Counts an execution: durable when it returns. Gives its number.
     fn execute(&self, line: &str, headers: &Lines, body: &[u8], connection: usize) -> usize {
-        let headers: Vec<_> = headers.iter().map(|(name, value)| json!([name, String::from_utf8_lossy(value)])).collect();
+        let headers: Vec<_> =
+            headers.iter().map(|(name, value)| json!([name, String::from_utf8_lossy(value)])).collect();
         let entry = json!({
             "line": line,
             "headers": headers,
