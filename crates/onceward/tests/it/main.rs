@@ -4,9 +4,18 @@
 mod codec;
 #[cfg(feature = "conformance")]
 mod conformance;
+#[cfg(feature = "engine")]
+mod decide;
 #[cfg(all(feature = "embedded", feature = "conformance"))]
 mod embedded;
 #[cfg(feature = "engine")]
+mod fingerprint;
+#[cfg(feature = "engine")]
 mod hex;
 #[cfg(feature = "engine")]
+mod principal;
+mod problem;
+#[cfg(feature = "engine")]
 mod vectors;
+#[cfg(feature = "engine")]
+mod wire;
