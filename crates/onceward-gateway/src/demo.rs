@@ -11,7 +11,7 @@ mod script;
 mod show;
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,6 +34,7 @@ const ORDERS_PORT: u16 = 3000;
 const PORTS_TRIED_MAX: u16 = 200;
 /// How often a part is started anew because somebody else took its port just before it could.
 const STARTS_MAX: usize = 20;
+const LOCK: &str = "demo.lock";
 
 /// Shows it: an orders service, its page, and the gateway before it
 #[derive(Debug, Args)]
@@ -111,7 +112,7 @@ impl Stage {
         let relay = address(&relay_listener)?;
         let relay_origin = format!("http://{relay}");
 
-        let (orders_part, ports) = start("orders", folder, is_live, |folder| {
+        let (orders_part, ports) = start("orders service", folder, is_live, |folder| {
             let (listen, listener) = held_address(ORDERS_PORT)?;
             drop(listener);
             Ok((family::orders_args(folder, listen, &relay_origin), [listen; 2]))
@@ -157,7 +158,7 @@ async fn start(
     let mut tries = 1;
     loop {
         let (args, addresses) = plan(folder)?;
-        let recipe = Recipe { name, args, log: folder.join(format!("{name}.log")), is_live };
+        let recipe = Recipe { name, args, log: folder.join(format!("{}.log", name.replace(' ', "-"))), is_live };
         match Part::start(recipe).await {
             Ok(part) => return Ok((part, addresses)),
             Err(what) if what.contains("cannot listen on") && tries < STARTS_MAX => tries += 1,
@@ -186,7 +187,8 @@ fn held_address(preferred: u16) -> Result<(SocketAddr, TcpListener), String> {
 enum Folder {
     /// Removed when dropped.
     Fresh(TempDir),
-    Kept(PathBuf),
+    /// Locked while this lives: a second demo there would write the settings of the first one's gateway.
+    Kept(PathBuf, #[expect(dead_code, reason = "it is held, not read")] File),
 }
 
 impl Folder {
@@ -195,14 +197,25 @@ impl Folder {
             let fresh = tempfile::Builder::new().prefix("onceward-demo-").tempdir();
             return fresh.map(Self::Fresh).map_err(|error| format!("no temporary folder can be made: {error}"));
         };
-        let made = fs::create_dir_all(path).and_then(|()| fs::canonicalize(path));
-        made.map(Self::Kept).map_err(|error| format!("--keep: {} cannot be a folder of ours: {error}", path.display()))
+        let open = || {
+            fs::create_dir_all(path)?;
+            let folder = fs::canonicalize(path)?;
+            let lock = File::options().create(true).append(true).open(folder.join(LOCK))?;
+            Ok::<_, std::io::Error>((folder, lock))
+        };
+        let shown = path.display();
+        let (folder, lock) =
+            open().map_err(|error| format!("--keep: {shown} cannot be used: {error}; name a folder of your own"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self::Kept(folder, lock)),
+            Err(_) => Err(format!("--keep: another demo uses {shown}: end it, or name another folder")),
+        }
     }
 
     fn path(&self) -> &Path {
         match self {
             Self::Fresh(folder) => folder.path(),
-            Self::Kept(path) => path,
+            Self::Kept(path, _) => path,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! request sent later without the relay would be another request.
 
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -21,6 +22,7 @@ use super::ask::ask;
 
 /// More than an order has, and more than the gateway takes.
 const BODY_BYTES_MAX: usize = 4 << 20;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Preflight = Response<Empty<Bytes>>;
 
@@ -32,7 +34,7 @@ pub(super) fn start(listener: TcpListener, gateway: SocketAddr) -> Result<(), St
         loop {
             let Ok((socket, _)) = listener.accept().await else {
                 // No sockets are left: some are given back while others wait.
-                tokio::task::yield_now().await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let service = service_fn(move |request| pass_on(request, gateway));

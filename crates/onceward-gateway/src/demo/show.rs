@@ -17,21 +17,28 @@ pub(super) fn say(line: &str) {
 pub(super) fn welcome(stage: &Stage, script: &Script, folder: &Folder) {
     let (gateway, orders, admin, relay) = (stage.gateway, stage.orders, stage.admin, stage.relay);
     let (gateway_pid, orders_pid) = (stage.gateway_part.pid(), stage.orders_part.pid());
-    let data = folder.path().display();
     let fate = match folder {
         Folder::Fresh(_) => "removed at the end; --keep DIR keeps it",
-        Folder::Kept(_) => "stays",
+        Folder::Kept(..) => "stays when this ends",
     };
     say("");
     say(&bold("  Open the page: place an order, lose its answer, click twice"));
     say("");
     say(&format!("    {}", bold(&format!("http://{gateway}/"))));
     say("");
-    say(&format!("  gateway   http://{gateway}         pid {gateway_pid}: `onceward serve`, before"));
-    say(&format!("  orders    http://{orders}         pid {orders_pid}: a service that knows nothing of keys"));
-    say(&format!("  admin     http://{admin}/status  what the gateway knows; /metrics, /readyz"));
-    say(&format!("  relay     http://{relay}         passes requests on, and loses every answer"));
-    say(&format!("  data      {data}  {fate}"));
+    for (name, at, what) in [
+        ("gateway", format!("http://{gateway}"), format!("`onceward serve`, pid {gateway_pid}")),
+        (
+            "orders",
+            format!("http://{orders}"),
+            format!("the service behind it, which knows nothing of keys, pid {orders_pid}"),
+        ),
+        ("relay", format!("http://{relay}"), "a network that passes requests on and loses every answer".into()),
+        ("admin", format!("http://{admin}/status"), "what the gateway knows; also /metrics and /readyz".into()),
+        ("data", folder.path().display().to_string(), fate.into()),
+    ] {
+        say(&format!("  {name:<8} {at:<34} {}", dim(&what)));
+    }
     say("");
     say(&bold("  Or paste these: three requests, one order"));
     for (what, curl) in script.curl_lines() {

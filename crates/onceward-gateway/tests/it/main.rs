@@ -2,7 +2,11 @@
 
 mod client;
 mod config;
+#[cfg(feature = "demo")]
+mod demo;
 mod forward;
+#[cfg(feature = "demo")]
+mod page;
 mod rows;
 mod serve;
 mod support;
