@@ -1,0 +1,55 @@
+//! The embedded store over restarts, kills and failing disks.
+
+mod child;
+mod disk;
+mod kill;
+mod open;
+mod restart;
+#[cfg(unix)]
+mod space;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use onceward::fingerprint::{Fingerprint, Rules};
+use onceward::record::{AttemptId, Kept, Phase, Print, Record};
+use onceward::reply::Reply;
+use onceward::secret::{KeyHash, RecordId};
+
+const LEASE: Duration = Duration::from_secs(15);
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn id(n: u64) -> RecordId {
+    let mut id = [0x55; 32];
+    // Spread as hashes are.
+    id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    RecordId(id)
+}
+
+fn record(n: u64, phase: Phase) -> Record {
+    let mut attempt = [0xa7; 16];
+    attempt[..8].copy_from_slice(&n.to_be_bytes());
+    Record { key_hash: KeyHash([0x81; 32]), attempt: AttemptId(attempt), phase }
+}
+
+fn print() -> Print {
+    Print { fingerprint: Fingerprint([0x9d; 32]), rules: Arc::new(Rules::default()) }
+}
+
+fn claim(n: u64) -> Record {
+    record(n, Phase::InFlight { print: print(), lease: LEASE, began: Duration::from_millis(1_700_000_000_123) })
+}
+
+fn released(n: u64) -> Record {
+    record(n, Phase::Released { keep: LEASE })
+}
+
+/// With a body of its own, of `bytes` bytes.
+fn completed(n: u64, bytes: usize) -> Record {
+    let body: Bytes = (0..bytes).map(|at| (n as usize + at * 7 + at / 251) as u8).collect();
+    let headers = vec![("x-order".parse().expect("a name"), n.to_string().parse().expect("a value"))];
+    let reply = Reply { status: http::StatusCode::CREATED, headers, body };
+    let kept = Kept::Whole(Arc::new(reply));
+    record(n, Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
+}

@@ -1,0 +1,109 @@
+//! Killed in the middle of its work, as by `kill -9`: what was acknowledged is there.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use onceward::record::{Record, Stage};
+use onceward::store::{EmbeddedStore, Replaced, Store};
+
+use super::child::{Play, tell};
+use super::{claim, completed, id, released};
+
+/// How each key ends.
+fn end(n: u64) -> Record {
+    match n % 3 {
+        0 => completed(n, 20 + (n as usize * 37) % 3000),
+        1 => released(n),
+        _ => claim(n),
+    }
+}
+
+/// The part of the other process: many tasks claim and end keys, and tell of each only when it was acknowledged.
+pub(super) async fn write(folder: &Path) {
+    let store = Arc::new(EmbeddedStore::open(folder).expect("nobody has it"));
+    let first = store.meta("first", &0_u64.to_be_bytes()).await.expect("it is written");
+    assert_eq!(*first, [0; 8]);
+    let from = store.census().await.expect("it counts");
+    let from = (from.in_flight + from.completed + from.released) * 100;
+    let tasks = (0..16).map(|task| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for n in (from + task..).step_by(16) {
+                if store.insert(&id(n), &claim(n)).await.expect("it is written").is_some() {
+                    continue;
+                }
+                tell(&format!("claimed {n}"));
+                let outcome = store.replace(&id(n), claim(n).version(), &end(n)).await.expect("it is written");
+                assert_eq!(outcome, Replaced::Yes);
+                tell(&format!("ended {n}"));
+                if n % 7 == 0 {
+                    assert!(store.remove(&id(n), end(n).version()).await.expect("it is written"));
+                    tell(&format!("removed {n}"));
+                }
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.expect("it goes on for ever");
+    }
+}
+
+#[tokio::test]
+async fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    // By key, how far it was acknowledged: claimed, ended, removed.
+    let mut acknowledged: HashMap<u64, u8> = HashMap::new();
+    // At another moment each time, and over what the times before left.
+    for wanted in [1, 2, 10, 60, 200, 333, 500, 700] {
+        let mut other = Play::start("write", folder.path(), &[]);
+        let mut heard = 0;
+        while let Some(line) = other.hear() {
+            let (what, n) = line.split_once(' ').unwrap();
+            let step = ["claimed", "ended", "removed"].iter().position(|word| *word == what).unwrap();
+            acknowledged.insert(n.parse().unwrap(), step as u8);
+            heard += 1;
+            if heard == wanted {
+                other.kill();
+                // What it told before it died is heard to the end.
+            }
+        }
+        other.process.wait().unwrap();
+        assert!(heard >= wanted, "it died by itself");
+
+        let store = EmbeddedStore::open(folder.path()).unwrap();
+        let mut in_flight = 0;
+        for (n, step) in &acknowledged {
+            let found = store.get(&id(*n)).await.unwrap().map(|found| found.record);
+            let removed = n % 7 == 0;
+            let is_right = match (step, &found) {
+                (0, Some(found)) => *found == claim(*n) || *found == end(*n),
+                (0, None) => false,
+                (1, Some(found)) => *found == end(*n),
+                // The next step was taken, and nobody was told of it any more.
+                (1, None) => removed,
+                (_, found) => found.is_none(),
+            };
+            assert!(is_right, "after {heard}: {n}, acknowledged up to {step}, is {:?}", found.map(|it| it.version()));
+            in_flight += u64::from(found.is_some_and(|found| found.phase.stage() == Stage::InFlight));
+        }
+        // What was written and not told of counts too, so there may be more.
+        let census = store.census().await.unwrap();
+        assert!(census.in_flight >= in_flight);
+        let lost = store.due(100_000).await.unwrap();
+        assert!(lost.iter().all(|(_, found)| found.holder_gone));
+        assert_eq!(lost.len() as u64, census.in_flight, "each claim that is left is lost");
+        // Settled, so that the next time begins without them; what nobody heard of is settled too.
+        for (id, found) in lost {
+            assert!(store.remove(&id, found.record.version()).await.unwrap());
+        }
+        let still: Vec<u64> = acknowledged.keys().copied().collect();
+        for n in still {
+            if store.get(&id(n)).await.unwrap().is_none() {
+                acknowledged.remove(&n);
+            }
+        }
+        assert_eq!(store.census().await.unwrap().in_flight, 0);
+    }
+    assert!(acknowledged.len() > 100, "hardly anything was kept, so nothing is shown");
+}

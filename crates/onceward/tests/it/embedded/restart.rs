@@ -1,0 +1,191 @@
+//! What is still known after a restart, and how old it is.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::clock::ManualClock;
+use onceward::record::{Phase, Record};
+use onceward::store::{EmbeddedStore, Store};
+
+use super::{DAY, LEASE, claim, completed, id, print, record, released};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn open(folder: &Path, clock: &ManualClock) -> EmbeddedStore {
+    EmbeddedStore::open_with(folder, Arc::new(clock.clone())).unwrap()
+}
+
+async fn due(store: &EmbeddedStore) -> Vec<Record> {
+    store.due(100).await.unwrap().into_iter().map(|(_, found)| found.record).collect()
+}
+
+async fn age(store: &EmbeddedStore, n: u64) -> Duration {
+    store.get(&id(n)).await.unwrap().unwrap().age
+}
+
+#[tokio::test]
+async fn all_is_there_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let records = [
+        claim(1),
+        completed(2, 0),
+        completed(3, 300),
+        completed(4, 4 << 20),
+        released(5),
+        record(6, Phase::Unknown { print: print() }),
+    ];
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    for (n, record) in records.iter().enumerate() {
+        store.insert(&id(n as u64), record).await.unwrap();
+    }
+    store.insert(&id(100), &claim(100)).await.unwrap();
+    assert!(store.remove(&id(100), claim(100).version()).await.unwrap());
+    store.meta("secret", &[0x80; 32]).await.unwrap();
+    let census = store.census().await.unwrap();
+    drop(store);
+    for _ in 0..3 {
+        let store = EmbeddedStore::open(folder.path()).unwrap();
+        for (n, record) in records.iter().enumerate() {
+            assert!(store.get(&id(n as u64)).await.unwrap().unwrap().record == *record, "{n}");
+        }
+        assert_eq!(store.get(&id(100)).await.unwrap(), None);
+        assert_eq!(store.meta("secret", b"another").await.unwrap(), [0x80; 32][..]);
+        assert_eq!(store.census().await.unwrap(), census);
+    }
+    assert_eq!((census.in_flight, census.completed, census.released, census.unknown), (1, 3, 1, 1));
+}
+
+/// No lease is waited for: whoever held it is gone for certain.
+#[tokio::test]
+async fn each_claim_of_an_earlier_start_is_lost_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(folder.path(), &clock);
+    for n in [3, 1, 2] {
+        store.insert(&id(n), &claim(n)).await.unwrap();
+        clock.advance(Duration::from_millis(10));
+    }
+    store.insert(&id(4), &released(4)).await.unwrap();
+    store.insert(&id(5), &claim(5)).await.unwrap();
+    store.replace(&id(5), claim(5).version(), &completed(5, 10)).await.unwrap();
+    assert!(!store.get(&id(1)).await.unwrap().unwrap().holder_gone, "its holder is this process");
+    assert_eq!(due(&store).await, []);
+    drop(store);
+
+    let store = open(folder.path(), &clock);
+    store.insert(&id(6), &claim(6)).await.unwrap();
+    let found = store.due(100).await.unwrap();
+    assert!(found.iter().all(|(_, found)| found.holder_gone));
+    assert_eq!(due(&store).await, [claim(3), claim(1), claim(2)], "all that were left, the oldest first");
+    for n in 1..=3 {
+        assert!(store.get(&id(n)).await.unwrap().unwrap().holder_gone);
+        assert!(store.insert(&id(n), &claim(9)).await.unwrap().unwrap().holder_gone);
+    }
+    for n in 4..=6 {
+        assert!(!store.get(&id(n)).await.unwrap().unwrap().holder_gone, "{n}");
+    }
+    clock.advance(Duration::from_millis(10));
+    // Taken over, settled or forgotten, it is not listed any more.
+    store.replace(&id(1), claim(1).version(), &claim(7)).await.unwrap();
+    store.replace(&id(2), claim(2).version(), &record(2, Phase::Unknown { print: print() })).await.unwrap();
+    assert!(store.remove(&id(3), claim(3).version()).await.unwrap());
+    assert_eq!(due(&store).await, []);
+    assert!(!store.get(&id(1)).await.unwrap().unwrap().holder_gone);
+    drop(store);
+    let store = open(folder.path(), &clock);
+    assert_eq!(due(&store).await, [claim(6), claim(7)]);
+}
+
+#[tokio::test]
+async fn what_is_due_is_exact_over_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    // Due an hour apart, written in another order; one is removed, one is put off.
+    for hours in [5, 2, 4, 1, 3, 6] {
+        let store = open(folder.path(), &clock);
+        let released = record(hours, Phase::Released { keep: MINUTE * 60 * hours as u32 });
+        store.insert(&id(hours), &released).await.unwrap();
+    }
+    let release = |hours: u64, keep: u64| record(hours, Phase::Released { keep: MINUTE * 60 * keep as u32 });
+    let store = open(folder.path(), &clock);
+    assert!(store.remove(&id(3), release(3, 3).version()).await.unwrap());
+    store.replace(&id(2), release(2, 2).version(), &release(2, 9)).await.unwrap();
+    drop(store);
+    let mut want = Vec::new();
+    for hour in 1..=10 {
+        let store = open(folder.path(), &clock);
+        clock.advance(MINUTE * 60 - Duration::from_nanos(1));
+        assert_eq!(due(&store).await, want, "just before hour {hour}");
+        clock.advance(Duration::from_nanos(1));
+        want.extend([1, 4, 5, 6].into_iter().filter(|n| *n == hour).map(|n| release(n, n)));
+        want.extend((hour == 9).then(|| release(2, 9)));
+        assert_eq!(due(&store).await, want, "at hour {hour}");
+        assert_eq!(store.due(2).await.unwrap().len(), want.len().min(2));
+    }
+    assert_eq!(want.len(), 5);
+}
+
+#[tokio::test]
+async fn the_wall_clock_does_not_matter_while_it_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(folder.path(), &clock);
+    store.insert(&id(1), &claim(1)).await.unwrap();
+    for shift in [3_600_000, -86_400_000 * 400] {
+        clock.shift_wall(shift);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(due(&store).await, []);
+    }
+    assert_eq!(age(&store, 1).await, Duration::from_secs(2));
+    clock.advance(LEASE);
+    assert_eq!(due(&store).await, [claim(1)]);
+}
+
+#[tokio::test]
+async fn ages_go_on_by_the_wall_clock_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(folder.path(), &clock);
+    store.insert(&id(1), &completed(1, 10)).await.unwrap();
+    clock.advance(MINUTE);
+    drop(store);
+    // Another process, on a machine that was started anew: its monotonic clock begins again, its wall clock goes on.
+    let clock = ManualClock::default();
+    clock.shift_wall(10 * 60_000);
+    let store = open(folder.path(), &clock);
+    assert_eq!(age(&store, 1).await, MINUTE * 10);
+    clock.advance(DAY);
+    assert_eq!(age(&store, 1).await, MINUTE * 10 + DAY);
+    assert_eq!(due(&store).await, [completed(1, 10)]);
+}
+
+/// Rather younger than older: what is too young waits, and what is too old is forgotten.
+#[tokio::test]
+async fn a_wall_clock_that_went_back_makes_nothing_older_and_is_not_believed_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(folder.path(), &clock);
+    store.insert(&id(1), &completed(1, 10)).await.unwrap();
+    clock.advance(MINUTE);
+    store.insert(&id(2), &completed(2, 10)).await.unwrap();
+    clock.advance(MINUTE);
+    drop(store);
+    // It stands a year back now: the store's time goes on from what it told last, when it was closed.
+    clock.shift_wall(-365 * 86_400_000);
+    let store = open(folder.path(), &clock);
+    assert_eq!((age(&store, 1).await, age(&store, 2).await), (MINUTE * 2, MINUTE));
+    store.insert(&id(3), &completed(3, 10)).await.unwrap();
+    clock.advance(MINUTE);
+    assert_eq!(age(&store, 3).await, MINUTE);
+    drop(store);
+    // Twice in a row adds up.
+    clock.shift_wall(-365 * 86_400_000);
+    let store = open(folder.path(), &clock);
+    assert_eq!((age(&store, 1).await, age(&store, 3).await), (MINUTE * 3, MINUTE));
+    drop(store);
+    // And it is right again: what was written by the wrong clock is not older than it is.
+    clock.shift_wall(2 * 365 * 86_400_000 + 60_000);
+    let store = open(folder.path(), &clock);
+    assert_eq!((age(&store, 1).await, age(&store, 3).await), (MINUTE * 4, MINUTE * 2));
+}

@@ -1,0 +1,56 @@
+//! Space that nobody needs any more goes back to the disk.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use onceward::store::{EmbeddedStore, Store};
+
+use super::{claim, completed, id};
+
+/// What the folder takes on the disk, in MiB; a journal's room is not taken before it is written.
+fn megabytes(folder: &Path) -> u64 {
+    let mut blocks = 0;
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        // The store may delete it between the two looks.
+        let Ok(metadata) = entry.metadata() else { continue };
+        blocks += if metadata.is_dir() { megabytes(&entry.path()) * 2048 } else { metadata.blocks() };
+    }
+    blocks / 2048
+}
+
+#[tokio::test]
+async fn what_was_removed_gives_its_space_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    let kept = completed(1000, 10_000);
+    store.insert(&id(1000), &kept).await.unwrap();
+    for n in 0..160 {
+        store.insert(&id(n), &completed(n, 1 << 20)).await.unwrap();
+    }
+    let full = megabytes(folder.path());
+    assert!(full >= 160, "{full} MiB");
+    for n in 0..160 {
+        assert!(store.remove(&id(n), completed(n, 0).version()).await.unwrap());
+    }
+    // A day of small work goes on meanwhile.
+    let begun = Instant::now();
+    let mut n = 2000;
+    loop {
+        store.insert(&id(n), &claim(n)).await.unwrap();
+        assert!(store.remove(&id(n), claim(n).version()).await.unwrap());
+        n += 1;
+        let left = megabytes(folder.path());
+        if left <= 80 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{left} MiB of {full} are left");
+    }
+    assert!(store.get(&id(1000)).await.unwrap().unwrap().record == kept);
+    assert_eq!(store.get(&id(0)).await.unwrap(), None);
+    drop(store);
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    assert!(store.get(&id(1000)).await.unwrap().unwrap().record == kept);
+    assert_eq!(store.get(&id(159)).await.unwrap(), None);
+}
