@@ -4,6 +4,7 @@ mod client;
 mod config;
 #[cfg(feature = "demo")]
 mod demo;
+mod faults;
 mod forward;
 #[cfg(feature = "demo")]
 mod page;
