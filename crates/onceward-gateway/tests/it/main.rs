@@ -4,8 +4,10 @@ mod client;
 mod config;
 #[cfg(feature = "demo")]
 mod demo;
+mod drain;
 mod faults;
 mod forward;
+mod kills;
 #[cfg(feature = "demo")]
 mod page;
 mod rows;
