@@ -12,10 +12,16 @@ mod embedded;
 mod fingerprint;
 #[cfg(feature = "engine")]
 mod hex;
+#[cfg(all(feature = "axum-08", feature = "memory"))]
+mod layer;
 #[cfg(feature = "engine")]
 mod principal;
 mod problem;
+#[cfg(all(feature = "axum-08", feature = "memory"))]
+mod shop;
 #[cfg(feature = "engine")]
 mod vectors;
+#[cfg(all(feature = "axum-08", feature = "memory"))]
+mod waiting;
 #[cfg(feature = "engine")]
 mod wire;

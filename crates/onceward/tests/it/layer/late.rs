@@ -1,0 +1,264 @@
+//! Clients that leave, answers that come late, holders that are overtaken, and the end of a process.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use onceward::policy::Guarantee;
+use onceward::store::Store;
+
+use crate::shop::{Fault, Got, Run, Setup, Shop, made, order, until};
+
+const LEASE: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_nothing() {
+    let shop = Setup::default().open(made).await;
+    shop.kitchen.shut();
+    drop(shop.begin(&order("order-7", "tea", &[])).await);
+    shop.kitchen.began(1).await;
+    assert_eq!(shop.layer.engine().in_flight(), 1, "what was begun is waited for");
+    shop.kitchen.open();
+    shop.settled().await;
+    assert_eq!(shop.kitchen.done(), 1);
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    assert_eq!(shop.kitchen.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_long_execution_keeps_its_lease() {
+    let shop = Setup::manual().open(made).await;
+    shop.kitchen.shut();
+    let first = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(1).await;
+    // Each advance is less than the lease, and all of them are six of it.
+    for renewals in 1..=18 {
+        shop.clock.advance(LEASE / 3);
+        until("a sign of life", || shop.store.calls("replace") >= renewals).await;
+        shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
+        shop.layer.engine().sweep().await.expect("the store answers");
+    }
+    // The clients' patience is 60 s, and is over.
+    first.await.expect("an answer").refused(504, "upstream_timeout", "in-flight");
+    shop.kitchen.open();
+    shop.settled().await;
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 0));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_after_its_client_was_sent_away_is_kept() {
+    let shop = Setup::manual().open(made).await;
+    shop.kitchen.shut();
+    let first = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(1).await;
+    shop.clock.advance(Duration::from_millis(59_999));
+    until("a sign of life", || shop.store.calls("replace") >= 1).await;
+    assert!(!first.is_finished(), "nobody is sent away before the time");
+    shop.clock.advance(Duration::from_millis(1));
+    let got = first.await.expect("an answer");
+    got.refused(504, "upstream_timeout", "in-flight");
+    assert_eq!((got.header("retry-after"), got.json()["retry"].as_str()), (Some("15"), Some("wait")));
+    shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
+    shop.kitchen.open();
+    shop.settled().await;
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    assert_eq!(shop.kitchen.runs(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_is_not_listened_for_without_end() {
+    let shop = Setup::manual().open(made).await;
+    shop.kitchen.shut();
+    let first = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(1).await;
+    shop.clock.advance(Duration::from_secs(600));
+    shop.settled().await;
+    assert_eq!(shop.census().await.unknown, 1);
+    assert!(matches!(first.await.expect("an answer").status, 502 | 504));
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+    assert_eq!(shop.kitchen.runs(), 1);
+}
+
+/// A shop where the first order's holder has lost its lease, because the store took no sign of life, and still executes.
+async fn lost_holder(
+    guarantee: Guarantee,
+    respond: impl Fn(Run) -> axum::response::Response + Clone + Send + Sync + 'static,
+) -> (Shop, tokio::task::JoinHandle<Got>) {
+    let shop = Setup::manual().policy(|policy| policy.guarantee = guarantee).open(respond).await;
+    shop.kitchen.shut();
+    let first = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(1).await;
+    shop.store.fail("replace", Fault::Fails, usize::MAX);
+    shop.clock.advance(LEASE);
+    until("a sign of life that fails", || shop.store.calls("replace") >= 1).await;
+    shop.store.heal();
+    (shop, first)
+}
+
+#[tokio::test]
+async fn a_lost_holder_that_nobody_overtook_completes_even_an_unknown() {
+    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+    shop.layer.engine().sweep().await.expect("the store answers");
+    assert_eq!(shop.census().await.unknown, 1, "it is written down for the operators");
+    shop.kitchen.open();
+    first.await.expect("an answer").stored(201, "made 1");
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    let second = shop.counts.second_executions.load(Ordering::SeqCst);
+    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown, second), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_holder_whose_lease_was_lost_claims_it_back_by_its_next_sign_of_life() {
+    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+    shop.layer.engine().sweep().await.expect("the store answers");
+    assert_eq!(shop.census().await.unknown, 1);
+    shop.clock.advance(LEASE / 3);
+    until("the renewal", || shop.store.calls("replace") >= 4).await;
+    shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
+    shop.kitchen.open();
+    first.await.expect("an answer").stored(201, "made 1");
+}
+
+#[tokio::test]
+async fn an_overtaken_holder_gets_the_winners_answer() {
+    let (shop, first) = lost_holder(Guarantee::AtLeastOnce, made).await;
+    shop.kitchen.let_out(2..3);
+    shop.order("order-7", "tea").await.stored(201, "made 2");
+    shop.kitchen.open();
+    first.await.expect("an answer").replayed(201, "made 2");
+    shop.order("order-7", "tea").await.replayed(201, "made 2");
+    assert_eq!((shop.kitchen.runs(), shop.counts.second_executions.load(Ordering::SeqCst)), (2, 1));
+}
+
+#[tokio::test]
+async fn an_overtaken_holder_is_told_while_the_winner_runs() {
+    let (shop, first) = lost_holder(Guarantee::AtLeastOnce, made).await;
+    let second = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(2).await;
+    shop.kitchen.let_out(1..2);
+    first.await.expect("an answer").refused(409, "in_flight", "in-flight");
+    shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
+    shop.kitchen.open();
+    second.await.expect("an answer").stored(201, "made 2");
+    shop.order("order-7", "tea").await.replayed(201, "made 2");
+}
+
+#[tokio::test]
+async fn an_overtaken_holder_gets_its_own_answer_where_the_winner_has_none() {
+    for (name, status, after) in [
+        ("the winner was released", StatusCode::TOO_MANY_REQUESTS, 0),
+        ("nobody knows of the winner", StatusCode::BAD_GATEWAY, 1),
+    ] {
+        let (shop, first) = lost_holder(Guarantee::AtLeastOnce, move |run: Run| match run.n {
+            2 => status.into_response(),
+            _ => made(run),
+        })
+        .await;
+        shop.kitchen.let_out(2..3);
+        assert_eq!(shop.order("order-7", "tea").await.status, status.as_u16(), "{name}");
+        shop.kitchen.open();
+        let got = first.await.expect("an answer");
+        assert_eq!(got.told(), (201, "not-stored", "made 1"), "{name}");
+        let census = shop.census().await;
+        assert_eq!((census.unknown, census.completed), (after, 0), "{name}: the word of the overtaken is refused");
+        assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_overtaken_holder_that_did_nothing_releases_nothing() {
+    let (shop, first) = lost_holder(Guarantee::AtLeastOnce, |run: Run| match run.n {
+        1 => StatusCode::TOO_MANY_REQUESTS.into_response(),
+        _ => made(run),
+    })
+    .await;
+    shop.kitchen.let_out(2..3);
+    shop.order("order-7", "tea").await.stored(201, "made 2");
+    shop.kitchen.open();
+    first.await.expect("an answer").replayed(201, "made 2");
+    let census = shop.census().await;
+    assert_eq!((census.completed, census.released), (1, 0));
+    assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_late_word_finds_nothing_where_the_store_forgot_nothing() {
+    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+    let memory = shop.store.memory();
+    let due = memory.due(10).await.expect("the memory store answers");
+    assert_eq!(due.len(), 1);
+    // As an operator would forget it.
+    assert!(memory.remove(&due[0].0, due[0].1.record.version()).await.expect("the memory store answers"));
+    shop.kitchen.open();
+    assert_eq!(first.await.expect("an answer").told(), (201, "not-stored", "made 1"));
+    let census = shop.census().await;
+    assert_eq!((census.completed, census.in_flight), (0, 0));
+    assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_draining_process_takes_no_new_key_and_finishes_the_others() {
+    let shop = Setup::default().open(made).await;
+    shop.order("old", "tea").await.stored(201, "made 1");
+    shop.kitchen.shut();
+    let running = shop.sending(order("running", "tea", &[]));
+    shop.kitchen.began(2).await;
+    let engine = shop.layer.engine();
+    engine.drain();
+    assert!(engine.is_draining());
+    let got = shop.order("new", "tea").await;
+    got.refused(503, "draining", "rejected");
+    assert_eq!((got.header("retry-after"), got.json()["retry"].as_str()), (Some("1"), Some("same-key")));
+    shop.order("old", "tea").await.replayed(201, "made 1");
+    shop.order("old", "rum").await.refused(422, "key_reused", "mismatch");
+    shop.order("running", "tea").await.refused(409, "in_flight", "in-flight");
+    shop.order("running", "rum").await.refused(422, "key_reused", "mismatch");
+    assert_eq!((shop.kitchen.runs(), engine.in_flight()), (2, 1));
+    shop.kitchen.open();
+    running.await.expect("an answer").stored(201, "made 2");
+    shop.settled().await;
+    shop.order("running", "tea").await.replayed(201, "made 2");
+    assert_eq!(shop.operation("new", &[]).await.status, 404, "the new one left nothing");
+}
+
+#[tokio::test]
+async fn what_still_runs_at_the_end_of_the_drain_is_unknown_at_once() {
+    let shop = Setup::default().open(made).await;
+    shop.kitchen.shut();
+    let running = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(1).await;
+    shop.layer.engine().drain();
+    shop.layer.engine().give_up();
+    shop.settled().await;
+    assert_eq!(shop.census().await.unknown, 1);
+    running.await.expect("an answer").refused(502, "upstream_lost", "unknown");
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+    assert_eq!((shop.kitchen.runs(), shop.kitchen.done()), (1, 0));
+}
+
+#[tokio::test]
+async fn in_flight_says_when_to_ask_again() {
+    let shop = Setup::manual().open(made).await;
+    shop.kitchen.shut();
+    let first = shop.sending(order("order-7", "tea", &[]));
+    shop.kitchen.began(1).await;
+    let ask = async || {
+        let got = shop.order("order-7", "tea").await;
+        got.refused(409, "in_flight", "in-flight");
+        assert_eq!((got.json()["executed"].as_str(), got.json()["retry"].as_str()), (Some("unknown"), Some("wait")));
+        got.header("retry-after").expect("a number of seconds").to_owned()
+    };
+    assert_eq!(ask().await, "1", "at least a second");
+    shop.clock.advance(Duration::from_secs(4));
+    assert_eq!(ask().await, "4", "as long as it has run");
+    for (advance, renewals) in [(1, 1), (5, 2), (5, 3), (5, 4)] {
+        shop.clock.advance(Duration::from_secs(advance));
+        until("a sign of life", || shop.store.calls("replace") >= renewals).await;
+    }
+    assert_eq!(ask().await, "15", "at most what is left of the lease");
+    shop.kitchen.open();
+    first.await.expect("an answer").stored(201, "made 1");
+}
