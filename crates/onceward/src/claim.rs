@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::decide::{self, Renew};
-use crate::engine::Shared;
+use crate::engine::{Boxed, Shared};
 use crate::policy::{Fate, Policy};
 use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
 use crate::secret::{KeyHash, RecordId, hex};
@@ -63,8 +63,8 @@ impl Claim {
     /// [`Overtaken`]: nothing may be sent; the attempt ends as [`Fate::NotSent`].
     pub async fn first_byte(&self) -> Result<(), Overtaken> {
         let held = &self.held;
-        let renewed = held.overtaken.load(Ordering::Relaxed) || !held.is_past_two_thirds() || held.renew().await;
-        if !renewed || held.overtaken.load(Ordering::Relaxed) {
+        // An overtaken holder's renewal fails, so the first look is the only one that it needs.
+        if held.was_overtaken() || (held.is_past_two_thirds() && !held.renew_boxed().await) {
             return Err(Overtaken);
         }
         held.sent.store(true, Ordering::Relaxed);
@@ -184,6 +184,11 @@ impl Held {
 
     fn is_past_two_thirds(&self) -> bool {
         self.shared.clock.now().saturating_sub(self.confirmed()) > self.policy.lease * 2 / 3
+    }
+
+    /// [`Held::renew`], where it is rare: not in each request's own future.
+    fn renew_boxed(&self) -> Boxed<'_, bool> {
+        Box::pin(self.renew())
     }
 
     /// Gives a sign of life. Returns whether the store took it.

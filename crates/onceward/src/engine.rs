@@ -6,7 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -129,12 +129,16 @@ impl Engine {
     ///
     /// The claim is polled in the caller's task first; if the store answers at once, a replay or a refusal costs no task.
     /// From the moment on when a claim was sent, everything runs in a task of its own: the caller may go away.
-    pub async fn run<O: Operation>(&self, ask: Ask, operation: O) -> Answer<O::Answer> {
+    pub fn run<O: Operation>(&self, ask: Ask, operation: Box<O>) -> Boxed<'_, Answer<O::Answer>> {
+        Box::pin(self.run_now(ask, operation))
+    }
+
+    async fn run_now<O: Operation>(&self, ask: Ask, operation: Box<O>) -> Answer<O::Answer> {
         let shared = &self.shared;
         let policy = Arc::clone(&ask.policy);
         let (id, answer) = match shared.open().await {
             Ok(opened) => {
-                let asked = Asked::new(opened, &shared.namespace, ask, &operation);
+                let asked = Asked::new(opened, &shared.namespace, ask, &*operation);
                 let (id, wait) = (asked.id, asked.wait);
                 let answer = match self.claim_and_execute(asked, operation).await {
                     Begun::Answered(answer) => answer,
@@ -148,26 +152,18 @@ impl Engine {
         answer
     }
 
-    async fn claim_and_execute<O: Operation>(&self, asked: Asked, operation: O) -> Begun<O> {
+    async fn claim_and_execute<O: Operation>(&self, asked: Asked, operation: Box<O>) -> Begun<O> {
         let running = Running::begin(&self.shared);
-        let mut claiming = Box::pin(Arc::clone(&self.shared).claim(asked, operation));
-        match poll_immediate(&mut claiming).await {
-            Some(Claimed::Not(begun)) => begun,
-            Some(Claimed::Held(held, operation)) => {
-                let (sender, receiver) = oneshot::channel();
-                tokio::spawn(hold(held, operation, sender, running));
-                answer_of(receiver).await
-            }
-            None => {
-                let (sender, receiver) = oneshot::channel();
-                tokio::spawn(async move {
-                    match claiming.await {
-                        Claimed::Not(begun) => drop(sender.send(begun)),
-                        Claimed::Held(held, operation) => hold(held, operation, sender, running).await,
-                    }
-                });
-                answer_of(receiver).await
-            }
+        let mut claiming = Arc::clone(&self.shared).claim(asked, operation);
+        let receiver = match poll_immediate(&mut claiming).await {
+            Some(Claimed::Not(begun)) => return begun,
+            Some(Claimed::Held(held, operation)) => spawn_hold(held, operation, running),
+            None => spawn_claim(claiming, running),
+        };
+        match receiver.await {
+            Ok(begun) => begun,
+            // The task was dropped with its runtime: whatever it did, nobody is left to say.
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -440,7 +436,6 @@ struct Asked {
     key_hash: KeyHash,
     print: Print,
     policy: Arc<Policy>,
-    keys: HashKeys,
     wait: Duration,
 }
 
@@ -454,21 +449,23 @@ impl Asked {
             print: Print { fingerprint: operation.fingerprint(&rules, keys), rules },
             wait: ask.wait.unwrap_or(ask.policy.wait),
             policy: ask.policy,
-            keys: keys.clone(),
         }
     }
 
     /// The request's fingerprint by the rules of a record that was found.
-    fn fingerprint_for<O: Operation>(&self, found: &Record, operation: &O) -> Fingerprint {
+    fn fingerprint_for<O: Operation>(&self, found: &Record, operation: &O, shared: &Shared) -> Fingerprint {
         match found.print() {
-            Some(print) if *print.rules != *self.print.rules => operation.fingerprint(&print.rules, &self.keys),
+            Some(print) if print.rules != self.print.rules => match shared.opened.get() {
+                Some(opened) => operation.fingerprint(&print.rules, &opened.keys),
+                None => self.print.fingerprint,
+            },
             _ => self.print.fingerprint,
         }
     }
 }
 
 enum Claimed<O: Operation> {
-    Held(Arc<Held>, O),
+    Held(Arc<Held>, Box<O>),
     Not(Begun<O>),
 }
 
@@ -481,18 +478,29 @@ enum Begun<O: Operation> {
 /// Another attempt, and the request that met it.
 struct Other<O> {
     asked: Asked,
-    operation: O,
+    operation: Box<O>,
     found: Found,
     age: Duration,
     left: Duration,
 }
 
-async fn answer_of<O: Operation>(receiver: oneshot::Receiver<Begun<O>>) -> Begun<O> {
-    match receiver.await {
-        Ok(begun) => begun,
-        // The task was dropped with its runtime: whatever it did, nobody is left to say.
-        Err(_) => std::future::pending().await,
-    }
+/// Executes in a task of its own. Boxed, for tokio moves a task's future nine times before it runs.
+fn spawn_hold<O: Operation>(held: Arc<Held>, operation: Box<O>, running: Running) -> oneshot::Receiver<Begun<O>> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(Box::pin(hold(held, operation, sender, running)));
+    receiver
+}
+
+/// Goes on with a claim that was sent, whoever still waits for it, and executes if it is won.
+fn spawn_claim<O: Operation>(claiming: Boxed<'static, Claimed<O>>, running: Running) -> oneshot::Receiver<Begun<O>> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(Box::pin(async move {
+        match claiming.await {
+            Claimed::Not(begun) => drop(sender.send(begun)),
+            Claimed::Held(held, operation) => hold(held, operation, sender, running).await,
+        }
+    }));
+    receiver
 }
 
 impl Shared {
@@ -500,7 +508,11 @@ impl Shared {
         if let Some(opened) = self.opened.get() {
             return Ok(opened);
         }
-        self.opened.get_or_try_init(|| self.open_now()).await
+        self.open_first().await
+    }
+
+    fn open_first<'a>(self: &'a Arc<Self>) -> Boxed<'a, Result<&'a Opened, Error>> {
+        Box::pin(self.opened.get_or_try_init(|| self.open_now()))
     }
 
     async fn open_now(self: &Arc<Self>) -> Result<Opened, Error> {
@@ -541,7 +553,11 @@ impl Shared {
     }
 
     /// Claims the key: one insert, and a replace where something that no longer binds is in its place.
-    async fn claim<O: Operation>(self: Arc<Self>, asked: Asked, operation: O) -> Claimed<O> {
+    fn claim<O: Operation>(self: Arc<Self>, asked: Asked, operation: Box<O>) -> Boxed<'static, Claimed<O>> {
+        Box::pin(self.claim_now(asked, operation))
+    }
+
+    async fn claim_now<O: Operation>(self: Arc<Self>, asked: Asked, operation: Box<O>) -> Claimed<O> {
         let attempt = AttemptId::random();
         let began = self.clock.wall();
         let record = Record {
@@ -583,7 +599,7 @@ impl Shared {
                 over = None;
                 continue;
             }
-            let fingerprint = asked.fingerprint_for(&found.record, &operation);
+            let fingerprint = asked.fingerprint_for(&found.record, &*operation, &self);
             return match decide::claim(&found, &fingerprint, asked.policy.guarantee) {
                 decide::Claim::Execute if draining => refused(self.problem(Code::Draining, &asked.id).retry_after(1)),
                 decide::Claim::Execute => {
@@ -602,7 +618,7 @@ impl Shared {
     fn held<O: Operation>(
         self: Arc<Self>,
         asked: Asked,
-        operation: O,
+        operation: Box<O>,
         attempt: AttemptId,
         began: Duration,
         over: Option<Version>,
@@ -628,7 +644,11 @@ impl Shared {
     }
 
     /// Waits for another attempt's answer as long as was asked, else says that it runs.
-    async fn wait_or_refuse<O: Operation>(&self, other: Box<Other<O>>, wait: Duration) -> Answer<O::Answer> {
+    fn wait_or_refuse<O: Operation>(&self, other: Box<Other<O>>, wait: Duration) -> Boxed<'_, Answer<O::Answer>> {
+        Box::pin(self.wait_for(other, wait))
+    }
+
+    async fn wait_for<O: Operation>(&self, other: Box<Other<O>>, wait: Duration) -> Answer<O::Answer> {
         let Other { asked, operation, mut found, mut age, mut left } = *other;
         let id = asked.id;
         let wait = wait.min(self.limits.wait_max);
@@ -641,7 +661,7 @@ impl Shared {
             // Whoever joined looks again: the attempt may have ended before.
             match self.get(&id).await {
                 Ok(Some(now)) => {
-                    let fingerprint = asked.fingerprint_for(&now.record, &operation);
+                    let fingerprint = asked.fingerprint_for(&now.record, &*operation, self);
                     match decide::claim(&now, &fingerprint, asked.policy.guarantee) {
                         decide::Claim::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
                         // Released by this process: the answer that it was released with is on its way to us.
@@ -753,16 +773,33 @@ impl Shared {
         }
     }
 
+    /// Writes how an attempt ended until it succeeds, or until nobody can wait for it any more.
+    fn keep_writing<'a>(&'a self, held: &'a Held, phase: &'a Phase) -> Boxed<'a, Option<Wrote>> {
+        Box::pin(self.retry_until(|| self.write_end(held, phase)))
+    }
+
     /// Writes how an attempt ended. One replace if nobody touched the record since.
     async fn write_end(&self, held: &Held, phase: &Phase) -> Result<Wrote, Error> {
         let record = held.record(phase.clone());
-        let mut over = held.in_flight();
-        let mut audited = false;
+        match self.replace(&held.id, held.in_flight(), &record).await? {
+            Replaced::Yes => Ok(Wrote::Here { audited: false }),
+            Replaced::No(found) => self.write_end_over(held, &record, found).await,
+        }
+    }
+
+    /// Writes how an attempt ended where somebody touched its record since the claim.
+    fn write_end_over<'a>(
+        &'a self,
+        held: &'a Held,
+        record: &'a Record,
+        found: Option<Found>,
+    ) -> Boxed<'a, Result<Wrote, Error>> {
+        Box::pin(self.write_end_after(held, record, found))
+    }
+
+    async fn write_end_after(&self, held: &Held, record: &Record, mut found: Option<Found>) -> Result<Wrote, Error> {
+        let phase = &record.phase;
         for _ in 0..16 {
-            let found = match self.replace(&held.id, over, &record).await? {
-                Replaced::Yes => return Ok(Wrote::Here { audited }),
-                Replaced::No(found) => found,
-            };
             let late = match phase {
                 Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over) {
                     Release::Write(version) => Late::Write { over: version, audited: false },
@@ -776,7 +813,10 @@ impl Shared {
                 _ => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
             };
             match late {
-                Late::Write { over: version, audited: noted } => (over, audited) = (version, noted),
+                Late::Write { over, audited } => match self.replace(&held.id, over, record).await? {
+                    Replaced::Yes => return Ok(Wrote::Here { audited }),
+                    Replaced::No(now) => found = now,
+                },
                 Late::Kept(kept) => {
                     return Ok(match &kept.phase {
                         Phase::Completed { kept, .. } => Wrote::Kept(kept.clone()),
@@ -796,10 +836,9 @@ impl Shared {
                     if !forgetful && !matches!(phase, Phase::Released { .. }) {
                         return Ok(Wrote::Overtaken(None));
                     }
-                    match self.insert(&held.id, &record).await? {
+                    match self.insert(&held.id, record).await? {
                         None => return Ok(Wrote::Here { audited: forgetful }),
-                        // The next turn meets it by its version, or is told by whom it was overtaken.
-                        Some(_) => {}
+                        now => found = now,
                     }
                 }
             }
@@ -963,6 +1002,10 @@ async fn over(given_up: &mut watch::Receiver<bool>) {
     }
 }
 
+/// A future on the heap, made within a plain function: one that is boxed within an `async fn` takes its place in that one's
+/// future all the same, and each request's is as large as the largest path through it.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// How many records a sweep looks at together.
 const SWEEP_BATCH: usize = 256;
 
@@ -1012,17 +1055,34 @@ enum Watched<T> {
     GivenUp,
 }
 
+impl<T> From<std::thread::Result<Execution<T>>> for Watched<T> {
+    fn from(ended: std::thread::Result<Execution<T>>) -> Self {
+        match ended {
+            Ok(execution) => Self::Ended(execution),
+            Err(_) => Self::Panicked,
+        }
+    }
+}
+
 /// Holds a claim: executes, renews, and keeps how it ended. Runs in a task of its own.
-async fn hold<O: Operation>(held: Arc<Held>, operation: O, sender: oneshot::Sender<Begun<O>>, running: Running) {
+async fn hold<O: Operation>(held: Arc<Held>, operation: Box<O>, sender: oneshot::Sender<Begun<O>>, running: Running) {
     let shared = Arc::clone(&held.shared);
     let started = shared.clock.now();
     let mut client = Client { sender: Some(sender) };
-    let work = AssertUnwindSafe(operation.execute(Claim { held: Arc::clone(&held) })).catch_unwind();
-    let watched = watch(&shared, &held, work, &mut client, started).await;
+    let mut work = execute(operation, Claim { held: Arc::clone(&held) });
+    let watched = watch(&shared, &held, &mut work, &mut client, started).await;
+    drop(work);
     shared.observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
     finish(&shared, &held, watched, client).await;
     drop(running);
 }
+
+/// The operation's own future. A panic in it is an outcome.
+fn execute<O: Operation>(operation: Box<O>, claim: Claim) -> Work<O::Answer> {
+    Box::pin(AssertUnwindSafe((*operation).execute(claim)).catch_unwind())
+}
+
+type Work<T> = Boxed<'static, std::thread::Result<Execution<T>>>;
 
 /// The client that began the attempt, as long as it listens.
 struct Client<O: Operation> {
@@ -1041,19 +1101,34 @@ impl<O: Operation> Client<O> {
 async fn watch<O: Operation>(
     shared: &Arc<Shared>,
     held: &Arc<Held>,
-    work: impl Future<Output = std::thread::Result<Execution<O::Answer>>>,
+    work: &mut Work<O::Answer>,
     client: &mut Client<O>,
     started: Duration,
 ) -> Watched<O::Answer> {
-    let mut work = pin!(work);
-    let ended = |ended: std::thread::Result<_>| match ended {
-        Ok(execution) => Watched::Ended(execution),
-        Err(_) => Watched::Panicked,
-    };
-    // Most executions end before any of what follows is needed.
-    if let Some(done) = poll_immediate(work.as_mut()).await {
-        return ended(done);
+    // Most executions end before any of what watching takes is needed.
+    match poll_immediate(&mut *work).await {
+        Some(done) => Watched::from(done),
+        None => watch_on(shared, held, work, client, started).await,
     }
+}
+
+fn watch_on<'a, O: Operation>(
+    shared: &'a Arc<Shared>,
+    held: &'a Arc<Held>,
+    work: &'a mut Work<O::Answer>,
+    client: &'a mut Client<O>,
+    started: Duration,
+) -> Boxed<'a, Watched<O::Answer>> {
+    Box::pin(watch_pending(shared, held, work, client, started))
+}
+
+async fn watch_pending<O: Operation>(
+    shared: &Arc<Shared>,
+    held: &Arc<Held>,
+    work: &mut Work<O::Answer>,
+    client: &mut Client<O>,
+    started: Duration,
+) -> Watched<O::Answer> {
     let third = held.policy.lease / 3;
     let listen_until = started + shared.limits.capture_timeout;
     let answer_until = started + shared.limits.upstream_timeout;
@@ -1070,7 +1145,7 @@ async fn watch<O: Operation>(
         }
         tokio::select! {
             biased;
-            done = work.as_mut() => return ended(done),
+            done = &mut *work => return Watched::from(done),
             () = over(&mut given_up) => return Watched::GivenUp,
             alive = async { match renewal.as_mut() { Some(renewal) => renewal.await, None => std::future::pending().await } } => {
                 renewal = None;
@@ -1128,31 +1203,16 @@ async fn finish<O: Operation>(
         End::Released(_) => (shared.released(), Outcome::Released),
         End::Unknown => (Phase::Unknown { print }, Outcome::Unknown),
     };
-    let executed = matches!(end, End::Completed(_) | End::NotKept(_));
-    let mut wrote = shared.write_end(held, &phase).await;
-    if let Err(error) = &wrote {
-        tracing::warn!(instance = %held.id.instance(), error = %chain(error), "the end of an attempt is not confirmed as stored");
-        client.tell(own(shared, held, answer, Outcome::NotStored));
-        wrote = match shared.retry_until(|| shared.write_end(held, &phase)).await {
-            Some(wrote) => Ok(wrote),
-            None => return,
-        };
-        settle(shared, held, &wrote, executed);
-    } else {
-        settle(shared, held, &wrote, executed);
-        client.tell(match wrote {
-            Ok(Wrote::Here { .. }) | Err(_) => own(shared, held, answer, outcome),
-            Ok(Wrote::Kept(Kept::Whole(reply)) | Wrote::Overtaken(Some(Kept::Whole(reply)))) => match &end {
-                End::Completed(own_reply) if *own_reply == reply => own(shared, held, answer, outcome),
-                _ => Answer::Replay(reply),
-            },
-            Ok(Wrote::Kept(Kept::Head(head)) | Wrote::Overtaken(Some(Kept::Head(head)))) => match &end {
-                End::NotKept(own_head) if *own_head == head => own(shared, held, answer, outcome),
-                _ => Answer::Refused(shared.not_kept(&held.id, &head)),
-            },
-            Ok(Wrote::Running) => Answer::Refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
-            Ok(Wrote::Overtaken(None)) => own(shared, held, answer, Outcome::NotStored),
-        });
+    match shared.write_end(held, &phase).await {
+        Ok(wrote) => tell_end(shared, held, &wrote, answer, &end, outcome, &mut client),
+        Err(error) => {
+            tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
+            client.tell(own(shared, held, answer, Outcome::NotStored));
+            match shared.keep_writing(held, &phase).await {
+                Some(wrote) => audit(shared, held, &wrote, &end),
+                None => return,
+            }
+        }
     }
     shared.waiters.tell(held.id, held.attempt, || match end {
         End::Released(reply) => Ended::Released(reply),
@@ -1160,17 +1220,40 @@ async fn finish<O: Operation>(
     });
 }
 
+/// Tells the client how its attempt ended: its own answer, or the winner's.
+fn tell_end<O: Operation>(
+    shared: &Shared,
+    held: &Held,
+    wrote: &Wrote,
+    answer: Result<O::Answer, Code>,
+    end: &End,
+    outcome: Outcome,
+    client: &mut Client<O>,
+) {
+    audit(shared, held, wrote, end);
+    client.tell(match (wrote, end) {
+        (Wrote::Here { .. }, _) => own(shared, held, answer, outcome),
+        (Wrote::Kept(Kept::Whole(kept)), End::Completed(reply)) if kept == reply => own(shared, held, answer, outcome),
+        (Wrote::Kept(Kept::Head(kept)), End::NotKept(head)) if kept == head => own(shared, held, answer, outcome),
+        (Wrote::Kept(kept) | Wrote::Overtaken(Some(kept)), _) => match kept {
+            Kept::Whole(reply) => Answer::Replay(Arc::clone(reply)),
+            Kept::Head(head) => Answer::Refused(shared.not_kept(&held.id, head)),
+        },
+        (Wrote::Running, _) => Answer::Refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
+        (Wrote::Overtaken(None), _) => own(shared, held, answer, Outcome::NotStored),
+    });
+}
+
 /// Says aloud what must not happen unnoticed.
-fn settle(shared: &Shared, held: &Held, wrote: &Result<Wrote, Error>, executed: bool) {
-    let instance = held.id.instance();
+fn audit(shared: &Shared, held: &Held, wrote: &Wrote, end: &End) {
     match wrote {
-        Ok(Wrote::Here { audited: true }) => {
-            tracing::warn!(target: "onceward::audit", %instance, event = "late_completion",
+        Wrote::Here { audited: true } => {
+            tracing::warn!(target: "onceward::audit", instance = held.id.instance(), event = "late_completion",
                 "an attempt that was given up as released, or that the store forgot, has ended after all");
         }
-        Ok(Wrote::Overtaken(_) | Wrote::Running) if executed => {
+        Wrote::Overtaken(_) | Wrote::Running if matches!(end, End::Completed(_) | End::NotKept(_)) => {
             shared.observer.second_execution(&held.policy.route);
-            tracing::error!(target: "onceward::audit", %instance, event = "second_execution",
+            tracing::error!(target: "onceward::audit", instance = held.id.instance(), event = "second_execution",
                 "an attempt that was overtaken has executed all the same");
         }
         _ => {}

@@ -82,7 +82,6 @@ impl Rules {
             hasher.field(&(values.iter().count() as u64).to_le_bytes());
             values.iter().for_each(|value| hasher.field(value.as_bytes()));
         }
-        hasher.field(request.body);
-        Fingerprint(hasher.finish())
+        Fingerprint(hasher.finish_with(request.body))
     }
 }

@@ -1,7 +1,9 @@
 //! The service: what a request with a key goes through, over HTTP.
 
+use std::future::Future;
 use std::marker::PhantomData;
 use std::mem;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -144,7 +146,7 @@ impl<S> Keyed<S> {
             response_limit,
             engine: engine.clone(),
         };
-        let mut response = match engine.run(ask, call).await {
+        let mut response = match engine.run(ask, Box::new(call)).await {
             Answer::Own(Ok(response), outcome) => labelled(response, outcome),
             Answer::Own(Err(error), _) => return Err(error),
             Answer::Replay(reply) => {
@@ -256,7 +258,7 @@ where
 /// knows.
 fn spill<R>(
     prefix: Bytes,
-    mut rest: std::pin::Pin<Box<R>>,
+    mut rest: Pin<Box<R>>,
     claim: &Claim,
     engine: &Engine,
     endless: bool,
@@ -329,7 +331,28 @@ fn refusal<R: http_body::Body>(problem: Problem, close: bool) -> Response<Body<R
 
 /// Refuses a request whose body was not read: reads on for a while, so that the refusal is not lost to a broken pipe, and
 /// closes the connection if the body did not end, so that its rest is never taken for the next request.
-async fn refuse_unread<B, R>(engine: &Engine, problem: Problem, head: &request::Parts, body: B) -> Response<Body<R>>
+fn refuse_unread<'a, B, R>(
+    engine: &'a Engine,
+    problem: Problem,
+    head: &'a request::Parts,
+    body: B,
+) -> Pin<Box<dyn Future<Output = Response<Body<R>>> + Send + 'a>>
+where
+    B: http_body::Body + Send + 'a,
+    B::Error: Send,
+    R: http_body::Body + Send + 'a,
+    R::Error: Send,
+{
+    // Boxed, for it is rare, and would make each request's own future larger.
+    Box::pin(read_on_and_refuse(engine, problem, head, body))
+}
+
+async fn read_on_and_refuse<B, R>(
+    engine: &Engine,
+    problem: Problem,
+    head: &request::Parts,
+    body: B,
+) -> Response<Body<R>>
 where
     B: http_body::Body,
     R: http_body::Body,

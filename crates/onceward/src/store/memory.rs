@@ -1,5 +1,6 @@
 //! The store in the process: bounded, sharded, forgotten at a restart.
 
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::future::ready;
@@ -203,7 +204,8 @@ impl Store for MemoryStore {
 
 #[derive(Default)]
 struct Shard {
-    entries: HashMap<RecordId, Entry, BuildHasherDefault<IdHasher>>,
+    /// Boxed, so that a table that grows moves pointers, not records.
+    entries: HashMap<RecordId, Box<Entry>, BuildHasherDefault<IdHasher>>,
     /// Ids by the second in which they are due. A hint: a record that was written again has another line further on.
     due: BTreeMap<u64, Vec<RecordId>>,
     /// Ids that became tombstones, in that order. A hint, too.
@@ -239,8 +241,14 @@ impl Shard {
             self.tombstones.push_back(id);
         }
         self.counts[stage as usize] += 1;
-        if let Some(before) = self.entries.insert(id, entry) {
-            self.counts[before.record.phase.stage() as usize] -= 1;
+        match self.entries.entry(id) {
+            Occupied(mut place) => {
+                self.counts[place.get().record.phase.stage() as usize] -= 1;
+                **place.get_mut() = entry;
+            }
+            Vacant(place) => {
+                place.insert(Box::new(entry));
+            }
         }
     }
 
