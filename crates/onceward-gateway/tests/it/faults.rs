@@ -1,6 +1,6 @@
 //! Bad input and faults, over real sockets: each time the upstream has seen one execution, or none.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,6 +45,111 @@ fn a_hundred_equal_requests_at_once_execute_once() {
         assert_replay(&order(key).send(&gateway), first);
         assert_eq!(upstream.count(key), 1);
     }
+}
+
+#[test]
+fn of_two_requests_with_one_key_at_once_one_executes_and_the_other_is_refused() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("");
+    for round in 0..5 {
+        let key = format!("two-at-once-{round}");
+        let asks = ["tea", "rum"].map(|body| order(&key).body(body));
+        let sent: Vec<_> = (0..20).map(|at| (at % 2, asks[at % 2].spawn(&gateway))).collect();
+        let answers: Vec<_> = sent.into_iter().map(|(of, sent)| (of, sent.answer())).collect();
+        let (winner, first) = answers.iter().find(|(_, answer)| outcome(answer) == "stored").expect("one executed");
+        for (of, answer) in &answers {
+            match outcome(answer) {
+                "mismatch" => assert_ne!(of, winner, "an equal request was refused"),
+                "stored" | "in-flight" | "replayed" => assert_eq!(of, winner, "another request was let through"),
+                other => panic!("{other}: {answer:?}"),
+            }
+        }
+        assert_replay(&asks[*winner].send(&gateway), first);
+        assert_problem(&asks[1 - winner].send(&gateway), "key_reused", &key);
+        assert_eq!(upstream.count(&key), 1);
+    }
+}
+
+#[test]
+fn many_keys_at_once_execute_once_each() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("");
+    let asks: Vec<_> = (0..100).map(|at| order(&format!("many-keys-{at:03}"))).collect();
+    let sent: Vec<_> = asks.iter().map(|ask| ask.spawn(&gateway)).collect();
+    let firsts: Vec<_> = sent.into_iter().map(|sent| sent.answer()).collect();
+    for (ask, first) in asks.iter().zip(&firsts) {
+        assert_answer(first, 201, "stored");
+        assert_replay(&ask.send(&gateway), first);
+    }
+    for at in 0..100 {
+        assert_eq!(upstream.count(&format!("many-keys-{at:03}")), 1);
+    }
+}
+
+#[test]
+fn a_connection_that_the_upstream_closed_costs_no_key() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("[limits]\nupstream_idle = \"30s\"");
+    for at in 0..20 {
+        let key = format!("closed-after-{at:02}");
+        assert_answer(&order(&key).step("then-close").send(&gateway), 201, "stored");
+        assert_eq!(upstream.count(&key), 1);
+    }
+    for at in 0..20 {
+        assert_answer(&order(&format!("left-open-{at:02}")).send(&gateway), 201, "stored");
+    }
+    // Those that are left open are used again, so that the first part says something.
+    assert!(upstream.connections() < 35, "{} connections", upstream.connections());
+    assert_eq!(upstream.executions().len(), 40);
+}
+
+#[test]
+fn a_record_that_is_damaged_is_an_error_of_its_key_and_never_absent() {
+    const MARK: &str = "a-mark-that-stands-nowhere-else";
+    let upstream = Upstream::start();
+    let keys = tempfile::tempdir().unwrap();
+    let store = format!("embedded:{}", keys.path().join("keys").display());
+    let gateway = Gateway::with(&upstream.settings(&store, ""), &[]);
+    let ask = order(KEY).step(format!("header X-Mark: {MARK}"));
+    assert_answer(&ask.send(&gateway), 201, "stored");
+    let sound = order("sound-012345").send(&gateway);
+    // Until the record lies in a table, where nobody has read it yet.
+    let mut filled = 0;
+    let (table, at) = poll("a table with the record", || {
+        let mut found = None;
+        for_each_file(keys.path(), &mut |path| {
+            if path.extension().is_none_or(|kind| kind != "jnl") {
+                let bytes = std::fs::read(path).unwrap_or_default();
+                let at = bytes.windows(MARK.len()).position(|window| window == MARK.as_bytes());
+                found = found.take().or(at.map(|at| (path.to_owned(), at)));
+            }
+        });
+        if found.is_none() && filled < 12 {
+            filled += 1;
+            let filling = order(&format!("fills-{filled}")).step("body 4000000").send(&gateway);
+            assert_answer(&filling, 201, "stored");
+        }
+        found
+    });
+    let mut file = std::fs::OpenOptions::new().write(true).open(table).unwrap();
+    file.seek(std::io::SeekFrom::Start(at as u64)).unwrap();
+    file.write_all(b"A").unwrap();
+    // As long as the table is not in use yet, the record is read from memory.
+    poll("the damage", || (outcome(&ask.send(&gateway)) != "replayed").then_some(()));
+    for _ in 0..2 {
+        assert_problem(&ask.send(&gateway), "record_unreadable", KEY);
+    }
+    assert_problem(&order(KEY).body("other").send(&gateway), "record_unreadable", KEY);
+    assert_eq!(upstream.count(KEY), 1);
+    // The others are as they were, unless they lie in the same block.
+    let other = order("sound-012345").send(&gateway);
+    if outcome(&other) == "rejected" {
+        assert_problem(&other, "record_unreadable", "sound-012345");
+    } else {
+        assert_replay(&other, &sound);
+    }
+    assert_eq!(upstream.count("sound-012345"), 1);
+    assert_answer(&order("new-0123456").send(&gateway), 201, "stored");
 }
 
 #[test]
@@ -687,8 +792,9 @@ fn keys_are_neither_logged_nor_shown_nor_stored() {
     assert!(log.contains("keyed request"), "nothing was logged");
     assert!(!log.contains(SECRET), "a key is in the log: {:?}", log.lines().find(|line| line.contains(SECRET)));
     let mut files = 0;
-    for_each_file(folder.path(), &mut |path, bytes| {
+    for_each_file(folder.path(), &mut |path| {
         files += 1;
+        let bytes = std::fs::read(path).unwrap();
         assert!(!bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "{path:?} holds a key");
     });
     assert!(files > 0);
@@ -834,12 +940,12 @@ impl Disk {
     }
 }
 
-fn for_each_file(folder: &Path, look: &mut impl FnMut(&Path, &[u8])) {
+fn for_each_file(folder: &Path, look: &mut impl FnMut(&Path)) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         match path.is_dir() {
             true => for_each_file(&path, look),
-            false => look(&path, &std::fs::read(&path).unwrap()),
+            false => look(&path),
         }
     }
 }

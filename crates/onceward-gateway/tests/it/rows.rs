@@ -15,7 +15,7 @@ fn a_whole_answer_is_stored_and_comes_again() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("");
     for status in
-        [200, 201, 202, 204, 301, 303, 400, 402, 404, 405, 409, 410, 415, 422, 428, 451, 499, 500, 501, 505, 511]
+        [200, 201, 202, 204, 304, 301, 303, 400, 402, 404, 405, 409, 410, 415, 422, 428, 451, 499, 500, 501, 505, 511]
     {
         let key = format!("whole-answer-{status}");
         let ask = order(&key).step(format!("status {status}")).step("header Location: /orders/1");
@@ -26,6 +26,18 @@ fn a_whole_answer_is_stored_and_comes_again() {
         }
         assert_eq!(upstream.count(&key), 1, "{status}");
     }
+}
+
+#[test]
+fn an_interim_answer_is_no_answer() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("");
+    let ask = order(KEY).step("interim").step("status 200");
+    let first = ask.send(&gateway);
+    assert_answer(&first, 200, "stored");
+    assert_eq!(first.one("link"), "");
+    assert_replay(&ask.send(&gateway), &first);
+    assert_eq!(upstream.count(KEY), 1);
 }
 
 #[test]
@@ -156,6 +168,9 @@ fn what_was_sent_and_has_no_whole_answer_is_unknown() {
         ("a body that is reset", vec!["body 100000", "reset-midway"], 1),
         ("a chunked body that is reset", vec!["chunked", "reset-midway"], 1),
         ("a failure that is cut", vec!["status 429", "cut"], 1),
+        ("no HTTP", vec!["garbage"], 1),
+        ("an interim answer alone", vec!["interim", "garbage"], 1),
+        ("another protocol", vec!["status 101"], 1),
     ] {
         let key = format!("lost-{}", name.replace(' ', "-"));
         let ask = steps.iter().fold(order(&key), Ask::step);
@@ -491,6 +506,21 @@ fn a_running_request_is_told_of_or_waited_for() {
     assert_replay(&second, &first);
     assert_eq!(second.one("preference-applied"), "");
     assert_eq!(upstream.count("waits-0123456"), 1);
+}
+
+#[test]
+fn nobody_waits_longer_than_the_limit() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("[limits]\nwait_max = \"1s\"");
+    let ask = order(KEY).step("hold running");
+    let first = ask.spawn(&gateway);
+    upstream.held("running");
+    let refused = ask.clone().line("Prefer: wait=3600").send(&gateway);
+    assert_problem(&refused, "in_flight", KEY);
+    assert_eq!(refused.one("preference-applied"), "wait=1");
+    upstream.release("running");
+    assert_answer(&first.answer(), 201, "stored");
+    assert_eq!(upstream.count(KEY), 1);
 }
 
 #[test]

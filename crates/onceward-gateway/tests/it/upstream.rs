@@ -295,8 +295,9 @@ fn connection(stream: TcpStream, number: usize, shared: &Shared) {
 /// Serves a request as its steps say, or as one that makes an order. `None`: the connection is over.
 ///
 /// Steps: `reset-unread` (its body is left unread) · `early NAME` (answers, holds, then reads the body) · `hold NAME` ·
-/// `reset` · `close` · `status N` · `header NAME: VALUE` · `body N` (of so many bytes) · `chunked` · `cut-head` · `cut` and
-/// `reset-midway` (of the answer's body comes half) · `hold-midway NAME`.
+/// `reset` · `close` · `garbage` · `interim` (an interim answer first) · `status N` · `header NAME: VALUE` · `body N` (of so
+/// many bytes) · `chunked` · `cut-head` · `cut` and `reset-midway` (of the answer's body comes half) · `hold-midway NAME` ·
+/// `then-close` (after the answer, unannounced).
 fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> Option<()> {
     let mut line = String::new();
     if stream.read_line(&mut line).ok()? == 0 {
@@ -337,12 +338,20 @@ fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> O
         reset(stream.get_ref());
         return None;
     }
+    if step("garbage").is_some() {
+        let _ = stream.get_mut().write_all(b"no HTTP at all\r\n\r\n");
+        return None;
+    }
+    if step("interim").is_some() {
+        stream.get_mut().write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n").ok()?;
+    }
 
     let status = step("status").unwrap_or_else(|| "201".into());
+    let is_bare = matches!(status.as_str(), "204" | "304");
     let answer = match step("body") {
         // Every byte there is, so that nothing in between may take it for text.
         Some(bytes) => (0..bytes.parse::<usize>().unwrap()).map(|at| (at % 256).to_le_bytes()[0]).collect(),
-        None if status == "204" => Vec::new(),
+        None if is_bare => Vec::new(),
         None => format!("{{\"order\":{nonce}}}\n").into_bytes(),
     };
     let mut head = format!("HTTP/1.1 {status} As Asked\r\nX-Nonce: {nonce}\r\n").into_bytes();
@@ -357,7 +366,7 @@ fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> O
     let is_chunked = step("chunked").is_some();
     match () {
         () if is_chunked => head.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n"),
-        () if status == "204" => head.extend_from_slice(b"\r\n"),
+        () if is_bare => head.extend_from_slice(b"\r\n"),
         () => head.extend_from_slice(format!("Content-Length: {}\r\n\r\n", answer.len()).as_bytes()),
     }
     let out = stream.get_mut();
@@ -392,7 +401,7 @@ fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> O
         shared.hold(&name);
         read_body(stream, &headers)?;
     }
-    Some(())
+    step("then-close").is_none().then_some(())
 }
 
 /// The body, or nothing where it is cut: what was not read whole is not executed.
