@@ -129,6 +129,26 @@ fn a_request_that_was_not_sent_is_free_after_the_drain_limit() {
 }
 
 #[test]
+fn a_request_that_becomes_whole_while_it_drains_is_refused() {
+    let upstream = Upstream::start();
+    let mut gateway = upstream.gateway("");
+    let ask = order(KEY);
+    let mut client = gateway.client();
+    client.say(ask.head());
+    client.say(&ask.tail()[..5]);
+    // Served, so that the signal does not overtake the head.
+    assert_answer(&order("before-drain").send(&gateway), 201, "stored");
+    gateway.signal("TERM");
+    poll("a red /readyz", || (gateway.page("/readyz", "").0 == 503).then_some(()));
+    client.say(&ask.tail()[5..]);
+    assert_problem(&client.answer(false), "draining", KEY);
+    assert_eq!(gateway.ended().code(), Some(0));
+    let gateway = gateway.killed_and_restarted();
+    assert_answer(&ask.send(&gateway), 201, "stored");
+    assert_eq!(upstream.count(KEY), 1);
+}
+
+#[test]
 fn an_idle_gateway_stops_at_once() {
     let upstream = Upstream::start();
     let mut gateway = upstream.gateway("");

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Barrier, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::client::{assert_answer, assert_problem, assert_replay, order, outcome, plain_order, poll, try_send};
 use crate::support::{Client, Gateway, command};
@@ -101,6 +101,38 @@ fn a_connection_that_the_upstream_closed_costs_no_key() {
     // Those that are left open are used again, so that the first part says something.
     assert!(upstream.connections() < 35, "{} connections", upstream.connections());
     assert_eq!(upstream.executions().len(), 40);
+}
+
+#[test]
+fn what_the_upstream_says_unasked_is_nobodys_answer() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("[limits]\nupstream_idle = \"30s\"");
+    for at in 0..10 {
+        let key = format!("said-unasked-{at}");
+        let ask = order(&key).step("then-say");
+        let first = ask.send(&gateway);
+        assert_answer(&first, 201, "stored");
+        assert!(first.body.starts_with(b"{\"order\":"), "another's answer: {first:?}");
+        assert_replay(&ask.send(&gateway), &first);
+        assert_eq!(upstream.count(&key), 1);
+    }
+}
+
+#[test]
+fn requests_that_come_in_one_piece_are_served_one_by_one() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("");
+    let (a, b) = (order("in-a-row-a"), order("in-a-row-b").chunked(4));
+    let mut client = gateway.client();
+    client.say([a.bytes(), a.bytes(), b.bytes(), order("in-a-row-a").body("other").bytes(), b.bytes()].concat());
+    let first = client.answer(false);
+    assert_answer(&first, 201, "stored");
+    assert_replay(&client.answer(false), &first);
+    let second = client.answer(false);
+    assert_answer(&second, 201, "stored");
+    assert_problem(&client.answer(false), "key_reused", "in-a-row-a");
+    assert_replay(&client.answer(false), &second);
+    assert_eq!((upstream.count("in-a-row-a"), upstream.count("in-a-row-b")), (1, 1));
 }
 
 #[test]
@@ -339,9 +371,11 @@ fn an_answer_that_cannot_be_kept_is_passed_on_and_says_so() {
     let first = first.answer();
     assert_answer(&first, 201, "not-stored");
     assert_eq!(gateway.page("/readyz", "").0, 503);
-    // In flight, and lost when its lease ends: never free.
+    // In flight, and lost when its lease ends: never free, and never in flight for ever.
+    let started = Instant::now();
     let lost = ask.send_until_settled(&gateway);
     assert_problem(&lost, "outcome_unknown", KEY);
+    assert!(started.elapsed() < Duration::from_secs(6), "it left in flight later than its lease and 5 s");
     disk.heals();
     let gateway = gateway.killed_and_restarted();
     let retry = ask.send(&gateway);

@@ -29,6 +29,18 @@ fn a_whole_answer_is_stored_and_comes_again() {
 }
 
 #[test]
+fn an_answer_that_ends_with_its_connection_is_whole() {
+    let upstream = Upstream::start();
+    let gateway = upstream.gateway("");
+    let ask = order(KEY).step("body 70000").step("unframed");
+    let first = ask.send(&gateway);
+    assert_answer(&first, 201, "stored");
+    assert_eq!(first.body.len(), 70_000);
+    assert_replay(&ask.send(&gateway), &first);
+    assert_eq!(upstream.count(KEY), 1);
+}
+
+#[test]
 fn an_interim_answer_is_no_answer() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("");
@@ -168,6 +180,7 @@ fn what_was_sent_and_has_no_whole_answer_is_unknown() {
         ("a body that is reset", vec!["body 100000", "reset-midway"], 1),
         ("a chunked body that is reset", vec!["chunked", "reset-midway"], 1),
         ("a failure that is cut", vec!["status 429", "cut"], 1),
+        ("an unframed body that is reset", vec!["body 100000", "unframed", "reset-midway"], 1),
         ("no HTTP", vec!["garbage"], 1),
         ("an interim answer alone", vec!["interim", "garbage"], 1),
         ("another protocol", vec!["status 101"], 1),
@@ -473,6 +486,8 @@ fn a_running_request_is_told_of_or_waited_for() {
     upstream.held("running");
     assert_problem(&ask.send(&gateway), "in_flight", KEY);
     assert_problem(&order(KEY).body("other").send(&gateway), "key_reused", KEY);
+    // Nobody waits for what is not theirs.
+    assert_problem(&order(KEY).body("other").line("Prefer: wait=20").send(&gateway), "key_reused", KEY);
     let bored = ask.clone().line("Prefer: wait=0").send(&gateway);
     assert_problem(&bored, "in_flight", KEY);
     assert_eq!(bored.one("preference-applied"), "wait=0");
@@ -550,6 +565,12 @@ fn whoever_waited_for_a_released_request_gets_its_answer_and_does_not_execute() 
 fn what_is_past_retention_is_known_and_not_shown() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("[policy]\nretention = \"1s\"\n[[route]]\npath = \"/short\"\ntombstone = \"1s\"");
+    // What never expires: a claim, and what nobody knows the fate of.
+    let lost = order("lost-012345").to("POST /short");
+    assert_problem(&lost.clone().step("reset").send(&gateway), "upstream_lost", "lost-012345");
+    let held = order("held-012345").to("POST /short").step("hold expired");
+    let running = held.spawn(&gateway);
+    upstream.held("expired");
     let ask = order(KEY);
     let first = ask.send(&gateway);
     assert_answer(&first, 201, "stored");
@@ -579,6 +600,14 @@ fn what_is_past_retention_is_known_and_not_shown() {
     });
     assert_answer(&again, 201, "stored");
     assert_eq!(upstream.count("short-012345"), 2);
+    // By now both are older than their route keeps an answer and its tombstone.
+    assert_problem(&lost.send(&gateway), "outcome_unknown", "lost-012345");
+    assert_problem(&held.send(&gateway), "in_flight", "held-012345");
+    upstream.release("expired");
+    let first = running.answer();
+    assert_answer(&first, 201, "stored");
+    assert_replay(&held.send(&gateway), &first);
+    assert_eq!((upstream.count("lost-012345"), upstream.count("held-012345")), (1, 1));
 }
 
 #[test]

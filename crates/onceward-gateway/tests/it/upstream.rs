@@ -65,7 +65,12 @@ impl Upstream {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("executions");
         File::create(&file).unwrap();
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        // A build that runs beside the tests may have put another file in this one's place.
+        let itself = match cfg!(target_os = "linux") {
+            true => "/proc/self/exe".into(),
+            false => std::env::current_exe().unwrap(),
+        };
+        let mut process = Command::new(itself)
             .args(["upstream::upstream_process", "--exact", "--nocapture"])
             .env(ROLE, &file)
             .env("ONCEWARD_TEST_ADDRESS", address.to_string())
@@ -296,7 +301,8 @@ fn connection(stream: TcpStream, number: usize, shared: &Shared) {
 ///
 /// Steps: `reset-unread` (its body is left unread) · `early NAME` (answers, holds, then reads the body) · `hold NAME` ·
 /// `reset` · `close` · `garbage` · `interim` (an interim answer first) · `status N` · `header NAME: VALUE` · `body N` (of so
-/// many bytes) · `chunked` · `cut-head` · `cut` and `reset-midway` (of the answer's body comes half) · `hold-midway NAME` ·
+/// many bytes) · `chunked` · `unframed` (its end is the connection's) · `cut-head` · `cut` and `reset-midway` (of the
+/// answer's body comes half) · `hold-midway NAME` · `then-say` (after the answer, an answer that nobody asked for) ·
 /// `then-close` (after the answer, unannounced).
 fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> Option<()> {
     let mut line = String::new();
@@ -363,8 +369,9 @@ fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> O
         let _ = stream.get_mut().write_all(&head);
         return None;
     }
-    let is_chunked = step("chunked").is_some();
+    let (is_chunked, is_unframed) = (step("chunked").is_some(), step("unframed").is_some());
     match () {
+        () if is_unframed => head.extend_from_slice(b"\r\n"),
         () if is_chunked => head.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n"),
         () if is_bare => head.extend_from_slice(b"\r\n"),
         () => head.extend_from_slice(format!("Content-Length: {}\r\n\r\n", answer.len()).as_bytes()),
@@ -396,12 +403,15 @@ fn serve(stream: &mut BufReader<TcpStream>, number: usize, shared: &Shared) -> O
     if is_chunked {
         head.extend_from_slice(b"0\r\n\r\n");
     }
+    if step("then-say").is_some() {
+        head.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged");
+    }
     out.write_all(&head).ok()?;
     if let Some(name) = early {
         shared.hold(&name);
         read_body(stream, &headers)?;
     }
-    step("then-close").is_none().then_some(())
+    (!is_unframed && step("then-close").is_none()).then_some(())
 }
 
 /// The body, or nothing where it is cut: what was not read whole is not executed.
