@@ -6,6 +6,7 @@ mod late;
 mod paths;
 mod sizes;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,10 +16,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Router, http};
 use onceward::claim::Claim;
+use onceward::fingerprint::Rules;
 use onceward::layer::IdempotencyLayer;
 use onceward::policy::{Guarantee, Missing};
 use onceward::principal::{Part, Rule};
-use onceward::store::MemoryStore;
+use onceward::secret::Secret;
+use onceward::store::{MemoryStore, Store};
 use onceward::wire::Outcome;
 
 use crate::shop::{Got, Run, Setup, made, order, request, serve, until};
@@ -359,4 +362,53 @@ async fn each_outcome_is_counted_as_it_was_said() {
     let _ = shop.send(&request("POST", "/orders", &[], "tea")).await;
     let told = shop.counts.answered.lock().expect("no panic").clone();
     assert_eq!(told, [Outcome::Rejected, Outcome::Stored, Outcome::Replayed, Outcome::Mismatch]);
+}
+
+#[tokio::test]
+async fn services_that_share_a_store_share_no_key() {
+    let shop = Setup::default().open(made).await;
+    let other = Setup { namespace: "other", store: Some(Arc::clone(&shop.store)), ..Setup::default() };
+    let other = other.open(|_| "another service's".into_response()).await;
+    shop.order("order-7", "tea").await.stored(201, "made 1");
+    other.order("order-7", "rum").await.stored(200, "another service's");
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+}
+
+#[tokio::test]
+async fn processes_of_one_service_share_their_keys_and_the_secret() {
+    let shop = Setup::default().open(made).await;
+    let second = Setup { store: Some(Arc::clone(&shop.store)), ..Setup::default() };
+    let second = second.open(|_| "it ran again".into_response()).await;
+    shop.order("order-7", "tea").await.stored(201, "made 1");
+    second.order("order-7", "tea").await.replayed(201, "made 1");
+    second.order("order-7", "rum").await.refused(422, "key_reused", "mismatch");
+
+    let store = Arc::clone(&shop.store) as Arc<dyn Store>;
+    let stranger = IdempotencyLayer::builder(store).secret(Secret::new([7; 32])).build();
+    let error = stranger.engine().start().await.expect_err("another secret would miss every key");
+    assert!(error.to_string().contains("secret_file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_change_of_the_rules_turns_no_honest_retry_into_a_mismatch() {
+    let by_tenant = |policy: &mut onceward::policy::Policy| {
+        let headers = vec![http::HeaderName::from_static("x-tenant")];
+        policy.fingerprint = Arc::new(Rules { headers, ..Rules::default() });
+    };
+    for (name, before, after) in [("a header more", false, true), ("a header less", true, false)] {
+        let setup = |strict: bool| if strict { Setup::default().policy(by_tenant) } else { Setup::default() };
+        let shop = setup(before).open(made).await;
+        let restarted = Setup { store: Some(Arc::clone(&shop.store)), ..setup(after) };
+        let restarted = restarted.open(|_| "it ran again".into_response()).await;
+        let sent = |tenant: &str| order("order-7", "tea", &[("x-tenant", tenant)]);
+        shop.send(&sent("1")).await.stored(201, "made 1");
+        restarted.send(&sent("1")).await.replayed(201, "made 1");
+        // It is compared as the first one was.
+        let other = restarted.send(&sent("2")).await;
+        match before {
+            true => other.refused(422, "key_reused", "mismatch"),
+            false => other.replayed(201, "made 1"),
+        }
+        assert_eq!(restarted.kitchen.runs(), 0, "{name}");
+    }
 }

@@ -27,7 +27,7 @@ use onceward::store::{Census, Error, Facts, MemoryStore, Pending, Replaced, Stor
 use onceward::wire::Outcome;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Longer than anything takes that happens at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -144,6 +144,9 @@ pub(crate) struct Setup {
     pub(crate) policy: Policy,
     pub(crate) limits: Limits,
     pub(crate) mounted: bool,
+    pub(crate) namespace: &'static str,
+    /// A store that others use too.
+    pub(crate) store: Option<Arc<Faulty>>,
     pub(crate) clock: ManualClock,
     pub(crate) manual: bool,
 }
@@ -153,7 +156,15 @@ impl Default for Setup {
     fn default() -> Self {
         let mut policy = Policy::default();
         policy.principal = Rule::Parts(Vec::new());
-        Self { policy, limits: Limits::default(), mounted: true, clock: ManualClock::default(), manual: false }
+        Self {
+            policy,
+            limits: Limits::default(),
+            mounted: true,
+            namespace: "default",
+            store: None,
+            clock: ManualClock::default(),
+            manual: false,
+        }
     }
 }
 
@@ -178,10 +189,11 @@ impl Setup {
             true => Arc::new(self.clock.clone()),
             false => Arc::new(SystemClock),
         };
-        let store = Arc::new(Faulty::new(Arc::clone(&clock)));
+        let store = self.store.unwrap_or_else(|| Arc::new(Faulty::new(Arc::clone(&clock))));
         let counts = Arc::new(Counts::default());
         let layer = IdempotencyLayer::builder(Arc::clone(&store) as Arc<dyn Store>)
             .limits(self.limits)
+            .namespace(self.namespace)
             .clock(clock)
             .observer(Arc::clone(&counts) as Arc<dyn Observer>)
             .build()
@@ -428,6 +440,8 @@ pub(crate) enum Fault {
     HangsAfter,
     /// What is there cannot be read.
     Unreadable,
+    /// It is applied and answers as soon as the store is healed.
+    Waits,
 }
 
 /// The memory store, with faults on demand.
@@ -436,12 +450,19 @@ pub(crate) struct Faulty {
     clock: Arc<dyn Clock>,
     faults: Mutex<HashMap<&'static str, (Fault, usize)>>,
     calls: Mutex<HashMap<&'static str, usize>>,
+    healed: Notify,
 }
 
 impl Faulty {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let memory = Arc::new(MemoryStore::with_clock(256 << 20, Arc::clone(&clock)));
-        Self { memory: Mutex::new(memory), clock, faults: Mutex::default(), calls: Mutex::default() }
+        Self {
+            memory: Mutex::new(memory),
+            clock,
+            faults: Mutex::default(),
+            calls: Mutex::default(),
+            healed: Notify::new(),
+        }
     }
 
     /// The store beneath, without faults and uncounted.
@@ -461,6 +482,7 @@ impl Faulty {
 
     pub(crate) fn heal(&self) {
         self.faults.lock().expect("no panic").clear();
+        self.healed.notify_waiters();
     }
 
     pub(crate) fn calls(&self, op: &str) -> usize {
@@ -484,6 +506,7 @@ impl Faulty {
         op: &'static str,
         ask: impl FnOnce(Arc<MemoryStore>) -> Pending<'a, T> + Send + 'a,
     ) -> Pending<'a, T> {
+        let healed = self.healed.notified();
         let (memory, fault) = (self.memory(), self.next_fault(op));
         Box::pin(async move {
             match fault {
@@ -492,6 +515,10 @@ impl Faulty {
                 Some(Fault::Unreadable) => Err(Error::unreadable("the test damaged it")),
                 Some(Fault::Fails) => Err(Error::unavailable("the test lets it fail")),
                 Some(Fault::Hangs) => pending().await,
+                Some(Fault::Waits) => {
+                    healed.await;
+                    ask(memory).await
+                }
                 Some(Fault::LosesAnswer) => {
                     ask(memory).await?;
                     Err(Error::unavailable("the test lost the answer"))

@@ -1,5 +1,6 @@
 //! Clients that leave, answers that come late, holders that are overtaken, and the end of a process.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,6 +25,110 @@ async fn a_client_that_leaves_cancels_nothing() {
     assert_eq!(shop.kitchen.done(), 1);
     shop.order("order-7", "tea").await.replayed(201, "made 1");
     assert_eq!(shop.kitchen.runs(), 1);
+}
+
+/// A shop whose store has taken a claim, and has not said so yet.
+async fn claim_on_its_way() -> (Shop, tokio::task::JoinHandle<Got>) {
+    let setup = Setup::manual().limits(|limits| limits.store_timeout = Duration::from_secs(3600));
+    let shop = setup.open(made).await;
+    shop.layer.engine().start().await.expect("the store answers");
+    shop.store.fail("insert", Fault::Waits, 1);
+    let first = shop.sending(order("order-7", "tea", &[]));
+    until("the claim", || shop.store.calls("insert") == 1).await;
+    (shop, first)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_claim_is_being_taken_cancels_nothing() {
+    let (shop, first) = claim_on_its_way().await;
+    first.abort();
+    assert!(first.await.is_err_and(|error| error.is_cancelled()), "the client is gone, and its connection with it");
+    shop.store.heal();
+    shop.settled().await;
+    assert_eq!(shop.kitchen.done(), 1, "the claim was sent, so what it is for is done");
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    assert_eq!(shop.kitchen.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_holder_past_two_thirds_of_its_lease_sends_nothing_without_a_sign_of_life() {
+    let (shop, first) = claim_on_its_way().await;
+    shop.clock.advance(Duration::from_secs(11));
+    shop.store.heal();
+    shop.store.fail("replace", Fault::Fails, 1);
+    let got = first.await.expect("an answer");
+    got.refused(502, "upstream_unreachable", "released");
+    assert_eq!((got.json()["executed"].as_str(), got.json()["retry"].as_str()), (Some("no"), Some("same-key")));
+    assert_eq!((shop.kitchen.runs(), shop.census().await.released), (0, 1));
+    shop.order("order-7", "tea").await.stored(201, "made 1");
+
+    // One that the store takes is enough, and so is a lease that is fresh.
+    for (seconds, failures) in [(11, 0), (10, 1)] {
+        let (shop, first) = claim_on_its_way().await;
+        shop.clock.advance(Duration::from_secs(seconds));
+        shop.store.heal();
+        shop.store.fail("replace", Fault::Fails, failures);
+        let got = first.await.expect("an answer");
+        assert_eq!((got.status, shop.kitchen.runs()), (201, 1), "after {seconds} s");
+    }
+}
+
+/// The lease counts from when the claim was sent: a store that was slow to say yes has said it of the past.
+#[tokio::test]
+async fn a_holder_that_was_overtaken_before_the_first_byte_sends_nothing() {
+    let setup = Setup::manual()
+        .limits(|limits| limits.store_timeout = Duration::from_secs(3600))
+        .policy(|policy| policy.guarantee = Guarantee::AtLeastOnce);
+    let shop = setup.open(made).await;
+    shop.layer.engine().start().await.expect("the store answers");
+    shop.order("other", "tea").await.stored(201, "made 1");
+    // Two claims of one key wait in the store; the one that is taken second meets the first one's lease, long over.
+    shop.store.fail("insert", Fault::Waits, 1);
+    let first = shop.sending(order("order-7", "tea", &[]));
+    until("the claim", || shop.store.calls("insert") == 2).await;
+    shop.order("order-7", "tea").await.stored(201, "made 2");
+    shop.clock.advance(LEASE);
+    shop.store.heal();
+    first.await.expect("an answer").replayed(201, "made 2");
+    assert_eq!(shop.kitchen.runs(), 2);
+}
+
+#[tokio::test]
+async fn when_a_holder_dies_its_key_leaves_in_flight_within_the_lease_and_five_seconds() {
+    for guarantee in [Guarantee::AtMostOnce, Guarantee::AtLeastOnce] {
+        let living = Setup::manual().policy(|policy| policy.guarantee = guarantee).open(made).await;
+        // Another process over the same store, as far as the store can tell: a runtime that ends with all its tasks.
+        let process =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let mut setup = Setup::manual();
+        (setup.store, setup.clock) = (Some(Arc::clone(&living.store)), living.clock.clone());
+        let began = process.spawn(async {
+            let dying = setup.open(made).await;
+            dying.kitchen.shut();
+            drop(dying.sending(order("order-7", "tea", &[])));
+            dying.kitchen.began(1).await;
+        });
+        began.await.expect("no panic");
+        process.shutdown_background();
+        living.layer.engine().start().await.expect("the store answers");
+        living.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
+        let mut waited = 0;
+        while living.census().await.unknown == 0 {
+            waited += 1;
+            assert!(waited <= 20, "the lease and five seconds are over");
+            let looks = living.store.calls("due");
+            living.clock.advance(Duration::from_secs(1));
+            until("a sweep", || living.store.calls("due") > looks).await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(waited >= 15, "its lease is believed: {waited}");
+        match guarantee {
+            Guarantee::AtLeastOnce => living.order("order-7", "tea").await.stored(201, "made 1"),
+            _ => living.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -59,7 +164,11 @@ async fn an_answer_that_comes_after_its_client_was_sent_away_is_kept() {
     shop.clock.advance(Duration::from_millis(1));
     let got = first.await.expect("an answer");
     got.refused(504, "upstream_timeout", "in-flight");
-    assert_eq!((got.header("retry-after"), got.json()["retry"].as_str()), (Some("15"), Some("wait")));
+    let seconds: u64 = got.header("retry-after").expect("when to ask again").parse().expect("a number");
+    assert!(
+        (1..=15).contains(&seconds) && got.json()["retry"] == "wait",
+        "at most what is left of the lease: {seconds}"
+    );
     shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
     shop.kitchen.open();
     shop.settled().await;
