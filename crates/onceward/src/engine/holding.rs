@@ -1,0 +1,244 @@
+//! Holding a claim: executing, renewing, and keeping how it ended.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::poll_immediate;
+use tokio::sync::oneshot;
+
+use super::claiming::Begun;
+use super::writing::Wrote;
+use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, chain, over};
+use crate::claim::{Claim, Held};
+use crate::problem::Code;
+use crate::record::{Kept, Phase};
+use crate::waiters::Ended;
+use crate::wire::Outcome;
+
+/// How watching over an execution ended.
+enum Watched<T> {
+    Ended(Execution<T>),
+    Panicked,
+    /// Nobody listens any longer.
+    GivenUp,
+}
+
+impl<T> From<std::thread::Result<Execution<T>>> for Watched<T> {
+    fn from(ended: std::thread::Result<Execution<T>>) -> Self {
+        match ended {
+            Ok(execution) => Self::Ended(execution),
+            Err(_) => Self::Panicked,
+        }
+    }
+}
+
+/// Holds a claim: executes, renews, and keeps how it ended. Runs in a task of its own.
+pub(super) async fn hold<O: Operation>(
+    held: Arc<Held>,
+    operation: Box<O>,
+    sender: oneshot::Sender<Begun<O>>,
+    running: Running,
+) {
+    let shared = Arc::clone(&held.shared);
+    let started = shared.clock.now();
+    let mut client = Client { sender: Some(sender) };
+    let mut work = execute(operation, Claim { held: Arc::clone(&held) });
+    let watched = watch(&shared, &held, &mut work, &mut client, started).await;
+    drop(work);
+    shared.observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
+    finish(&shared, &held, watched, client).await;
+    drop(running);
+}
+
+/// The operation's own future. A panic in it is an outcome.
+#[allow(clippy::boxed_local, reason = "moved once into its future, not through the callers' as well")]
+fn execute<O: Operation>(operation: Box<O>, claim: Claim) -> Work<O::Answer> {
+    Box::pin(AssertUnwindSafe((*operation).execute(claim)).catch_unwind())
+}
+
+type Work<T> = Boxed<'static, std::thread::Result<Execution<T>>>;
+
+/// The client that began the attempt, as long as it listens.
+struct Client<O: Operation> {
+    sender: Option<oneshot::Sender<Begun<O>>>,
+}
+
+impl<O: Operation> Client<O> {
+    fn tell(&mut self, answer: Answer<O::Answer>) {
+        if let Some(sender) = self.sender.take() {
+            // An error only says that the client went away.
+            let _ = sender.send(Begun::Answered(answer));
+        }
+    }
+}
+
+async fn watch<O: Operation>(
+    shared: &Arc<Shared>,
+    held: &Arc<Held>,
+    work: &mut Work<O::Answer>,
+    client: &mut Client<O>,
+    started: Duration,
+) -> Watched<O::Answer> {
+    // Most executions end before any of what watching takes is needed.
+    match poll_immediate(&mut *work).await {
+        Some(done) => Watched::from(done),
+        None => watch_on(shared, held, work, client, started).await,
+    }
+}
+
+fn watch_on<'a, O: Operation>(
+    shared: &'a Arc<Shared>,
+    held: &'a Arc<Held>,
+    work: &'a mut Work<O::Answer>,
+    client: &'a mut Client<O>,
+    started: Duration,
+) -> Boxed<'a, Watched<O::Answer>> {
+    Box::pin(watch_pending(shared, held, work, client, started))
+}
+
+async fn watch_pending<O: Operation>(
+    shared: &Arc<Shared>,
+    held: &Arc<Held>,
+    work: &mut Work<O::Answer>,
+    client: &mut Client<O>,
+    started: Duration,
+) -> Watched<O::Answer> {
+    let third = held.policy.lease / 3;
+    let listen_until = started + shared.limits.capture_timeout;
+    let answer_until = started + shared.limits.upstream_timeout;
+    let mut given_up = shared.give_up.subscribe();
+    let mut renew_at = held.confirmed() + third;
+    let mut renewal = None;
+    loop {
+        let mut until = listen_until;
+        if client.sender.is_some() {
+            until = until.min(answer_until);
+        }
+        if renewal.is_none() {
+            until = until.min(renew_at);
+        }
+        tokio::select! {
+            biased;
+            done = &mut *work => return Watched::from(done),
+            () = over(&mut given_up) => return Watched::GivenUp,
+            alive = async { match renewal.as_mut() { Some(renewal) => renewal.await, None => std::future::pending().await } } => {
+                renewal = None;
+                renew_at = match alive {
+                    true => held.confirmed() + third,
+                    // An overtaken holder has nothing to renew; a store that failed is asked again soon.
+                    false if held.was_overtaken() => Duration::MAX,
+                    false => shared.clock.now() + third / 4,
+                };
+            }
+            () = shared.clock.sleep_until(until) => {
+                let now = shared.clock.now();
+                if now >= listen_until {
+                    return Watched::GivenUp;
+                }
+                if now >= answer_until && client.sender.is_some() {
+                    let left = held.policy.lease.as_secs();
+                    let age = now.saturating_sub(started).as_secs();
+                    let problem = shared.problem(Code::UpstreamTimeout, &held.id).retry_after(age.min(left).max(1));
+                    client.tell(Answer::Refused(problem));
+                }
+                if now >= renew_at && renewal.is_none() {
+                    let held = Arc::clone(held);
+                    renewal = Some(Box::pin(async move { held.renew().await }));
+                }
+            }
+        }
+    }
+}
+
+/// Keeps how the attempt ended, then tells the client: never the other way round.
+async fn finish<O: Operation>(
+    shared: &Arc<Shared>,
+    held: &Arc<Held>,
+    watched: Watched<O::Answer>,
+    mut client: Client<O>,
+) {
+    let Execution { answer, end } = match watched {
+        Watched::Ended(execution) => execution,
+        Watched::Panicked => Execution { answer: Err(Code::HandlerPanicked), end: End::Unknown },
+        Watched::GivenUp if held.was_sent() => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+        Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
+    };
+    let policy = &held.policy;
+    let print = held.print.clone();
+    let completed = |kept| Phase::Completed {
+        print: held.print.clone(),
+        kept,
+        retention: policy.retention,
+        tombstone: policy.tombstone,
+    };
+    let (phase, outcome) = match &end {
+        End::Completed(reply) => (completed(Kept::Whole(Arc::clone(reply))), Outcome::Stored),
+        End::NotKept(head) => (completed(Kept::Head(head.clone())), Outcome::NotStored),
+        End::Released(_) => (shared.released(), Outcome::Released),
+        End::Unknown => (Phase::Unknown { print }, Outcome::Unknown),
+    };
+    match shared.write_end(held, &phase).await {
+        Ok(wrote) => tell_end(shared, held, &wrote, answer, &end, outcome, &mut client),
+        Err(error) => {
+            tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
+            client.tell(own(shared, held, answer, Outcome::NotStored));
+            match shared.keep_writing(held, &phase).await {
+                Some(wrote) => audit(shared, held, &wrote, &end),
+                None => return,
+            }
+        }
+    }
+    shared.waiters.tell(held.id, held.attempt, || match end {
+        End::Released(reply) => Ended::Released(reply),
+        _ => Ended::Look,
+    });
+}
+
+/// Tells the client how its attempt ended: its own answer, or the winner's.
+fn tell_end<O: Operation>(
+    shared: &Shared,
+    held: &Held,
+    wrote: &Wrote,
+    answer: Result<O::Answer, Code>,
+    end: &End,
+    outcome: Outcome,
+    client: &mut Client<O>,
+) {
+    audit(shared, held, wrote, end);
+    client.tell(match (wrote, end) {
+        (Wrote::Here { .. }, _) => own(shared, held, answer, outcome),
+        (Wrote::Kept(Kept::Whole(kept)), End::Completed(reply)) if kept == reply => own(shared, held, answer, outcome),
+        (Wrote::Kept(Kept::Head(kept)), End::NotKept(head)) if kept == head => own(shared, held, answer, outcome),
+        (Wrote::Kept(kept) | Wrote::Overtaken(Some(kept)), _) => match kept {
+            Kept::Whole(reply) => Answer::Replay(Arc::clone(reply)),
+            Kept::Head(head) => Answer::Refused(shared.not_kept(&held.id, head)),
+        },
+        (Wrote::Running, _) => Answer::Refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
+        (Wrote::Overtaken(None), _) => own(shared, held, answer, Outcome::NotStored),
+    });
+}
+
+/// Says aloud what must not happen unnoticed.
+fn audit(shared: &Shared, held: &Held, wrote: &Wrote, end: &End) {
+    match wrote {
+        Wrote::Here { audited: true } => {
+            tracing::warn!(target: "onceward::audit", instance = held.id.instance(), event = "late_completion",
+                "an attempt that was given up as released, or that the store forgot, has ended after all");
+        }
+        Wrote::Overtaken(_) | Wrote::Running if matches!(end, End::Completed(_) | End::NotKept(_)) => {
+            shared.observer.second_execution(&held.policy.route);
+            tracing::error!(target: "onceward::audit", instance = held.id.instance(), event = "second_execution",
+                "an attempt that was overtaken has executed all the same");
+        }
+        _ => {}
+    }
+}
+
+fn own<T>(shared: &Shared, held: &Held, answer: Result<T, Code>, outcome: Outcome) -> Answer<T> {
+    match answer {
+        Ok(answer) => Answer::Own(answer, outcome),
+        Err(code) => Answer::Refused(shared.problem(code, &held.id).with_outcome(outcome)),
+    }
+}

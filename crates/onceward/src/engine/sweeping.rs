@@ -1,0 +1,92 @@
+//! What is done without a request: the sweep, and the self-test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use crate::decide::{self, Standing};
+use crate::fingerprint::Fingerprint;
+use crate::record::{AttemptId, Kept, Phase, Print, Record};
+use crate::reply::Reply;
+use crate::secret::{KeyHash, RecordId};
+use crate::store::{Error, Replaced};
+
+/// How many records a sweep looks at together.
+const SWEEP_BATCH: usize = 256;
+
+impl Shared {
+    pub(super) async fn sweep_all(&self) -> Result<(), Error> {
+        // A batch that was full is followed by the next at once; one that was not has met all there was.
+        while self.sweep().await? == SWEEP_BATCH {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn sweep(&self) -> Result<usize, Error> {
+        let due = self.timed("due", self.store.due(SWEEP_BATCH)).await?;
+        let mut left = 0;
+        let work = due.iter().map(async |(id, found)| {
+            let over = found.record.version();
+            match decide::sweep(found) {
+                decide::Sweep::Leave => Ok(false),
+                decide::Sweep::Write(phase) => {
+                    let unknown = matches!(phase, Phase::Unknown { .. });
+                    let record = Record { phase, ..found.record.clone() };
+                    let replaced = self.replace(id, over, &record).await?;
+                    if unknown && replaced == Replaced::Yes {
+                        tracing::warn!(instance = %id.instance(), "a holder was lost; nobody knows whether it executed");
+                    }
+                    Ok(true)
+                }
+                decide::Sweep::Forget => self.timed("remove", self.store.remove(id, over)).await.map(|_| true),
+            }
+        });
+        // Together, so that a store which groups its writers makes one commit of them.
+        for done in futures_util::future::join_all(work).await {
+            left += usize::from(!done?);
+        }
+        // Those left alone are due and stay so: counting them would make a full batch of them go round for ever.
+        Ok(due.len() - left)
+    }
+
+    pub(super) async fn self_test(&self) -> Result<(), Error> {
+        let id = RecordId(*blake3::hash(&AttemptId::random().0).as_bytes());
+        let attempt = AttemptId::random();
+        let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
+        let keep = Duration::from_secs(60);
+        let claim = Record {
+            key_hash: KeyHash([0; 32]),
+            attempt,
+            phase: Phase::InFlight { print: print.clone(), lease: keep, began: Duration::ZERO },
+        };
+        let reply = Reply {
+            status: http::StatusCode::CREATED,
+            headers: vec![(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"))],
+            body: bytes::Bytes::from_static(b"once"),
+        };
+        let kept = Kept::Whole(Arc::new(reply));
+        let phase = Phase::Completed { print, kept: kept.clone(), retention: keep, tombstone: Duration::ZERO };
+        let done = Record { phase, ..claim.clone() };
+        let failed = |what: &str| Err(Error::refused(format!("the store's self-test failed: {what}")));
+
+        if self.insert(&id, &claim).await?.is_some() {
+            return failed("a key that nobody used is taken");
+        }
+        match self.insert(&id, &claim).await? {
+            Some(found) if found.record == claim => {}
+            _ => return failed("a claim was not found again, so that a second request would have executed"),
+        }
+        if self.replace(&id, claim.version(), &done).await? != Replaced::Yes {
+            return failed("an answer could not be kept");
+        }
+        match self.get(&id).await? {
+            Some(found) if matches!(decide::standing(&found), Standing::Completed(found) if *found == kept) => {}
+            _ => return failed("an answer that was kept is not replayed"),
+        }
+        match self.timed("remove", self.store.remove(&id, done.version())).await? {
+            true => Ok(()),
+            false => failed("a record could not be removed"),
+        }
+    }
+}

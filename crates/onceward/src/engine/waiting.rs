@@ -1,0 +1,142 @@
+//! Waiting for the answer of another attempt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::poll_immediate;
+
+use super::claiming::Other;
+use super::{Answer, Boxed, Engine, Look, Operation, Shared};
+use crate::decide::{self, Standing};
+use crate::key::Key;
+use crate::principal::Principal;
+use crate::problem::{Code, Problem};
+use crate::record::{Kept, Phase, Record};
+use crate::waiters::Ended;
+
+impl Engine {
+    /// What became of a key: as a request would be told, without a request. Waits as long as `wait` says, at most
+    /// [`Limits::wait_max`].
+    ///
+    /// # Errors
+    ///
+    /// A problem, where the store does not tell.
+    pub async fn look(&self, key: &Key, principal: &Principal, wait: Option<Duration>) -> Result<Look, Problem> {
+        let shared = &self.shared;
+        let opened = shared.open().await.map_err(|error| shared.store_refusal(None, &error))?;
+        let id = opened.keys.record_id(&shared.namespace, principal, key);
+        let until = shared.clock.now() + wait.unwrap_or_default().min(shared.limits.wait_max);
+        loop {
+            let found = shared.get(&id).await.map_err(|error| shared.store_refusal(Some(&id), &error))?;
+            let Some(found) = found else { return Ok(Look::Free) };
+            return Ok(match decide::standing(&found) {
+                Standing::Free => Look::Free,
+                Standing::InFlight { age, left } => {
+                    let joined = || shared.waiters.join(id, found.record.attempt, shared.limits.waiters_per_key);
+                    if shared.clock.now() < until
+                        && let Some(mut waiting) = joined()
+                    {
+                        let pause = (shared.clock.now() + poll_pause()).min(until);
+                        tokio::select! {
+                            _ = waiting.ended() => {}
+                            () = shared.clock.sleep_until(pause) => {}
+                        }
+                        continue;
+                    }
+                    Look::InFlight(shared.retry_after(&found.record, age, left))
+                }
+                Standing::Lost => Look::Refused(shared.problem(Code::OutcomeUnknown, &id)),
+                Standing::Completed(Kept::Whole(reply)) => Look::Replay(Arc::clone(reply)),
+                Standing::Completed(Kept::Head(head)) => Look::Refused(shared.not_kept(&id, head)),
+                Standing::Expired(executed) => Look::Refused(shared.problem(Code::KeyExpired, &id).executed(executed)),
+            });
+        }
+    }
+}
+
+impl Shared {
+    /// Waits for another attempt's answer as long as was asked, else says that it runs.
+    pub(super) fn wait_or_refuse<O: Operation>(
+        &self,
+        other: Box<Other<O>>,
+        wait: Duration,
+    ) -> Boxed<'_, Answer<O::Answer>> {
+        Box::pin(self.wait_for(other, wait))
+    }
+
+    async fn wait_for<O: Operation>(&self, other: Box<Other<O>>, wait: Duration) -> Answer<O::Answer> {
+        let Other { asked, operation, mut found, mut age, mut left } = *other;
+        let id = asked.id;
+        let wait = wait.min(self.limits.wait_max);
+        let until = self.clock.now() + wait;
+        let mut waiting = match wait.is_zero() {
+            true => None,
+            false => self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key),
+        };
+        while let Some(place) = &mut waiting {
+            // Whoever joined looks again: the attempt may have ended before.
+            match self.get(&id).await {
+                Ok(Some(now)) => {
+                    let fingerprint = asked.fingerprint_for(&now.record, &*operation, self);
+                    match decide::claim(&now, &fingerprint, asked.policy.guarantee) {
+                        decide::Claim::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
+                        // Released by this process: the answer that it was released with is on its way to us.
+                        decide::Claim::Execute if now.record.attempt == found.record.attempt => {
+                            if let Some(Ended::Released(Some(reply))) = poll_immediate(place.ended()).await {
+                                return Answer::Released(reply);
+                            }
+                            let told = self.clock.sleep_until(self.clock.now() + Duration::from_millis(50));
+                            tokio::select! {
+                                ended = place.ended() => if let Ended::Released(Some(reply)) = ended {
+                                    return Answer::Released(reply);
+                                },
+                                () = told => {}
+                            }
+                            return self.told(&id, decide::Claim::Execute);
+                        }
+                        judged => return self.told(&id, judged),
+                    }
+                    if now.record.attempt != found.record.attempt {
+                        waiting = self.waiters.join(id, now.record.attempt, self.limits.waiters_per_key);
+                        found = now;
+                        continue;
+                    }
+                    found = now;
+                }
+                Ok(None) => return self.told(&id, decide::Claim::Execute),
+                Err(error) => return Answer::Refused(self.store_refusal(Some(&id), &error)),
+            }
+            let now = self.clock.now();
+            if now >= until {
+                break;
+            }
+            tokio::select! {
+                ended = place.ended() => match ended {
+                    Ended::Released(Some(reply)) => return Answer::Released(reply),
+                    // Its place is gone with the attempt; what it left is in the store.
+                    Ended::Released(None) | Ended::Look => {
+                        waiting = self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key);
+                    }
+                },
+                () = self.clock.sleep_until((now + poll_pause()).min(until)) => {}
+            }
+        }
+        let seconds = self.retry_after(&found.record, age, left);
+        Answer::Refused(self.problem(Code::InFlight, &id).retry_after(seconds))
+    }
+
+    /// The attempt's age by its claimer's clock, at least 1 s, at most what is left of the lease.
+    fn retry_after(&self, record: &Record, age: Duration, left: Duration) -> u64 {
+        let age = match &record.phase {
+            Phase::InFlight { began, .. } => self.clock.wall().saturating_sub(*began),
+            _ => age,
+        };
+        age.as_secs().min(left.as_secs()).max(1)
+    }
+}
+
+/// A waiter looks into the store this often too: the attempt may end in another process. Jittered, so that many who wait do
+/// not ask at once.
+fn poll_pause() -> Duration {
+    Duration::from_millis(rand::random_range(50..=250))
+}

@@ -1,0 +1,158 @@
+//! Writing down how an attempt ended, until it is written.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::claiming::Asked;
+use super::{Boxed, Running, Shared, over};
+use crate::claim::Held;
+use crate::decide::{self, Late, Release, Winner};
+use crate::record::{AttemptId, Found, Kept, Phase, Record, Version};
+use crate::secret::RecordId;
+use crate::store::{Error, Replaced};
+
+impl Shared {
+    /// Releases, in the background and until the store answers, an attempt whose claim may have been taken or may still be.
+    pub(super) fn release_later(self: &Arc<Self>, asked: &Asked, attempt: AttemptId, over: Option<Version>) {
+        let running = Running::begin(self);
+        let shared = Arc::clone(self);
+        let released = Record { key_hash: asked.key_hash, attempt, phase: self.released() };
+        let id = asked.id;
+        tokio::spawn(async move {
+            let _running = running;
+            shared.retry_until(|| shared.release(&id, &released, over)).await;
+        });
+    }
+
+    pub(super) fn released(&self) -> Phase {
+        Phase::Released { keep: self.limits.released_keep() }
+    }
+
+    async fn release(&self, id: &RecordId, released: &Record, over: Option<Version>) -> Result<Wrote, Error> {
+        let mut found = self.get(id).await?;
+        for _ in 0..16 {
+            found = match decide::release(found.as_ref(), released.attempt, over) {
+                Release::Done => return Ok(Wrote::Here { audited: false }),
+                Release::Insert => match self.insert(id, released).await? {
+                    None => return Ok(Wrote::Here { audited: false }),
+                    found => found,
+                },
+                Release::Write(version) => match self.replace(id, version, released).await? {
+                    Replaced::Yes => return Ok(Wrote::Here { audited: false }),
+                    Replaced::No(found) => found,
+                },
+            };
+        }
+        Err(Error::unavailable("the record changed too often while it was being released"))
+    }
+
+    /// Tries until it succeeds, the store refuses for good, or the drain's limit is over.
+    pub(crate) async fn retry_until<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Option<T> {
+        let mut given_up = self.give_up.subscribe();
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match attempt().await {
+                Ok(done) => return Some(done),
+                Err(error) => {
+                    tracing::warn!(%error, "the end of an attempt could not be written down, and is tried again")
+                }
+            }
+            tokio::select! {
+                () = over(&mut given_up) => return attempt().await.ok(),
+                () = self.clock.sleep_until(self.clock.now() + pause) => pause = (pause * 2).min(Duration::from_secs(2)),
+            }
+        }
+    }
+
+    /// Writes how an attempt ended until it succeeds, or until nobody can wait for it any more.
+    pub(super) fn keep_writing<'a>(&'a self, held: &'a Held, phase: &'a Phase) -> Boxed<'a, Option<Wrote>> {
+        Box::pin(self.retry_until(|| self.write_end(held, phase)))
+    }
+
+    /// Writes how an attempt ended. One replace if nobody touched the record since.
+    pub(super) async fn write_end(&self, held: &Held, phase: &Phase) -> Result<Wrote, Error> {
+        let record = held.record(phase.clone());
+        match self.replace(&held.id, held.in_flight(), &record).await? {
+            Replaced::Yes => Ok(Wrote::Here { audited: false }),
+            Replaced::No(found) => self.write_end_over(held, &record, found).await,
+        }
+    }
+
+    /// Writes how an attempt ended where somebody touched its record since the claim.
+    fn write_end_over<'a>(
+        &'a self,
+        held: &'a Held,
+        record: &'a Record,
+        found: Option<Found>,
+    ) -> Boxed<'a, Result<Wrote, Error>> {
+        Box::pin(self.write_end_after(held, record, found))
+    }
+
+    async fn write_end_after(&self, held: &Held, record: &Record, mut found: Option<Found>) -> Result<Wrote, Error> {
+        let phase = &record.phase;
+        for _ in 0..16 {
+            let late = match phase {
+                Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over) {
+                    Release::Write(version) => Late::Write { over: version, audited: false },
+                    Release::Insert => Late::Gone,
+                    Release::Done => match found.as_ref().filter(|found| found.record.attempt != held.attempt) {
+                        Some(_) => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
+                        None => return Ok(Wrote::Here { audited: false }),
+                    },
+                },
+                Phase::Unknown { .. } => decide::interrupt(found.as_ref(), held.attempt, &held.print.fingerprint),
+                _ => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
+            };
+            match late {
+                Late::Write { over, audited } => match self.replace(&held.id, over, record).await? {
+                    Replaced::Yes => return Ok(Wrote::Here { audited }),
+                    Replaced::No(now) => found = now,
+                },
+                Late::Kept(kept) => {
+                    return Ok(match &kept.phase {
+                        Phase::Completed { kept, .. } => Wrote::Kept(kept.clone()),
+                        _ => Wrote::Here { audited: false },
+                    });
+                }
+                Late::Overtaken(winner) => {
+                    return Ok(match winner {
+                        Winner::Answer(kept) => Wrote::Overtaken(Some(kept.clone())),
+                        Winner::Running => Wrote::Running,
+                        Winner::None => Wrote::Overtaken(None),
+                    });
+                }
+                Late::Gone => {
+                    let forgetful = self.opened.get().map(|opened| opened.identity) != Some(self.identity().await?);
+                    // A release leaves its record in any case, so that a late word finds it.
+                    if !forgetful && !matches!(phase, Phase::Released { .. }) {
+                        return Ok(Wrote::Overtaken(None));
+                    }
+                    match self.insert(&held.id, record).await? {
+                        None => return Ok(Wrote::Here { audited: forgetful }),
+                        now => found = now,
+                    }
+                }
+            }
+        }
+        Err(Error::unavailable("the record changed too often while its end was being written"))
+    }
+}
+
+/// What became of the word of an attempt that ended.
+pub(super) enum Wrote {
+    /// It is written.
+    Here {
+        /// The attempt had been given up, or the store forgot it.
+        audited: bool,
+    },
+    /// This attempt's end was already there: that answer counts.
+    Kept(Kept),
+    /// Another attempt has the key, with this answer.
+    Overtaken(Option<Kept>),
+    /// Another attempt has the key, and is executing.
+    Running,
+}
