@@ -9,6 +9,7 @@ use crate::upstream::Upstream;
 
 const KEY: &str = "kill-key-0123456789";
 const LEASE: Duration = Duration::from_secs(1);
+const LEASE_SETTING: &str = "[policy]\nlease = \"1s\"";
 
 /// Random moments, the same ones each time: splitmix64.
 struct Moments(u64);
@@ -31,7 +32,7 @@ impl Moments {
 fn killed_at_random_moments_it_executes_nothing_twice() {
     let rounds = if std::env::var_os("ONCEWARD_LONG").is_some() { 100 } else { 10 };
     let upstream = Upstream::start();
-    let mut gateway = upstream.gateway("");
+    let mut gateway = upstream.gateway(LEASE_SETTING);
     // How long a request takes here and now, so that the moments fall into it.
     let started = Instant::now();
     for at in 0..5 {
@@ -100,7 +101,7 @@ fn killed_at_random_moments_it_executes_nothing_twice() {
 #[test]
 fn killed_while_the_upstream_holds_the_request_it_leaves_it_unknown() {
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("");
+    let gateway = upstream.gateway(LEASE_SETTING);
     let ask = order(KEY).step("hold killed");
     let first = ask.spawn(&gateway);
     upstream.held("killed");
@@ -125,7 +126,7 @@ fn killed_while_the_upstream_holds_the_request_it_leaves_it_unknown() {
 #[test]
 fn killed_while_the_upstream_holds_the_request_it_may_execute_again_where_a_route_says_so() {
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("[policy]\nguarantee = \"at-least-once\"");
+    let gateway = upstream.gateway("[policy]\nlease = \"1s\"\nguarantee = \"at-least-once\"");
     let ask = order(KEY).step("hold killed");
     let first = ask.spawn(&gateway);
     upstream.held("killed");
@@ -165,7 +166,7 @@ fn killed_after_the_answer_was_kept_it_has_it() {
 #[test]
 fn killed_within_a_streamed_answer_it_knows_that_it_was_executed() {
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("");
+    let gateway = upstream.gateway(LEASE_SETTING);
     let ask = order(KEY).step("header Content-Type: text/event-stream").step("chunked").step("hold-midway stream");
     let mut client = ask.begin(&gateway);
     let head = client.head();
@@ -179,7 +180,7 @@ fn killed_within_a_streamed_answer_it_knows_that_it_was_executed() {
 #[test]
 fn killed_while_it_drains_it_is_as_honest() {
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("");
+    let gateway = upstream.gateway(LEASE_SETTING);
     let ask = order(KEY).step("hold killed");
     let first = ask.spawn(&gateway);
     upstream.held("killed");
@@ -196,7 +197,7 @@ fn killed_while_it_drains_it_is_as_honest() {
 fn stopped_for_three_leases_it_goes_on_and_completes() {
     let upstream = Upstream::start();
     for (name, when) in [("stopped-answered", "before"), ("stopped-waiting", "after")] {
-        let gateway = upstream.gateway("");
+        let gateway = upstream.gateway(LEASE_SETTING);
         let ask = order(name).step(format!("hold {name}"));
         let first = ask.spawn(&gateway);
         upstream.held(name);
@@ -226,7 +227,7 @@ fn stopped_for_three_leases_it_goes_on_and_completes() {
 fn a_key_leaves_in_flight_whoever_dies() {
     // The upstream dies, and the gateway hears of it.
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("");
+    let gateway = upstream.gateway(LEASE_SETTING);
     let ask = order(KEY).step("hold for-ever");
     let first = ask.spawn(&gateway);
     upstream.held("for-ever");

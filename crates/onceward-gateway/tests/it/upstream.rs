@@ -99,7 +99,7 @@ impl Upstream {
         format!("http://{}", self.address)
     }
 
-    /// A gateway before it: the embedded store, a lease of one second, all callers one, and what `settings` say besides.
+    /// A gateway before it: the embedded store, a lease of two seconds, all callers one, and what `settings` say besides.
     pub(crate) fn gateway(&self, settings: &str) -> Gateway {
         Gateway::with(&self.settings("embedded:onceward-data", settings), &[])
     }
@@ -107,7 +107,7 @@ impl Upstream {
     /// The settings of such a gateway.
     pub(crate) fn settings(&self, store: &str, settings: &str) -> String {
         let mut policy = "[policy]\n".to_owned();
-        for (name, line) in [("principal =", "principal = []\n"), ("lease =", "lease = \"1s\"\n")] {
+        for (name, line) in [("principal =", "principal = []\n"), ("lease =", "lease = \"2s\"\n")] {
             if !settings.contains(name) {
                 policy.push_str(line);
             }
