@@ -2,10 +2,10 @@
 
 use std::io::{Read, Seek, Write};
 use std::net::Shutdown;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Barrier, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use crate::client::{assert_answer, assert_problem, assert_replay, order, outcome, plain_order, poll, try_send};
 use crate::support::{Client, Gateway, command};
@@ -284,106 +284,6 @@ fn whoever_hangs_up_within_the_answer_finds_it_whole_later() {
     });
     assert_problem(&ask.send(&gateway), "answer_not_kept", key);
     assert_eq!(upstream.count(key), 1);
-}
-
-#[test]
-fn whoever_hangs_up_while_the_claim_is_being_written_has_executed_once() {
-    let upstream = Upstream::start();
-    let disk = Disk::new();
-    let gateway = disk.gateway(&upstream, "");
-    disk.fails("hold");
-    let client = order(KEY).begin(&gateway);
-    // Its claim is in the store's hands, and its sync does not end.
-    poll("the claim", || gateway.page("/status", "").1.contains("\"in_flight\": 1").then_some(()));
-    close(client);
-    assert_eq!(upstream.count(KEY), 0, "it was sent before its claim was durable");
-    disk.heals();
-    upstream.hear("the execution", |event| event["kind"] == "execution");
-    let retry = order(KEY).send_until_settled(&gateway);
-    assert_answer(&retry, 201, "replayed");
-    assert_eq!(upstream.count(KEY), 1);
-}
-
-#[test]
-fn a_claim_that_is_not_durable_in_time_is_given_back() {
-    let upstream = Upstream::start();
-    let disk = Disk::new();
-    let gateway = disk.gateway(&upstream, "[limits]\nstore_timeout = \"300ms\"");
-    disk.fails("hold");
-    assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
-    assert_eq!(gateway.page("/readyz", "").0, 503);
-    disk.heals();
-    // It was released in the background, so that the key is free, for another request too.
-    let retry = poll("a free key", || {
-        let retry = order(KEY).body("another").send(&gateway);
-        (outcome(&retry) == "stored").then_some(retry)
-    });
-    assert_answer(&retry, 201, "stored");
-    assert_replay(&order(KEY).body("another").send(&gateway), &retry);
-    assert_eq!(upstream.count(KEY), 1);
-    poll("a ready gateway", || (gateway.page("/readyz", "").0 == 200).then_some(()));
-}
-
-#[test]
-fn a_disk_that_fails_a_claim_lets_nothing_through_and_says_so() {
-    for fault in ["sync", "write"] {
-        let upstream = Upstream::start();
-        let disk = Disk::new();
-        let gateway = disk.gateway(&upstream, "");
-        let kept = order("kept-before-01").send(&gateway);
-        assert_answer(&kept, 201, "stored");
-        disk.fails(fault);
-        assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
-        // Healed or not: what a failed sync lost is unknown until the store is opened again.
-        disk.heals();
-        assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
-        assert_eq!(gateway.page("/healthz", "").0, 200);
-        let (status, why) = gateway.page("/readyz", "");
-        assert_eq!(status, 503, "{why}");
-        assert!(why.contains("store"), "{why}");
-        // What is known goes on to be told.
-        assert_replay(&order("kept-before-01").send(&gateway), &kept);
-        assert_problem(&order("kept-before-01").body("other").send(&gateway), "key_reused", "kept-before-01");
-        assert_eq!(upstream.count(KEY), 0, "{fault}");
-
-        let gateway = gateway.killed_and_restarted();
-        assert_eq!(gateway.page("/readyz", "").0, 200);
-        assert_replay(&order("kept-before-01").send(&gateway), &kept);
-        let retry = order(KEY).send(&gateway);
-        match outcome(&retry) {
-            "unknown" => assert_problem(&retry, "outcome_unknown", KEY),
-            _ => assert_answer(&retry, 201, "stored"),
-        }
-        assert_eq!(upstream.count(KEY), usize::from(outcome(&retry) == "stored"), "{fault}");
-    }
-}
-
-#[test]
-fn an_answer_that_cannot_be_kept_is_passed_on_and_says_so() {
-    let upstream = Upstream::start();
-    let disk = Disk::new();
-    let gateway = disk.gateway(&upstream, "");
-    let ask = order(KEY).step("hold keeping");
-    let first = ask.spawn(&gateway);
-    upstream.held("keeping");
-    disk.fails("sync");
-    upstream.release("keeping");
-    let first = first.answer();
-    assert_answer(&first, 201, "not-stored");
-    assert_eq!(gateway.page("/readyz", "").0, 503);
-    // In flight, and lost when its lease ends: never free, and never in flight for ever.
-    let started = Instant::now();
-    let lost = ask.send_until_settled(&gateway);
-    assert_problem(&lost, "outcome_unknown", KEY);
-    assert!(started.elapsed() < Duration::from_secs(6), "it left in flight later than its lease and 5 s");
-    disk.heals();
-    let gateway = gateway.killed_and_restarted();
-    let retry = ask.send(&gateway);
-    match outcome(&retry) {
-        "replayed" => assert_replay(&retry, &first),
-        _ => assert_problem(&retry, "outcome_unknown", KEY),
-    }
-    assert_eq!(upstream.count(KEY), 1);
 }
 
 #[test]
@@ -787,7 +687,7 @@ fn keys_are_neither_logged_nor_shown_nor_stored() {
     let upstream = Upstream::start();
     let folder = tempfile::tempdir().unwrap();
     let store = format!("embedded:{}", folder.path().join("keys").display());
-    let settings = upstream.settings(&store, "[limits]\nupstream_timeout = \"200ms\"\nrequest_body = \"1KiB\"");
+    let settings = upstream.settings(&store, "[limits]\nupstream_timeout = \"1s\"\nrequest_body = \"1KiB\"");
     let mut gateway = Gateway::with(&settings, &[("ONCEWARD_LOG", "trace")]);
     let key = |n: u32| format!("{SECRET}-{n}");
     let mut answers = vec![
@@ -917,6 +817,209 @@ fn a_folder_in_use_is_refused_in_one_line() {
     assert_eq!(upstream.count(KEY), 1);
 }
 
+/// The disk fails beneath the store. Linux alone has the means.
+#[cfg(target_os = "linux")]
+mod disk {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::LazyLock;
+    use std::time::{Duration, Instant};
+
+    use super::{KEY, close};
+    use crate::client::{assert_answer, assert_problem, assert_replay, order, outcome, poll};
+    use crate::support::Gateway;
+    use crate::upstream::Upstream;
+
+    #[test]
+    fn whoever_hangs_up_while_the_claim_is_being_written_has_executed_once() {
+        let upstream = Upstream::start();
+        let disk = Disk::new();
+        let gateway = disk.gateway(&upstream, "[limits]\nstore_timeout = \"20s\"");
+        disk.fails("hold");
+        let client = order(KEY).begin(&gateway);
+        // Its claim is in the store's hands, and its sync does not end.
+        poll("the claim", || gateway.page("/status", "").1.contains("\"in_flight\": 1").then_some(()));
+        close(client);
+        assert_eq!(upstream.count(KEY), 0, "it was sent before its claim was durable");
+        disk.heals();
+        upstream.hear("the execution", |event| event["kind"] == "execution");
+        let retry = order(KEY).send_until_settled(&gateway);
+        assert_answer(&retry, 201, "replayed");
+        assert_eq!(upstream.count(KEY), 1);
+    }
+
+    #[test]
+    fn a_claim_that_is_not_durable_in_time_is_given_back() {
+        let upstream = Upstream::start();
+        let disk = Disk::new();
+        let gateway = disk.gateway(&upstream, "[limits]\nstore_timeout = \"1s\"");
+        disk.fails("hold");
+        assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
+        assert_eq!(gateway.page("/readyz", "").0, 503);
+        disk.heals();
+        // It was released in the background, so that the key is free, for another request too.
+        let retry = poll("a free key", || {
+            let retry = order(KEY).body("another").send(&gateway);
+            (outcome(&retry) == "stored").then_some(retry)
+        });
+        assert_answer(&retry, 201, "stored");
+        assert_replay(&order(KEY).body("another").send(&gateway), &retry);
+        assert_eq!(upstream.count(KEY), 1);
+        poll("a ready gateway", || (gateway.page("/readyz", "").0 == 200).then_some(()));
+    }
+
+    #[test]
+    fn a_disk_that_fails_a_claim_lets_nothing_through_and_says_so() {
+        for fault in ["sync", "write"] {
+            let upstream = Upstream::start();
+            let disk = Disk::new();
+            let gateway = disk.gateway(&upstream, "");
+            let kept = order("kept-before-01").send(&gateway);
+            assert_answer(&kept, 201, "stored");
+            disk.fails(fault);
+            assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
+            // Healed or not: what a failed sync lost is unknown until the store is opened again.
+            disk.heals();
+            assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
+            assert_eq!(gateway.page("/healthz", "").0, 200);
+            let (status, why) = gateway.page("/readyz", "");
+            assert_eq!(status, 503, "{why}");
+            assert!(why.contains("store"), "{why}");
+            // What is known goes on to be told.
+            assert_replay(&order("kept-before-01").send(&gateway), &kept);
+            assert_problem(&order("kept-before-01").body("other").send(&gateway), "key_reused", "kept-before-01");
+            assert_eq!(upstream.count(KEY), 0, "{fault}");
+
+            let gateway = gateway.killed_and_restarted();
+            assert_eq!(gateway.page("/readyz", "").0, 200);
+            assert_replay(&order("kept-before-01").send(&gateway), &kept);
+            let retry = order(KEY).send(&gateway);
+            match outcome(&retry) {
+                "unknown" => assert_problem(&retry, "outcome_unknown", KEY),
+                _ => assert_answer(&retry, 201, "stored"),
+            }
+            assert_eq!(upstream.count(KEY), usize::from(outcome(&retry) == "stored"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_kept_is_passed_on_and_says_so() {
+        let upstream = Upstream::start();
+        let disk = Disk::new();
+        let gateway = disk.gateway(&upstream, "");
+        let ask = order(KEY).step("hold keeping");
+        let first = ask.spawn(&gateway);
+        upstream.held("keeping");
+        disk.fails("sync");
+        upstream.release("keeping");
+        let first = first.answer();
+        assert_answer(&first, 201, "not-stored");
+        assert_eq!(gateway.page("/readyz", "").0, 503);
+        // In flight, and lost when its lease ends: never free, and never in flight for ever.
+        let started = Instant::now();
+        let lost = ask.send_until_settled(&gateway);
+        assert_problem(&lost, "outcome_unknown", KEY);
+        assert!(started.elapsed() < Duration::from_secs(7), "it left in flight later than its lease and 5 s");
+        disk.heals();
+        let gateway = gateway.killed_and_restarted();
+        let retry = ask.send(&gateway);
+        match outcome(&retry) {
+            "replayed" => assert_replay(&retry, &first),
+            _ => assert_problem(&retry, "outcome_unknown", KEY),
+        }
+        assert_eq!(upstream.count(KEY), 1);
+    }
+
+    #[test]
+    fn killed_before_the_claim_was_durable_it_has_sent_nothing() {
+        let upstream = Upstream::start();
+        let disk = Disk::new();
+        let gateway = disk.gateway(&upstream, "[limits]\nstore_timeout = \"20s\"");
+        disk.fails("hold");
+        let first = order(KEY).spawn(&gateway);
+        poll("the claim", || gateway.page("/status", "").1.contains("\"in_flight\": 1").then_some(()));
+        gateway.signal("KILL");
+        assert_eq!(first.try_answer(), None);
+        assert_eq!(upstream.count(KEY), 0, "it was sent before its claim was durable");
+        let gateway = gateway.killed_and_restarted();
+        // The claim may have been written: then nobody can tell that it was not sent.
+        let retry = order(KEY).send(&gateway);
+        match outcome(&retry) {
+            "unknown" => assert_problem(&retry, "outcome_unknown", KEY),
+            _ => assert_answer(&retry, 201, "stored"),
+        }
+        assert_eq!(upstream.count(KEY), usize::from(outcome(&retry) == "stored"));
+    }
+
+    #[test]
+    fn nobody_is_told_an_answer_before_it_is_kept() {
+        let upstream = Upstream::start();
+        let disk = Disk::new();
+        let gateway = disk.gateway(&upstream, "[limits]\nstore_timeout = \"20s\"");
+        let ask = order(KEY).step("hold keeping");
+        let first = ask.spawn(&gateway);
+        upstream.held("keeping");
+        disk.fails("hold");
+        upstream.release("keeping");
+        // The execution has ended, and its answer is on its way to the disk.
+        let ended = "onceward_upstream_seconds_count{route=\"default\"} 1";
+        poll("the end of the execution", || gateway.page("/metrics", "").1.contains(ended).then_some(()));
+        assert!(!first.is_answered(), "the client has an answer that a crash would forget");
+        gateway.signal("KILL");
+        assert_eq!(first.try_answer(), None);
+        let gateway = gateway.killed_and_restarted();
+        let retry = ask.send(&gateway);
+        match outcome(&retry) {
+            "unknown" => assert_problem(&retry, "outcome_unknown", KEY),
+            _ => assert_answer(&retry, 201, "replayed"),
+        }
+        assert_eq!(upstream.count(KEY), 1);
+    }
+
+    /// A disk whose journals fail on demand, by the library that the store's own tests are made with.
+    struct Disk {
+        control: tempfile::NamedTempFile,
+    }
+
+    impl Disk {
+        fn new() -> Self {
+            Self { control: tempfile::NamedTempFile::new().unwrap() }
+        }
+
+        fn gateway(&self, upstream: &Upstream, settings: &str) -> Gateway {
+            static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
+                let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../onceward/tests/it/embedded/faults.c");
+                let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+                std::fs::create_dir_all(folder).unwrap();
+                let built = folder.join(format!("faults-{}.so", std::process::id()));
+                let status = Command::new("cc")
+                    .args(["-shared", "-fPIC", "-O1", "-o"])
+                    .arg(&built)
+                    .arg(source)
+                    .arg("-ldl")
+                    .status();
+                assert!(status.expect("a C compiler is there: Rust links by it").success());
+                // In one step, for another run may be loading it.
+                let library = folder.join("faults.so");
+                std::fs::rename(built, &library).unwrap();
+                library
+            });
+            let environment =
+                [("LD_PRELOAD", LIBRARY.to_str().unwrap()), ("FAULTS", self.control.path().to_str().unwrap())];
+            Gateway::with(&upstream.settings("embedded:onceward-data", settings), &environment)
+        }
+
+        /// `sync`, `write` or `hold`.
+        fn fails(&self, fault: &str) {
+            std::fs::write(self.control.path(), &fault[..1]).unwrap();
+        }
+
+        fn heals(&self) {
+            std::fs::write(self.control.path(), "").unwrap();
+        }
+    }
+}
+
 /// What a program says that does not start: one line.
 fn refused_start(mut command: Command) -> String {
     let mut child = command.spawn().unwrap();
@@ -933,45 +1036,6 @@ fn refused_start(mut command: Command) -> String {
         .collect();
     assert_eq!(lines.len(), 1, "{said}");
     lines[0].to_owned()
-}
-
-/// A disk whose journals fail on demand, by the library that the store's own tests are made with.
-struct Disk {
-    control: tempfile::NamedTempFile,
-}
-
-impl Disk {
-    fn new() -> Self {
-        Self { control: tempfile::NamedTempFile::new().unwrap() }
-    }
-
-    fn gateway(&self, upstream: &Upstream, settings: &str) -> Gateway {
-        static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../onceward/tests/it/embedded/faults.c");
-            let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-            std::fs::create_dir_all(folder).unwrap();
-            let built = folder.join(format!("faults-{}.so", std::process::id()));
-            let status =
-                Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&built).arg(source).arg("-ldl").status();
-            assert!(status.expect("a C compiler is there: Rust links by it").success());
-            // In one step, for another run may be loading it.
-            let library = folder.join("faults.so");
-            std::fs::rename(built, &library).unwrap();
-            library
-        });
-        let environment =
-            [("LD_PRELOAD", LIBRARY.to_str().unwrap()), ("FAULTS", self.control.path().to_str().unwrap())];
-        Gateway::with(&upstream.settings("embedded:onceward-data", settings), &environment)
-    }
-
-    /// `sync`, `write` or `hold`.
-    fn fails(&self, fault: &str) {
-        std::fs::write(self.control.path(), &fault[..1]).unwrap();
-    }
-
-    fn heals(&self) {
-        std::fs::write(self.control.path(), "").unwrap();
-    }
 }
 
 fn for_each_file(folder: &Path, look: &mut impl FnMut(&Path)) {
