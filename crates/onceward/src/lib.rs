@@ -1,4 +1,31 @@
-//! A retried HTTP request takes effect **once**.
+//! A retried HTTP request takes effect **once**: a `tower` layer for `Idempotency-Key`.
+//!
+//! A client sends a unique key with a POST, and the same one with each retry of it. [`layer`] claims the key in a
+//! [`store`], executes once, keeps the answer, and replays it. What may be done with a key is one pure rule, [`decide`];
+//! what a refusal means is one table, [`problem`].
+//!
+//! # Example
+//!
+//! ```
+//! # #[cfg(all(feature = "layer", feature = "memory"))] {
+//! use axum::{Router, routing::post};
+//! use onceward::layer::IdempotencyLayer;
+//! use onceward::store::MemoryStore;
+//!
+//! let once = IdempotencyLayer::new(MemoryStore::default());
+//! let app: Router = Router::new()
+//!     .route("/orders", post(async || "placed"))
+//!     .route_layer(once.require_key())
+//!     .nest_service("/.idempotency", once.endpoints());
+//! # let _ = app;
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `axum-08` the extractor
+//! `Claim`, `conformance` the suite for authors of stores, `engine` is the loop without HTTP's layer. With none, [`key`],
+//! [`wire`] and [`problem`] are left, without tokio: for clients.
 
 #[cfg(feature = "axum-08")]
 mod extract;
