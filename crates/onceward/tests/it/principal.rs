@@ -103,8 +103,9 @@ fn the_same_caller_is_the_same_principal() {
 
 #[test]
 fn different_callers_never_meet() {
-    let two = &["header:x-a", "header:x-b"][..];
-    let cases: Vec<(&[&str], Vec<(&str, &str)>)> = vec![
+    const TWO: &[&str] = &["header:x-a", "header:x-b"];
+    type Caller = (&'static [&'static str], Vec<(&'static str, &'static str)>);
+    let cases: Vec<Caller> = vec![
         (&["authorization"], vec![("authorization", "Bearer 1")]),
         (&["authorization"], vec![("authorization", "Bearer 2")]),
         (&["authorization"], vec![("authorization", "bearer 1")]),
@@ -112,12 +113,12 @@ fn different_callers_never_meet() {
         (&["authorization"], vec![("authorization", "Bearer 1Bearer 2")]),
         (&["header:x-a"], vec![("x-a", "Bearer 1")]),
         (&["cookie:x-a"], vec![("cookie", "x-a=Bearer 1")]),
-        (two, vec![("x-a", "1"), ("x-b", "2")]),
-        (two, vec![("x-a", "2"), ("x-b", "1")]),
-        (two, vec![("x-a", "12")]),
-        (two, vec![("x-b", "12")]),
-        (two, vec![("x-a", "1"), ("x-a", "2")]),
-        (two, vec![("x-a", "1"), ("x-a", "2"), ("x-b", "2")]),
+        (TWO, vec![("x-a", "1"), ("x-b", "2")]),
+        (TWO, vec![("x-a", "2"), ("x-b", "1")]),
+        (TWO, vec![("x-a", "12")]),
+        (TWO, vec![("x-b", "12")]),
+        (TWO, vec![("x-a", "1"), ("x-a", "2")]),
+        (TWO, vec![("x-a", "1"), ("x-a", "2"), ("x-b", "2")]),
         // Which of two cookies the service believes is not known here: neither stands in for the other.
         (&["cookie:s"], vec![("cookie", "s=1; s=2")]),
         (&["cookie:s"], vec![("cookie", "s=2; s=1")]),

@@ -265,7 +265,7 @@ impl Shop {
         tokio::spawn(async move {
             let mut stream = TcpStream::connect(address).await.expect("a listening shop");
             stream.write_all(&request).await.expect("an open connection");
-            Sent { stream }.answer().await
+            soon("an answer", Sent { stream }.answer()).await
         })
     }
 

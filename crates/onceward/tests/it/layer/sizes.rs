@@ -102,6 +102,8 @@ async fn the_body_of_a_refused_request_is_never_taken_for_the_next_one() {
             // The connection goes on with the next request, or it ends.
             match all.get(1) {
                 Some(second) => {
+                    // In chunks, the first piece that is too much may have been all of it.
+                    assert!(chunks || padding <= LIMIT, "{name}: nobody reads on without end");
                     served += 1;
                     assert_eq!(second.status, 201, "{name}, chunks {chunks}");
                 }
