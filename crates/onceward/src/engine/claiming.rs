@@ -120,18 +120,22 @@ impl Shared {
             let written = match over {
                 _ if draining => self.get(&asked.id).await,
                 None => self.insert(&asked.id, &record).await,
-                Some(version) => self.replace(&asked.id, version, &record).await.map(|replaced| match replaced {
-                    Replaced::Yes => None,
-                    Replaced::No(Some(found)) => Some(found),
+                Some(version) => match self.replace(&asked.id, version, &record).await {
+                    Ok(Replaced::Yes) => Ok(None),
+                    Ok(Replaced::No(Some(found))) => Ok(Some(found)),
                     // Removed in between: the next turn inserts.
-                    Replaced::No(None) => Some(absent(&record)),
-                }),
+                    Ok(Replaced::No(None)) => {
+                        over = None;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
             };
             let found = match written {
                 Ok(None) if draining => return refused(self.problem(Code::Draining, &asked.id).retry_after(1)),
                 Ok(None) => return self.held(asked, operation, attempt, began, over, sent_at),
                 // The claim was taken, and its answer lost: by the attempt it is recognised as ours.
-                Ok(Some(found)) if found.record.attempt == attempt && !is_absent(&found) => {
+                Ok(Some(found)) if found.record.attempt == attempt => {
                     return self.held(asked, operation, attempt, began, over, sent_at);
                 }
                 Ok(Some(found)) => found,
@@ -142,10 +146,6 @@ impl Shared {
                     return refused(self.store_refusal(Some(&asked.id), &error));
                 }
             };
-            if is_absent(&found) {
-                over = None;
-                continue;
-            }
             let fingerprint = asked.fingerprint_for(&found.record, &*operation, &self);
             return match decide::claim(&found, &fingerprint, asked.policy.guarantee) {
                 decide::Claim::Execute if draining => refused(self.problem(Code::Draining, &asked.id).retry_after(1)),
@@ -193,17 +193,4 @@ impl Shared {
 
 fn refused<O: Operation>(problem: Problem) -> Claimed<O> {
     Claimed::Not(Begun::Answered(Answer::Refused(problem)))
-}
-
-/// Stands for nothing at all, where a replace met an absent record.
-fn absent(record: &Record) -> Found {
-    Found {
-        record: Record { phase: Phase::Released { keep: Duration::ZERO }, ..record.clone() },
-        age: Duration::MAX,
-        holder_gone: true,
-    }
-}
-
-fn is_absent(found: &Found) -> bool {
-    found.age == Duration::MAX && found.holder_gone && matches!(found.record.phase, Phase::Released { .. })
 }

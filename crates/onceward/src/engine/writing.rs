@@ -47,7 +47,7 @@ impl Shared {
         Err(Error::unavailable("the record changed too often while it was being released"))
     }
 
-    /// Tries until it succeeds, the store refuses for good, or the drain's limit is over.
+    /// Tries until it succeeds, or the drain's limit is over.
     pub(crate) async fn retry_until<T, F: Future<Output = Result<T, Error>>>(
         &self,
         mut attempt: impl FnMut() -> F,
