@@ -2,6 +2,8 @@
 
 mod client;
 mod config;
+#[cfg(target_os = "linux")]
+mod cost;
 #[cfg(feature = "demo")]
 mod demo;
 mod drain;

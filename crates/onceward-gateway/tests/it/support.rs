@@ -70,6 +70,11 @@ impl Gateway {
         Self::in_folder(folder, command, &[])
     }
 
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A line of the log that has `text` in it; waited for.
     pub(crate) fn logged(&self, text: &str) -> String {
         self.log.wait_for(text)
