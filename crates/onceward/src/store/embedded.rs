@@ -4,7 +4,7 @@
 //! charges for each; reads go beside it. The engine is `fjall`. What it does not look at itself is looked at here:
 //!
 //! - every value is under a checksum of ours, with the record's id in it; one that fails is an error of its key;
-//! - journals and lists of tables are checked before `fjall` opens them, for it takes a flipped bit for the journal's end;
+//! - journals, lists of tables and their contents are checked before `fjall` opens them, for it takes a flipped bit for the journal's end;
 //! - the number of the last batch that callers were told of stands in a file beside, and a folder that does not reach it is
 //!   not opened;
 //! - after a failed write or sync, nothing is written until the folder is opened again.
@@ -34,6 +34,7 @@ mod folder;
 mod journal;
 mod row;
 mod shared;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -169,12 +170,14 @@ impl EmbeddedStore {
 
 fn open_engine(folder: &Folder) -> Result<(Engine, State), Error> {
     let acknowledged = folder.acknowledged;
-    let journaled = journal::check(&folder.data(), acknowledged).map_err(|refusal| match refusal {
+    let refused = |refusal| match refusal {
         Refusal::Damaged(what) => folder.damaged(&what),
         Refusal::Io(error) => {
             Error::refused(format!("the store's folder {} cannot be read", folder.path.display())).because(error)
         }
-    })?;
+    };
+    tables::check(&folder.data()).map_err(refused)?;
+    let journaled = journal::check(&folder.data(), acknowledged).map_err(refused)?;
     let engine = Engine::open(&folder.data(), Some(folder.lock.clone()))?;
     let state = engine.state()?.unwrap_or_default();
     let reached = acknowledged.max(journaled.unwrap_or(0));

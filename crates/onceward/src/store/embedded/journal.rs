@@ -1,10 +1,9 @@
-//! Looks at what `fjall` wrote before `fjall` does.
+//! Reads the journals before `fjall` does.
 //!
 //! Where it meets a tag that it does not know, `fjall` (3.1) takes it for the end of the journal and cuts off the rest: right
 //! for a write that a power loss tore, and wrong for a flipped bit, after which acknowledged claims would be absent. Where a
-//! torn write left a hole before its end, it refuses to open at all. And it does not look at the checksum of the list of
-//! tables. So each journal is walked here first. What was torn before anybody was told of it is cut off; anything else that
-//! is not as it was written refuses the start.
+//! torn write left a hole before its end, it refuses to open at all. So each journal is walked here first. What was torn
+//! before anybody was told of it is cut off; anything else that is not as it was written refuses the start.
 //!
 //! A batch is `1 count:u32 seqno:u64`, then items `2 type:u8 compression:u8 keyspace:u64 key:u16 value:u32 stored:u32 key value`,
 //! then `3 checksum:u64 "FJL" 3`; numbers are little-endian. One writer syncs each before it begins the next, so at most one
@@ -14,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::row::{STATE_KEY, State};
 
@@ -36,10 +35,9 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Checks the journals and the lists of tables below `data`, and cuts off what was torn. `acknowledged` is the number of the
+/// Checks the journals in `data`, and cuts off what was torn. `acknowledged` is the number of the
 /// last batch that callers were told of. Returns the number of the last batch in the journals, if there is one.
 pub(super) fn check(data: &Path, acknowledged: u64) -> Result<Option<u64>, Refusal> {
-    check_lists_of_tables(&data.join("keyspaces"))?;
     let mut last = Last::default();
     let journals = journals(data)?;
     for (at, path) in journals.iter().enumerate() {
@@ -223,29 +221,4 @@ fn journals(data: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
-}
-
-/// `current` is `version:u64 checksum:u128 0`, the checksum being that of the file `v<version>` beside it.
-fn check_lists_of_tables(keyspaces: &Path) -> Result<(), Refusal> {
-    for entry in fs::read_dir(keyspaces)? {
-        let folder = entry?.path();
-        let current = folder.join("current");
-        if !folder.is_dir() || !current.exists() {
-            continue;
-        }
-        let bytes = fs::read(&current)?;
-        let list = <&[u8; 25]>::try_from(bytes.as_slice()).ok().and_then(|bytes| {
-            let (version, rest) = bytes.split_first_chunk()?;
-            let (sum, kind) = rest.split_first_chunk()?;
-            (kind == [0]).then_some((u64::from_le_bytes(*version), u128::from_le_bytes(*sum)))
-        });
-        let Some((version, sum)) = list else {
-            return Err(Refusal::Damaged(format!("{} cannot be read", current.display())));
-        };
-        let path = folder.join(format!("v{version}"));
-        if !fs::read(&path).is_ok_and(|bytes| xxh3_128(&bytes) == sum) {
-            return Err(Refusal::Damaged(format!("the checksum of {} fails", path.display())));
-        }
-    }
-    Ok(())
 }

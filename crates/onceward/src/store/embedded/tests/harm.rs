@@ -13,7 +13,8 @@ use crate::record::{Kept, Phase, Record};
 use crate::reply::Reply;
 use crate::secret::RecordId;
 use crate::store::Store;
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::journal::Refusal;
+use crate::store::embedded::{EmbeddedStore, tables};
 
 /// A store that was killed after these were acknowledged: some in tables, some in the journal.
 struct Image {
@@ -157,6 +158,52 @@ async fn a_flipped_bit_is_an_error_or_a_refused_start() {
         let [refused, errors, whole] = seen;
         println!("{}: {refused} refused, {errors} with errors, {whole} whole", name.display());
     }
+}
+
+/// `fjall` would believe these and ask for so much memory that the process ends, which no other test would survive.
+#[tokio::test]
+async fn each_flipped_bit_in_the_lists_and_contents_of_tables_is_seen_before_they_are_opened() {
+    let image = Image::new().await;
+    let data = image.folder.path().join("data");
+    tables::check(&data).unwrap();
+    let mut checked = 0;
+    for file in files(&data.join("keyspaces")) {
+        let bytes = fs::read(&file).unwrap();
+        let start = bytes.windows(4).rposition(|mark| mark == b"TOC!").unwrap_or(0);
+        // The last eight bytes of a table say how long its contents are, and nobody asks.
+        let end = if start > 0 { bytes.len() - 8 } else { bytes.len() };
+        let is_old = file.file_name().unwrap().to_string_lossy().starts_with('v')
+            && !fs::read(file.with_file_name("current")).unwrap().starts_with(&version_of(&file).to_le_bytes());
+        for (at, bit) in (start..end).flat_map(|at| (0..8).map(move |bit| (at, bit))).filter(|_| !is_old) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << bit;
+            fs::write(&file, flipped).unwrap();
+            let seen = matches!(tables::check(&data), Err(Refusal::Damaged(_)));
+            assert!(seen, "{}: bit {bit} of byte {at}", file.display());
+            checked += 1;
+        }
+        fs::write(&file, bytes).unwrap();
+    }
+    assert!(checked > 1000);
+    tables::check(&data).unwrap();
+}
+
+fn version_of(file: &Path) -> u64 {
+    file.file_name().unwrap().to_str().unwrap()[1..].parse().unwrap()
+}
+
+/// A kill leaves half of what was being written, on no list; it does not keep the store from being opened.
+#[tokio::test]
+async fn a_table_that_is_on_no_list_is_no_harm() {
+    let judgement = Image::new()
+        .await
+        .judge(|copy| {
+            for keyspace in fs::read_dir(copy.join("data/keyspaces")).unwrap() {
+                fs::write(keyspace.unwrap().path().join("tables/999"), "half").unwrap();
+            }
+        })
+        .await;
+    assert_eq!(judgement, Judgement::Whole);
 }
 
 /// A journal that was sealed is not the last word on how far the store reached, so nothing but reading it shows what it lost.
