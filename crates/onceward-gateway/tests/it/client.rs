@@ -177,7 +177,7 @@ pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < until, "waited in vain for {what}");
-        // Not for the time to pass, but so that the others get the processor.
+        // waits: between two looks at the condition, so that the others get the processor
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -48,8 +48,10 @@ fn killed_at_random_moments_it_executes_nothing_twice() {
         let mut sent = vec![(0, asks[0].spawn(&gateway))];
         for (at, ask) in asks.iter().enumerate() {
             sent.push((at, ask.spawn(&gateway)));
+            // waits: a random moment of the request's way is what the test is about
             std::thread::sleep(moments.up_to(takes / 2));
         }
+        // waits: a random moment of the request's way is what the test is about
         std::thread::sleep(moments.up_to(takes));
         gateway.signal("KILL");
         let answers: Vec<_> = sent.into_iter().map(|(at, sent)| (at, sent.try_answer())).collect();
@@ -205,7 +207,7 @@ fn stopped_for_three_leases_it_goes_on_and_completes() {
         if when == "before" {
             upstream.release(name);
         }
-        // Three leases have to pass, and nothing happens in them.
+        // waits: three leases have to pass, and nothing happens in them
         std::thread::sleep(LEASE * 3);
         assert!(!first.is_answered());
         gateway.signal("CONT");

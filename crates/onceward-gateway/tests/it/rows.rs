@@ -232,6 +232,7 @@ fn an_answer_that_comes_late_is_kept() {
     let until = std::time::Instant::now() + std::time::Duration::from_millis(2500);
     while std::time::Instant::now() < until {
         assert_problem(&ask.send(&gateway), "in_flight", KEY);
+        // waits: between two looks, while more than two leases pass
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     upstream.release("answer");

@@ -153,6 +153,7 @@ impl Page {
                 return seen;
             }
             assert!(begun.elapsed() < PATIENCE, "never seen: {what}. Seen last: {seen:#?}");
+            // waits: between two looks at the page
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

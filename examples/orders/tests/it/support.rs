@@ -162,6 +162,7 @@ pub(crate) fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "still not so: {what}");
+        // waits: between two looks at the condition
         thread::sleep(Duration::from_millis(5));
     }
 }
