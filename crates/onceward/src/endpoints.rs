@@ -130,7 +130,7 @@ impl Shared {
             Ok(Some(key)) => key,
             Ok(None) => return engine.refusal(Code::KeyMissing).into_response(),
             Err(invalid) => {
-                return engine.refusal(Code::KeyInvalid).detail(invalid.to_string()).into_response();
+                return engine.refusal(Code::KeyInvalid).detail(invalid.sentence()).into_response();
             }
         };
         let Ok(principal) = self.policy.principal.identify(headers) else {

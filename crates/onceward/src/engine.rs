@@ -48,7 +48,7 @@ pub trait Operation: Send + Sized + 'static {
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
 
     /// Executes. Runs in a task of its own, which no client's hang-up ends.
-    fn execute(self, claim: Claim) -> impl Future<Output = Execution<Self::Answer>> + Send;
+    fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Answer>> + Send;
 }
 
 /// How an execution ended.
@@ -445,9 +445,28 @@ impl Shared {
         self.timed("meta", self.store.meta(name, value)).await
     }
 
+    /// [`Shared::insert`] by one who has just looked at the clock.
+    async fn insert_at(&self, now: Duration, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+        self.timed_from(now, "insert", self.store.insert(id, record)).await
+    }
+
+    /// [`Shared::replace`] by one who has just looked at the clock.
+    async fn replace_at(
+        &self,
+        now: Duration,
+        id: &RecordId,
+        over: Version,
+        record: &Record,
+    ) -> Result<Replaced, Error> {
+        self.timed_from(now, "replace", self.store.replace(id, over, record)).await
+    }
+
+    async fn timed<T>(&self, op: &'static str, asked: Pending<'_, T>) -> Result<T, Error> {
+        self.timed_from(self.clock.now(), op, asked).await
+    }
+
     /// Asks the store, no longer than it may take. No timer is made for a store that answers at once.
-    async fn timed<T>(&self, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
-        let sent = self.clock.now();
+    async fn timed_from<T>(&self, sent: Duration, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
         let answer = match poll_immediate(&mut asked).await {
             Some(answer) => answer,
             None => {

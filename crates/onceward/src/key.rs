@@ -117,6 +117,16 @@ impl fmt::Display for Invalid {
     }
 }
 
+impl Invalid {
+    /// With a capital letter and a full stop.
+    #[cfg(feature = "layer")]
+    pub(crate) fn sentence(self) -> String {
+        let words = self.to_string();
+        let mut letters = words.chars();
+        letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
+    }
+}
+
 impl std::error::Error for Invalid {}
 
 /// Undoes an RFC 9651 string, which starts with a quote.

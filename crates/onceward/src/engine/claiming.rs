@@ -119,7 +119,7 @@ impl Shared {
             let draining = self.draining.load(Ordering::SeqCst);
             let written = match over {
                 _ if draining => self.get(&asked.id).await,
-                None => self.insert(&asked.id, &record).await,
+                None => self.insert_at(sent_at, &asked.id, &record).await,
                 Some(version) => match self.replace(&asked.id, version, &record).await {
                     Ok(Replaced::Yes) => Ok(None),
                     Ok(Replaced::No(Some(found))) => Ok(Some(found)),

@@ -12,8 +12,10 @@ use super::claiming::Begun;
 use super::writing::Wrote;
 use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, chain, over};
 use crate::claim::{Claim, Held};
+use crate::policy::Policy;
 use crate::problem::Code;
-use crate::record::{Kept, Phase};
+use crate::record::{Kept, Phase, Record};
+use crate::store::{Error, Replaced};
 use crate::waiters::Ended;
 use crate::wire::Outcome;
 
@@ -47,15 +49,20 @@ pub(super) async fn hold<O: Operation>(
     let mut work = execute(operation, Claim { held: Arc::clone(&held) });
     let watched = watch(&shared, &held, &mut work, &mut client, started).await;
     drop(work);
-    shared.observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
-    finish(&shared, &held, watched, client).await;
+    let ended = shared.clock.now();
+    shared.observer.executed(&held.policy.route, ended.saturating_sub(started));
+    let ending = Ending::of(&held, watched);
+    // One replace, if nobody touched the record since the claim.
+    match shared.replace_at(ended, &held.id, held.in_flight(), &ending.record).await {
+        Ok(Replaced::Yes) => ending.tell(&held, &Wrote::Here { audited: false }, &mut client),
+        other => finish(&held, ending, other, client).await,
+    }
     drop(running);
 }
 
 /// The operation's own future. A panic in it is an outcome.
-#[allow(clippy::boxed_local, reason = "moved once into its future, not through the callers' as well")]
 fn execute<O: Operation>(operation: Box<O>, claim: Claim) -> Work<O::Answer> {
-    Box::pin(AssertUnwindSafe((*operation).execute(claim)).catch_unwind())
+    Box::pin(AssertUnwindSafe(operation.execute(claim)).catch_unwind())
 }
 
 type Work<T> = Boxed<'static, std::thread::Result<Execution<T>>>;
@@ -138,7 +145,7 @@ async fn watch_pending<O: Operation>(
                     return Watched::GivenUp;
                 }
                 if now >= answer_until && client.sender.is_some() {
-                    let left = held.policy.lease.as_secs();
+                    let left = held.policy.lease.saturating_sub(now.saturating_sub(held.confirmed())).as_secs();
                     let age = now.saturating_sub(started).as_secs();
                     let problem = shared.problem(Code::UpstreamTimeout, &held.id).retry_after(age.min(left).max(1));
                     client.tell(Answer::Refused(problem));
@@ -152,72 +159,91 @@ async fn watch_pending<O: Operation>(
     }
 }
 
-/// Keeps how the attempt ended, then tells the client: never the other way round.
-async fn finish<O: Operation>(
-    shared: &Arc<Shared>,
-    held: &Arc<Held>,
-    watched: Watched<O::Answer>,
-    mut client: Client<O>,
-) {
-    let Execution { answer, end } = match watched {
-        Watched::Ended(execution) => execution,
-        Watched::Panicked => Execution { answer: Err(Code::HandlerPanicked), end: End::Unknown },
-        Watched::GivenUp if held.was_sent() => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
-        Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
-    };
-    let policy = &held.policy;
-    let print = held.print.clone();
-    let completed = |kept| Phase::Completed {
-        print: held.print.clone(),
-        kept,
-        retention: policy.retention,
-        tombstone: policy.tombstone,
-    };
-    let (phase, outcome) = match &end {
-        End::Completed(reply) => (completed(Kept::Whole(Arc::clone(reply))), Outcome::Stored),
-        End::NotKept(head) => (completed(Kept::Head(head.clone())), Outcome::NotStored),
-        End::Released(_) => (shared.released(), Outcome::Released),
-        End::Unknown => (Phase::Unknown { print }, Outcome::Unknown),
-    };
-    match shared.write_end(held, &phase).await {
-        Ok(wrote) => tell_end(shared, held, &wrote, answer, &end, outcome, &mut client),
-        Err(error) => {
-            tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
-            client.tell(own(shared, held, answer, Outcome::NotStored));
-            match shared.keep_writing(held, &phase).await {
-                Some(wrote) => audit(shared, held, &wrote, &end),
-                None => return,
-            }
-        }
+/// How an attempt ended, and what its client gets.
+struct Ending<T> {
+    record: Record,
+    answer: Result<T, Code>,
+    end: End,
+    outcome: Outcome,
+}
+
+impl<T> Ending<T> {
+    fn of(held: &Held, watched: Watched<T>) -> Self {
+        let Execution { answer, end } = match watched {
+            Watched::Ended(execution) => execution,
+            Watched::Panicked => Execution { answer: Err(Code::HandlerPanicked), end: End::Unknown },
+            Watched::GivenUp if held.was_sent() => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+            Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
+        };
+        let Policy { retention, tombstone, .. } = *held.policy;
+        let print = || held.print.clone();
+        let completed = |kept| Phase::Completed { print: print(), kept, retention, tombstone };
+        let (phase, outcome) = match &end {
+            End::Completed(reply) => (completed(Kept::Whole(Arc::clone(reply))), Outcome::Stored),
+            End::NotKept(head) => (completed(Kept::Head(head.clone())), Outcome::NotStored),
+            End::Released(_) => (held.shared.released(), Outcome::Released),
+            End::Unknown => (Phase::Unknown { print: print() }, Outcome::Unknown),
+        };
+        Self { record: held.record(phase), answer, end, outcome }
     }
-    shared.waiters.tell(held.id, held.attempt, || match end {
+
+    /// Tells the client its own answer, or the winner's, and then those who waited: both after the end is kept.
+    fn tell<O: Operation<Answer = T>>(self, held: &Held, wrote: &Wrote, client: &mut Client<O>) {
+        let Self { answer, end, outcome, .. } = self;
+        let shared = &held.shared;
+        audit(shared, held, wrote, &end);
+        client.tell(match (wrote, &end) {
+            (Wrote::Here { .. }, _) => own(shared, held, answer, outcome),
+            (Wrote::Kept(Kept::Whole(kept)), End::Completed(reply)) if kept == reply => {
+                own(shared, held, answer, outcome)
+            }
+            (Wrote::Kept(Kept::Head(kept)), End::NotKept(head)) if kept == head => own(shared, held, answer, outcome),
+            (Wrote::Kept(kept) | Wrote::Overtaken(Some(kept)), _) => match kept {
+                Kept::Whole(reply) => Answer::Replay(Arc::clone(reply)),
+                Kept::Head(head) => Answer::Refused(shared.not_kept(&held.id, head)),
+            },
+            (Wrote::Running, _) => Answer::Refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
+            (Wrote::Overtaken(None), _) => own(shared, held, answer, Outcome::NotStored),
+        });
+        tell_waiters(held, end);
+    }
+}
+
+fn tell_waiters(held: &Held, end: End) {
+    held.shared.waiters.tell(held.id, held.attempt, || match end {
         End::Released(reply) => Ended::Released(reply),
         _ => Ended::Look,
     });
 }
 
-/// Tells the client how its attempt ended: its own answer, or the winner's.
-fn tell_end<O: Operation>(
-    shared: &Shared,
+/// Keeps how the attempt ended where the first write did not do: somebody touched the record since, or the store failed.
+fn finish<'a, O: Operation>(
+    held: &'a Held,
+    ending: Ending<O::Answer>,
+    written: Result<Replaced, Error>,
+    client: Client<O>,
+) -> Boxed<'a, ()> {
+    Box::pin(finish_now(held, ending, written, client))
+}
+
+async fn finish_now<O: Operation>(
     held: &Held,
-    wrote: &Wrote,
-    answer: Result<O::Answer, Code>,
-    end: &End,
-    outcome: Outcome,
-    client: &mut Client<O>,
+    ending: Ending<O::Answer>,
+    written: Result<Replaced, Error>,
+    mut client: Client<O>,
 ) {
-    audit(shared, held, wrote, end);
-    client.tell(match (wrote, end) {
-        (Wrote::Here { .. }, _) => own(shared, held, answer, outcome),
-        (Wrote::Kept(Kept::Whole(kept)), End::Completed(reply)) if kept == reply => own(shared, held, answer, outcome),
-        (Wrote::Kept(Kept::Head(kept)), End::NotKept(head)) if kept == head => own(shared, held, answer, outcome),
-        (Wrote::Kept(kept) | Wrote::Overtaken(Some(kept)), _) => match kept {
-            Kept::Whole(reply) => Answer::Replay(Arc::clone(reply)),
-            Kept::Head(head) => Answer::Refused(shared.not_kept(&held.id, head)),
-        },
-        (Wrote::Running, _) => Answer::Refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
-        (Wrote::Overtaken(None), _) => own(shared, held, answer, Outcome::NotStored),
-    });
+    let shared = &held.shared;
+    let error = match shared.written(held, &ending.record, written).await {
+        Ok(wrote) => return ending.tell(held, &wrote, &mut client),
+        Err(error) => error,
+    };
+    tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
+    let Ending { record, answer, end, .. } = ending;
+    client.tell(own(shared, held, answer, Outcome::NotStored));
+    if let Some(wrote) = shared.keep_writing(held, &record).await {
+        audit(shared, held, &wrote, &end);
+        tell_waiters(held, end);
+    }
 }
 
 /// Says aloud what must not happen unnoticed.

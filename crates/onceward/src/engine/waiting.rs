@@ -16,7 +16,7 @@ use crate::waiters::Ended;
 
 impl Engine {
     /// What became of a key: as a request would be told, without a request. Waits as long as `wait` says, at most
-    /// [`Limits::wait_max`].
+    /// [`Limits::wait_max`](crate::limits::Limits::wait_max).
     ///
     /// # Errors
     ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::claiming::Asked;
-use super::{Boxed, Running, Shared, over};
+use super::{Running, Shared, over};
 use crate::claim::Held;
 use crate::decide::{self, Late, Release, Winner};
 use crate::record::{AttemptId, Found, Kept, Phase, Record, Version};
@@ -69,27 +69,26 @@ impl Shared {
     }
 
     /// Writes how an attempt ended until it succeeds, or until nobody can wait for it any more.
-    pub(super) fn keep_writing<'a>(&'a self, held: &'a Held, phase: &'a Phase) -> Boxed<'a, Option<Wrote>> {
-        Box::pin(self.retry_until(|| self.write_end(held, phase)))
+    pub(super) async fn keep_writing(&self, held: &Held, record: &Record) -> Option<Wrote> {
+        self.retry_until(async || {
+            let written = self.replace(&held.id, held.in_flight(), record).await;
+            self.written(held, record, written).await
+        })
+        .await
     }
 
-    /// Writes how an attempt ended. One replace if nobody touched the record since.
-    pub(super) async fn write_end(&self, held: &Held, phase: &Phase) -> Result<Wrote, Error> {
-        let record = held.record(phase.clone());
-        match self.replace(&held.id, held.in_flight(), &record).await? {
+    /// What became of the end of an attempt, `record`, after the first write of it.
+    pub(super) async fn written(
+        &self,
+        held: &Held,
+        record: &Record,
+        written: Result<Replaced, Error>,
+    ) -> Result<Wrote, Error> {
+        match written? {
             Replaced::Yes => Ok(Wrote::Here { audited: false }),
-            Replaced::No(found) => self.write_end_over(held, &record, found).await,
+            // Somebody touched the record since the claim.
+            Replaced::No(found) => self.write_end_after(held, record, found).await,
         }
-    }
-
-    /// Writes how an attempt ended where somebody touched its record since the claim.
-    fn write_end_over<'a>(
-        &'a self,
-        held: &'a Held,
-        record: &'a Record,
-        found: Option<Found>,
-    ) -> Boxed<'a, Result<Wrote, Error>> {
-        Box::pin(self.write_end_after(held, record, found))
     }
 
     async fn write_end_after(&self, held: &Held, record: &Record, mut found: Option<Found>) -> Result<Wrote, Error> {

@@ -26,8 +26,15 @@ pin_project! {
         /// Read whole.
         Buffered { data: Option<Bytes>, trailers: Option<HeaderMap> },
         /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
-        Spilled { prefix: Option<Bytes>, rest: mpsc::Receiver<Result<Frame<Bytes>, B::Error>> },
+        Spilled { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece<B::Error>> },
     }
+}
+
+/// What is read of an answer that is handed on as it comes.
+pub(crate) enum Piece<E> {
+    Frame(Frame<Bytes>),
+    Cut(E),
+    End,
 }
 
 impl<B: http_body::Body> Body<B> {
@@ -39,7 +46,7 @@ impl<B: http_body::Body> Body<B> {
         Self { kind: Inner::Buffered { data: Some(data).filter(|data| !data.is_empty()), trailers } }
     }
 
-    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Result<Frame<Bytes>, B::Error>>) -> Self {
+    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Piece<B::Error>>) -> Self {
         Self { kind: Inner::Spilled { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest } }
     }
 }
@@ -59,7 +66,14 @@ impl<B: http_body::Body> http_body::Body for Body<B> {
             }
             InnerProjection::Spilled { prefix, rest } => match prefix.take() {
                 Some(prefix) => Poll::Ready(Some(Ok(Frame::data(prefix)))),
-                None => rest.poll_recv(context),
+                None => match ready!(rest.poll_recv(context)) {
+                    Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
+                    Some(Piece::Cut(error)) => Poll::Ready(Some(Err(error))),
+                    Some(Piece::End) => Poll::Ready(None),
+                    // Whoever read it gave up. A clean end would pass a part for the whole, and there is no error to
+                    // show: the connection's own end tells the client.
+                    None => Poll::Pending,
+                },
             },
         }
     }

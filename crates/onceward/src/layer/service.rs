@@ -11,11 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, request};
-use http_body::Frame;
 use tokio::sync::mpsc;
 use tower_service::Service;
 
-use super::body::{Body, Read, into_bytes, next, read};
+use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
 use crate::claim::Claim;
 use crate::engine::{Answer, Ask, End, Engine, Execution, Operation};
@@ -69,114 +68,69 @@ where
         // `poll_ready` prepared this service, not its clones: run it, keep a clone for next time.
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
-        let keyed = Keyed {
+        let (head, body) = request.into_parts();
+        let call = Box::new(Call {
+            takes: PhantomData,
             inner: ready,
-            engine: self.engine.clone(),
+            head,
+            body: Bytes::new(),
+            trailers: None,
             policy: Arc::clone(&self.policy),
             forwarding: self.forwarding,
-        };
-        ResponseFuture::keyed(Box::pin(keyed.run(request)))
+            engine: self.engine.clone(),
+        });
+        // What needs no waiting is done here, so that little is carried through the future.
+        ResponseFuture::keyed(match call.ask() {
+            Ok(ask) => Box::pin(run(call, ask, body)),
+            Err(problem) => Box::pin(async move { Ok(call.refuse_unread(problem, body).await) }),
+        })
     }
 }
 
-/// A request with a key, or where one is required.
-struct Keyed<S> {
-    inner: S,
-    engine: Engine,
-    policy: Arc<Policy>,
-    forwarding: bool,
-}
-
-impl<S> Keyed<S> {
-    async fn run<B, R>(self, request: Request<B>) -> Result<Response<Body<R>>, S::Error>
-    where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
-        S::Future: Send,
-        S::Error: Send + 'static,
-        B: http_body::Body + Send + 'static,
-        B::Error: Send,
-        R: http_body::Body + Send + 'static,
-        R::Error: Send,
+/// A request with a key.
+async fn run<S, B, R>(mut call: Box<Call<S, B>>, ask: Ask, body: B) -> Result<Response<Body<R>>, S::Error>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Error: Send,
+    R: http_body::Body + Send + 'static,
+    R::Error: Send,
+{
+    match read(body, call.engine.limits().request_body).await {
+        Read::Whole(body, trailers) => (call.body, call.trailers) = (body, trailers),
+        Read::Larger(_, rest) => {
+            let problem = call.early(call.engine.refusal(Code::RequestTooLarge));
+            return Ok(call.refuse_unread(problem, rest).await);
+        }
+        Read::Cut => return Ok(refusal(call.early(call.engine.refusal(Code::RequestIncomplete)), true)),
+    }
+    let applied = ask.wait.map(|wait| wait.min(call.engine.limits().wait_max).as_secs());
+    let engine = call.engine.clone();
+    let mut response = match engine.run(ask, call).await {
+        Answer::Own(response, outcome) => return response.map(|response| labelled(response, outcome)),
+        Answer::Replay(reply) => {
+            let mut response = reply.replay();
+            let headers = response.headers_mut();
+            headers.insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
+            headers.insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+            response.map(|body| Body::buffered(body, None))
+        }
+        Answer::Released(reply) => {
+            let mut response = reply.replay();
+            response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
+            response.map(|body| Body::buffered(body, None))
+        }
+        Answer::Refused(problem) => refusal(problem, false),
+    };
+    // The preference had a say: this is not the answer of the request's own execution.
+    if let Some(seconds) = applied
+        && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}"))
     {
-        let Self { inner, engine, policy, forwarding } = self;
-        let (head, body) = request.into_parts();
-        let early = |problem: Problem| {
-            engine.observer().answered(&policy.route, problem.outcome(), None);
-            problem
-        };
-        let key = match Key::of(&head.headers, &wire::IDEMPOTENCY_KEY) {
-            Ok(Some(key)) => key,
-            Ok(None) => return Ok(refuse_unread(&engine, early(engine.refusal(Code::KeyMissing)), &head, body).await),
-            Err(invalid) => {
-                let problem = engine.refusal(Code::KeyInvalid).detail(sentence(&invalid.to_string()));
-                return Ok(refuse_unread(&engine, early(problem), &head, body).await);
-            }
-        };
-        let principal = match policy.principal.identify(&head.headers) {
-            Ok(principal) => principal,
-            Err(_) => {
-                let problem = early(engine.refusal(Code::PrincipalUnknown));
-                return Ok(refuse_unread(&engine, problem, &head, body).await);
-            }
-        };
-        let limit = engine.limits().request_body;
-        if declared_length(&head.headers).is_some_and(|length| length > limit as u64) {
-            let problem = early(engine.refusal(Code::RequestTooLarge));
-            return Ok(refuse_unread(&engine, problem, &head, body).await);
-        }
-        let (body, trailers) = match read(body, limit).await {
-            Read::Whole(body, trailers) => (body, trailers),
-            Read::Larger(_, rest) => {
-                let problem = early(engine.refusal(Code::RequestTooLarge));
-                return Ok(refuse_unread(&engine, problem, &head, rest).await);
-            }
-            Read::Cut => return Ok(refusal(early(engine.refusal(Code::RequestIncomplete)), true)),
-        };
-        let prefers = wire::prefer_wait(&head.headers);
-        let ask = Ask { key, principal, policy: Arc::clone(&policy), wait: prefers };
-        let response_limit = engine.limits().response_body;
-        let call = Call {
-            takes: PhantomData,
-            inner,
-            head,
-            body,
-            trailers,
-            policy,
-            forwarding,
-            response_limit,
-            engine: engine.clone(),
-        };
-        let mut response = match engine.run(ask, Box::new(call)).await {
-            Answer::Own(Ok(response), outcome) => labelled(response, outcome),
-            Answer::Own(Err(error), _) => return Err(error),
-            Answer::Replay(reply) => {
-                let mut response = reply.replay();
-                let headers = response.headers_mut();
-                headers.insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
-                headers.insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-                response.map(|body| Body::buffered(body, None))
-            }
-            Answer::Released(reply) => {
-                let mut response = reply.replay();
-                response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
-                response.map(|body| Body::buffered(body, None))
-            }
-            Answer::Refused(problem) => refusal(problem, false),
-        };
-        if let Some(wait) = prefers
-            && waited(response.headers())
-            && let Ok(applied) =
-                HeaderValue::from_str(&format!("wait={}", wait.min(engine.limits().wait_max).as_secs()))
-        {
-            response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
-        }
-        Ok(response)
+        response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
     }
-}
-
-/// Whether the preference to wait had a say in this response: it is not the answer of the request's own execution.
-fn waited(headers: &HeaderMap) -> bool {
-    matches!(Outcome::of(headers), Some(Outcome::InFlight | Outcome::Replayed | Outcome::Released))
+    Ok(response)
 }
 
 /// The inner call, as the engine sees it.
@@ -189,8 +143,60 @@ struct Call<S, B> {
     trailers: Option<HeaderMap>,
     policy: Arc<Policy>,
     forwarding: bool,
-    response_limit: usize,
     engine: Engine,
+}
+
+impl<S, B> Call<S, B> {
+    /// What the request asks, or why it is refused before its body is read.
+    #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
+    fn ask(&self) -> Result<Ask, Problem> {
+        let Self { head, policy, engine, .. } = self;
+        let refused = |code| self.early(engine.refusal(code));
+        let key = match Key::of(&head.headers, &wire::IDEMPOTENCY_KEY) {
+            Ok(Some(key)) => key,
+            Ok(None) => return Err(refused(Code::KeyMissing)),
+            Err(invalid) => return Err(refused(Code::KeyInvalid).detail(invalid.sentence())),
+        };
+        let Ok(principal) = policy.principal.identify(&head.headers) else {
+            return Err(refused(Code::PrincipalUnknown));
+        };
+        if declared_length(&head.headers).is_some_and(|length| length > engine.limits().request_body as u64) {
+            return Err(refused(Code::RequestTooLarge));
+        }
+        Ok(Ask { key, principal, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) })
+    }
+
+    /// Counts a refusal before a record was looked at.
+    fn early(&self, problem: Problem) -> Problem {
+        self.engine.observer().answered(&self.policy.route, problem.outcome(), None);
+        problem
+    }
+
+    /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
+    #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
+    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Policy>, Engine)
+    where
+        S: Service<Request<Body<B>>>,
+        B: http_body::Body,
+    {
+        let Self { mut inner, mut head, body, trailers, policy, engine, .. } = *self;
+        head.extensions.insert(claim);
+        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), policy, engine)
+    }
+
+    fn refuse_unread<'a, U, R>(
+        &'a self,
+        problem: Problem,
+        body: U,
+    ) -> Pin<Box<dyn Future<Output = Response<Body<R>>> + Send + 'a>>
+    where
+        U: http_body::Body + Send + 'a,
+        U::Error: Send,
+        R: http_body::Body + Send + 'a,
+        R::Error: Send,
+    {
+        refuse_unread(&self.engine, problem, &self.head, body)
+    }
 }
 
 impl<S, B, R> Operation for Call<S, B>
@@ -209,14 +215,12 @@ where
         rules.fingerprint(keys, &Parts { method: &head.method, uri: &head.uri, headers: &head.headers, body })
     }
 
-    async fn execute(self, claim: Claim) -> Execution<Self::Answer> {
-        let Self { mut inner, mut head, body, trailers, policy, forwarding, response_limit, engine, .. } = self;
-        if !forwarding && claim.first_byte().await.is_err() {
+    async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Answer> {
+        if !self.forwarding && claim.first_byte().await.is_err() {
             return Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
         }
-        head.extensions.insert(claim.clone());
-        let request = Request::from_parts(head, Body::buffered(body, trailers));
-        let response = match inner.call(request).await {
+        let (responding, policy, engine) = self.start(claim.clone());
+        let response = match responding.await {
             Ok(response) => response,
             Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
         };
@@ -225,6 +229,7 @@ where
             .declared()
             .or_else(|| head.extensions.get::<Fate>().copied())
             .or_else(|| policy.fate(head.status, &head.headers));
+        let response_limit = engine.limits().response_body;
         let length = declared_length(&head.headers);
         let streams = is_declared_stream(&head.headers);
         let (whole, body) = match () {
@@ -268,40 +273,48 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
 {
-    let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, R::Error>>(4);
+    let (sender, receiver) = mpsc::channel::<Piece<R::Error>>(4);
     let (claim, engine) = (claim.clone(), engine.clone());
     let running = engine.running();
     tokio::spawn(async move {
         let _running = running;
         let clock = Arc::clone(engine.clock());
-        let until = clock.now() + engine.limits().capture_timeout;
+        let mut deadline = clock.sleep_until(clock.now() + engine.limits().capture_timeout);
+        let mut given_up = std::pin::pin!(engine.given_up());
         let mut listening = true;
-        let mut deadline = clock.sleep_until(until);
-        loop {
+        let cut = loop {
             let frame = tokio::select! {
                 biased;
-                () = engine.given_up() => break,
-                () = &mut deadline, if !listening => break,
-                () = sender.closed(), if listening && endless => break,
+                () = &mut given_up => break None,
+                () = &mut deadline, if !listening => break None,
+                () = sender.closed(), if listening && endless => return,
                 // At once made into `Bytes`: a body's own data need not be able to change threads.
                 frame = next(rest.as_mut()) => frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))),
             };
-            match frame {
-                None => return,
-                Some(Ok(frame)) => {
-                    if listening {
-                        listening = sender.send(Ok(frame)).await.is_ok();
-                    }
-                }
-                Some(Err(error)) => {
-                    // An answer that was said to be kept in part, or not at all, is now known to be cut.
-                    if matches!(fate, None | Some(Fate::NotKept)) {
-                        claim.tell_cut().await;
-                    }
-                    let _ = sender.send(Err(error)).await;
-                    return;
-                }
+            let piece = match frame {
+                Some(Ok(frame)) => Piece::Frame(frame),
+                Some(Err(error)) => break Some(Piece::Cut(error)),
+                None => Piece::End,
+            };
+            let ended = matches!(piece, Piece::End);
+            if listening {
+                listening = tokio::select! {
+                    biased;
+                    () = &mut given_up => break None,
+                    sent = sender.send(piece) => sent.is_ok(),
+                };
             }
+            if ended {
+                return;
+            }
+        };
+        // An answer that was said to be kept in part, or not at all, is now known to be cut.
+        if matches!(fate, None | Some(Fate::NotKept)) {
+            claim.tell_cut().await;
+        }
+        if let Some(piece) = cut {
+            // An error only says that the client went away.
+            let _ = sender.send(piece).await;
         }
     });
     Body::spilled(prefix, receiver)
@@ -409,13 +422,4 @@ fn is_declared_stream(headers: &HeaderMap) -> bool {
 
 fn carries_body(status: StatusCode) -> bool {
     !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-}
-
-/// With a capital letter and a full stop.
-fn sentence(words: &str) -> String {
-    let mut letters = words.chars();
-    match letters.next() {
-        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str()),
-        None => String::new(),
-    }
 }

@@ -1,6 +1,5 @@
 //! The store in the process: bounded, sharded, forgotten at a restart.
 
-use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::future::ready;
@@ -76,18 +75,22 @@ impl MemoryStore {
             }
         }
         self.bytes.fetch_add(size, Ordering::Relaxed);
-        shard.put(*id, record.clone(), now);
+        shard.insert(id, record.clone(), now);
         Ok(None)
     }
 
     fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Replaced {
         let now = self.clock.now();
         let mut shard = self.shard(id).lock();
-        match shard.entries.get(id) {
+        let Shard { entries, due, tombstones, counts } = &mut *shard;
+        match entries.get_mut(id) {
             Some(entry) if entry.record.version() == over => {
-                self.bytes.fetch_add(record.size() + ENTRY_OVERHEAD, Ordering::Relaxed);
-                self.bytes.fetch_sub(entry.record.size() + ENTRY_OVERHEAD, Ordering::Relaxed);
-                shard.put(*id, record.clone(), now);
+                self.bytes.fetch_add(record.size(), Ordering::Relaxed);
+                self.bytes.fetch_sub(entry.record.size(), Ordering::Relaxed);
+                counts[over.stage as usize] -= 1;
+                entry.record = record.clone();
+                entry.written = now;
+                entry.list(id, due, tombstones, counts);
                 Replaced::Yes
             }
             other => Replaced::No(other.map(|entry| entry.found(now))),
@@ -202,12 +205,14 @@ impl Store for MemoryStore {
     }
 }
 
+type Due = BTreeMap<u64, Vec<RecordId>>;
+
 #[derive(Default)]
 struct Shard {
     /// Boxed, so that a table that grows moves pointers, not records.
     entries: HashMap<RecordId, Box<Entry>, BuildHasherDefault<IdHasher>>,
-    /// Ids by the second in which they are due. A hint: a record that was written again has another line further on.
-    due: BTreeMap<u64, Vec<RecordId>>,
+    /// Ids by the second in which they are looked at: that in which they are due, or an earlier one.
+    due: Due,
     /// Ids that became tombstones, in that order. A hint, too.
     tombstones: VecDeque<RecordId>,
     /// By [`Stage`].
@@ -217,7 +222,11 @@ struct Shard {
 struct Entry {
     record: Record,
     written: Duration,
+    /// The second in which it is looked at; [`NEVER`] if it never is.
+    listed: u64,
 }
+
+const NEVER: u64 = u64::MAX;
 
 impl Entry {
     fn found(&self, now: Duration) -> Found {
@@ -228,28 +237,27 @@ impl Entry {
     fn due(&self) -> Option<Duration> {
         self.record.due().map(|after| self.written.saturating_add(after))
     }
+
+    /// Lists it by what was just written. One that is looked at before it is due is put further back then, and not at each
+    /// write: most claims are completed long before their lease ends.
+    fn list(&mut self, id: &RecordId, due: &mut Due, tombstones: &mut VecDeque<RecordId>, counts: &mut [u64; 5]) {
+        let stage = self.record.phase.stage();
+        counts[stage as usize] += 1;
+        if stage == Stage::Tombstone {
+            tombstones.push_back(*id);
+        }
+        if let Some(at) = self.due().map(|at| at.as_secs()).filter(|at| *at < self.listed) {
+            self.listed = at;
+            due.entry(at).or_default().push(*id);
+        }
+    }
 }
 
 impl Shard {
-    fn put(&mut self, id: RecordId, record: Record, now: Duration) {
-        let stage = record.phase.stage();
-        let entry = Entry { record, written: now };
-        if let Some(due) = entry.due() {
-            self.due.entry(due.as_secs()).or_default().push(id);
-        }
-        if stage == Stage::Tombstone {
-            self.tombstones.push_back(id);
-        }
-        self.counts[stage as usize] += 1;
-        match self.entries.entry(id) {
-            Occupied(mut place) => {
-                self.counts[place.get().record.phase.stage() as usize] -= 1;
-                **place.get_mut() = entry;
-            }
-            Vacant(place) => {
-                place.insert(Box::new(entry));
-            }
-        }
+    fn insert(&mut self, id: &RecordId, record: Record, now: Duration) {
+        let mut entry = Box::new(Entry { record, written: now, listed: NEVER });
+        entry.list(id, &mut self.due, &mut self.tombstones, &mut self.counts);
+        self.entries.insert(*id, entry);
     }
 
     /// Removes an entry, and returns how many bytes it took.
@@ -267,33 +275,36 @@ impl Shard {
         }
     }
 
-    /// Adds what is due, oldest first, and drops the hints that no longer hold.
+    /// Adds what is due, oldest first, and lists anew what is due later than it was listed.
     fn collect_due(&mut self, now: Duration, limit: usize, due: &mut Vec<(Duration, RecordId, Found)>) {
-        let Self { entries, due: hints, .. } = self;
-        let mut left = limit;
-        for (second, ids) in hints.range_mut(..=now.as_secs()) {
-            if left == 0 {
-                break;
-            }
-            // A record that was written twice in one second has two lines there, and is due once.
-            ids.sort_unstable();
-            ids.dedup();
+        let Self { entries, due: lists, .. } = self;
+        let (mut left, mut next) = (limit, 0);
+        while left > 0
+            && next <= now.as_secs()
+            && let Some(second) = lists.range(next..=now.as_secs()).next().map(|(second, _)| *second)
+        {
+            let mut ids = lists.remove(&second).unwrap_or_default();
             ids.retain(|id| {
-                let Some(entry) = entries.get(id) else { return false };
-                match entry.due() {
-                    Some(at) if at.as_secs() != *second => false,
-                    Some(at) if at <= now && left > 0 => {
-                        left -= 1;
-                        due.push((at, *id, entry.found(now)));
-                        true
-                    }
-                    Some(_) => true,
-                    None => false,
+                let Some(entry) = entries.get_mut(id).filter(|entry| entry.listed == second) else { return false };
+                let Some(at) = entry.due() else {
+                    entry.listed = NEVER;
+                    return false;
+                };
+                if at.as_secs() > second {
+                    entry.listed = at.as_secs();
+                    lists.entry(entry.listed).or_default().push(*id);
+                    return false;
                 }
+                if at <= now && left > 0 {
+                    left -= 1;
+                    due.push((at, *id, entry.found(now)));
+                }
+                true
             });
-        }
-        while hints.first_key_value().is_some_and(|(_, ids)| ids.is_empty()) {
-            hints.pop_first();
+            if !ids.is_empty() {
+                lists.insert(second, ids);
+            }
+            next = second + 1;
         }
     }
 }

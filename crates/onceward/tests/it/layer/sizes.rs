@@ -288,3 +288,19 @@ async fn an_endless_stream_ends_with_its_client() {
     shop.settled().await;
     shop.order("order-7", "tea").await.refused(409, "answer_not_kept", "not-stored");
 }
+
+#[tokio::test]
+async fn a_stream_that_the_drain_cuts_is_seen_to_be_cut_and_is_unknown() {
+    let (shop, frames) = live("text/plain", StatusCode::OK).await;
+    let first = "x".repeat(LIMIT + 1);
+    frames.send(piece(&first)).await.expect("the shop listens");
+    let sent = read_until(&shop, &first).await;
+    shop.layer.engine().drain();
+    shop.layer.engine().give_up();
+    shop.settled().await;
+    assert_eq!(shop.census().await.unknown, 1);
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+    let mut rest = vec![0; 1000];
+    let read = sent.stream.try_read(&mut rest).unwrap_or_default();
+    assert!(!rest[..read].ends_with(b"0\r\n\r\n"), "the client takes a part for the whole");
+}
