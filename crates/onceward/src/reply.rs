@@ -18,6 +18,9 @@ pub struct Reply {
     pub body: Bytes,
 }
 
+/// A body up to this length is copied when it is kept.
+const COPIED_MAX: usize = 4096;
+
 impl Reply {
     /// Keeps a whole answer.
     pub fn keep(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
@@ -27,7 +30,29 @@ impl Reply {
                 .filter(|(name, _)| !wire::is_left_out_of_replays(name))
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
-        Self { status, headers: kept, body }
+        let mut reply = Self { status, headers: kept, body };
+        if reply.body.len() <= COPIED_MAX {
+            reply.compact();
+        }
+        reply
+    }
+
+    /// Moves what is kept into one buffer of just its size. What lives for days would otherwise hold on to many small and
+    /// half-empty buffers, amidst those of requests that come and go, and make each allocation beside them slower.
+    fn compact(&mut self) {
+        let length = self.headers.iter().map(|(_, value)| value.len()).sum::<usize>() + self.body.len();
+        let mut gathered = Vec::with_capacity(length);
+        self.headers.iter().for_each(|(_, value)| gathered.extend_from_slice(value.as_bytes()));
+        gathered.extend_from_slice(&self.body);
+        let mut gathered = Bytes::from(gathered);
+        for (_, value) in &mut self.headers {
+            // What was a header's value is one.
+            if let Ok(mut own) = HeaderValue::from_maybe_shared(gathered.split_to(value.len())) {
+                own.set_sensitive(value.is_sensitive());
+                *value = own;
+            }
+        }
+        self.body = gathered;
     }
 
     /// The answer again, with a `Date` of its own time left to the server, and `Cache-Control: no-store`: what caches
