@@ -6,6 +6,7 @@
 mod claiming;
 mod holding;
 mod opening;
+mod runners;
 mod sweeping;
 mod waiting;
 mod writing;
@@ -346,6 +347,7 @@ impl Builder {
                 observer: self.observer,
                 opened: OnceCell::new(),
                 waiters: Arc::default(),
+                runners: Arc::default(),
                 running: AtomicUsize::new(0),
                 idle: Notify::new(),
                 draining: AtomicBool::new(false),
@@ -366,6 +368,7 @@ pub(crate) struct Shared {
     observer: Arc<dyn Observer>,
     opened: OnceCell<Opened>,
     waiters: Arc<Waiters>,
+    runners: Arc<runners::Runners>,
     running: AtomicUsize,
     idle: Notify,
     draining: AtomicBool,

@@ -79,7 +79,8 @@ pub(super) fn spawn_hold<O: Operation>(
     running: Running,
 ) -> oneshot::Receiver<Begun<O>> {
     let (sender, receiver) = oneshot::channel();
-    tokio::spawn(Box::pin(hold(held, operation, sender, running)));
+    let shared = Arc::clone(&held.shared);
+    shared.runners.run(Box::pin(hold(held, operation, sender, running)));
     receiver
 }
 
