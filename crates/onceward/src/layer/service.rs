@@ -30,6 +30,12 @@ use crate::wire::{self, Outcome};
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
     inner: S,
+    /// One reference, for a service is cloned with each request, whether it bears a key or not.
+    settings: Arc<Settings>,
+}
+
+#[derive(Debug)]
+struct Settings {
     engine: Engine,
     policy: Arc<Policy>,
     forwarding: bool,
@@ -37,7 +43,7 @@ pub struct Idempotency<S> {
 
 impl<S> Idempotency<S> {
     pub(super) fn new(inner: S, engine: Engine, policy: Arc<Policy>, forwarding: bool) -> Self {
-        Self { inner, engine, policy, forwarding }
+        Self { inner, settings: Arc::new(Settings { engine, policy, forwarding }) }
     }
 }
 
@@ -60,8 +66,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let keyed = self.policy.covers(request.method())
-            && (self.policy.missing == Missing::Reject || request.headers().contains_key(wire::IDEMPOTENCY_KEY));
+        let policy = &self.settings.policy;
+        let keyed = policy.covers(request.method())
+            && (policy.missing == Missing::Reject || request.headers().contains_key(wire::IDEMPOTENCY_KEY));
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
         }
@@ -75,9 +82,7 @@ where
             head,
             body: Bytes::new(),
             trailers: None,
-            policy: Arc::clone(&self.policy),
-            forwarding: self.forwarding,
-            engine: self.engine.clone(),
+            settings: Arc::clone(&self.settings),
         });
         // What needs no waiting is done here, so that little is carried through the future.
         ResponseFuture::keyed(match call.ask() {
@@ -98,16 +103,16 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
 {
-    match read(body, call.engine.limits().request_body).await {
+    match read(body, call.settings.engine.limits().request_body).await {
         Read::Whole(body, trailers) => (call.body, call.trailers) = (body, trailers),
         Read::Larger(_, rest) => {
-            let problem = call.early(call.engine.refusal(Code::RequestTooLarge));
+            let problem = call.early(call.settings.engine.refusal(Code::RequestTooLarge));
             return Ok(call.refuse_unread(problem, rest).await);
         }
-        Read::Cut => return Ok(refusal(call.early(call.engine.refusal(Code::RequestIncomplete)), true)),
+        Read::Cut => return Ok(refusal(call.early(call.settings.engine.refusal(Code::RequestIncomplete)), true)),
     }
-    let applied = ask.wait.map(|wait| wait.min(call.engine.limits().wait_max).as_secs());
-    let engine = call.engine.clone();
+    let applied = ask.wait.map(|wait| wait.min(call.settings.engine.limits().wait_max).as_secs());
+    let engine = call.settings.engine.clone();
     let mut response = match engine.run(ask, call).await {
         Answer::Own(response, outcome) => return response.map(|response| labelled(response, outcome)),
         Answer::Replay(reply) => {
@@ -141,16 +146,15 @@ struct Call<S, B> {
     head: request::Parts,
     body: Bytes,
     trailers: Option<HeaderMap>,
-    policy: Arc<Policy>,
-    forwarding: bool,
-    engine: Engine,
+    settings: Arc<Settings>,
 }
 
 impl<S, B> Call<S, B> {
     /// What the request asks, or why it is refused before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
     fn ask(&self) -> Result<Ask, Problem> {
-        let Self { head, policy, engine, .. } = self;
+        let Self { head, settings, .. } = self;
+        let Settings { policy, engine, .. } = &**settings;
         let refused = |code| self.early(engine.refusal(code));
         let key = match Key::of(&head.headers, &wire::IDEMPOTENCY_KEY) {
             Ok(Some(key)) => key,
@@ -168,20 +172,20 @@ impl<S, B> Call<S, B> {
 
     /// Counts a refusal before a record was looked at.
     fn early(&self, problem: Problem) -> Problem {
-        self.engine.observer().answered(&self.policy.route, problem.outcome(), None);
+        self.settings.engine.observer().answered(&self.settings.policy.route, problem.outcome(), None);
         problem
     }
 
     /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
     #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
-    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Policy>, Engine)
+    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>)
     where
         S: Service<Request<Body<B>>>,
         B: http_body::Body,
     {
-        let Self { mut inner, mut head, body, trailers, policy, engine, .. } = *self;
+        let Self { mut inner, mut head, body, trailers, settings, .. } = *self;
         head.extensions.insert(claim);
-        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), policy, engine)
+        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings)
     }
 
     fn refuse_unread<'a, U, R>(
@@ -195,7 +199,7 @@ impl<S, B> Call<S, B> {
         R: http_body::Body + Send + 'a,
         R::Error: Send,
     {
-        refuse_unread(&self.engine, problem, &self.head, body)
+        refuse_unread(&self.settings.engine, problem, &self.head, body)
     }
 }
 
@@ -216,10 +220,10 @@ where
     }
 
     async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Answer> {
-        if !self.forwarding && claim.first_byte().await.is_err() {
+        if !self.settings.forwarding && claim.first_byte().await.is_err() {
             return Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
         }
-        let (responding, policy, engine) = self.start(claim.clone());
+        let (responding, settings) = self.start(claim.clone());
         let response = match responding.await {
             Ok(response) => response,
             Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
@@ -228,13 +232,13 @@ where
         let fate = claim
             .declared()
             .or_else(|| head.extensions.get::<Fate>().copied())
-            .or_else(|| policy.fate(head.status, &head.headers));
-        let response_limit = engine.limits().response_body;
+            .or_else(|| settings.policy.fate(head.status, &head.headers));
+        let response_limit = settings.engine.limits().response_body;
         let length = declared_length(&head.headers);
         let streams = is_declared_stream(&head.headers);
         let (whole, body) = match () {
             () if streams || length.is_some_and(|length| length > response_limit as u64) => {
-                (None, spill(Bytes::new(), Box::pin(body), &claim, &engine, streams, fate))
+                (None, spill(Bytes::new(), Box::pin(body), &claim, &settings.engine, streams, fate))
             }
             () => match read(body, response_limit).await {
                 Read::Whole(data, _)
@@ -243,7 +247,7 @@ where
                     return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
                 }
                 Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
-                Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &engine, false, fate)),
+                Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &settings.engine, false, fate)),
                 Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             },
         };
