@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ impl Claim {
     /// Whether an earlier attempt with this key is known: one that was released, or, on an `at-least-once` route, one that
     /// was lost and may have done part of the work.
     pub fn earlier_attempt(&self) -> bool {
-        self.held.over.is_some()
+        self.held.over().is_some()
     }
 
     /// Declares how this attempt ends, whatever its answer's status says: [`Fate::Released`] (it did nothing, the key is
@@ -108,7 +109,7 @@ impl fmt::Debug for Claim {
     }
 }
 
-/// What is known of a claim while it is held.
+/// What is known of an attempt, from when its claim is asked for until it is written how it ended.
 pub(crate) struct Held {
     pub(crate) shared: Arc<Shared>,
     pub(crate) id: RecordId,
@@ -119,7 +120,7 @@ pub(crate) struct Held {
     /// When the attempt began, by the wall clock: a hint.
     pub(crate) began: Duration,
     /// What the claim replaced, if it was more than an insert.
-    pub(crate) over: Option<Version>,
+    over: OnceLock<Version>,
     /// When the last sign of life was *sent*, in microseconds of the holder's clock.
     confirmed: AtomicU64,
     sent: AtomicBool,
@@ -130,38 +131,53 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    #[allow(clippy::too_many_arguments, reason = "made in one place, and each is another type")]
     pub(crate) fn new(
         shared: Arc<Shared>,
         id: RecordId,
         key_hash: KeyHash,
-        attempt: AttemptId,
         print: Print,
         policy: Arc<Policy>,
-        began: Duration,
-        over: Option<Version>,
-        confirmed: Duration,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        let began = shared.clock.wall();
+        Arc::new(Self {
             shared,
             id,
             key_hash,
-            attempt,
+            attempt: AttemptId::random(),
             print,
             policy,
             began,
-            over,
-            confirmed: AtomicU64::new(micros(confirmed)),
+            over: OnceLock::new(),
+            confirmed: AtomicU64::new(0),
             sent: AtomicBool::new(false),
             overtaken: AtomicBool::new(false),
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The claim was won: by a write that was sent then, over what was there.
+    pub(crate) fn won(&self, sent_at: Duration, over: Option<Version>) {
+        self.confirmed.store(micros(sent_at), Ordering::Relaxed);
+        if let Some(version) = over {
+            // A claim is won once.
+            let _ = self.over.set(version);
         }
+    }
+
+    /// What the claim replaced, if it was more than an insert.
+    pub(crate) fn over(&self) -> Option<Version> {
+        self.over.get().copied()
     }
 
     /// The record of this attempt in a phase.
     pub(crate) fn record(&self, phase: Phase) -> Record {
         Record { key_hash: self.key_hash, attempt: self.attempt, phase }
+    }
+
+    /// The record of this attempt while it executes.
+    pub(crate) fn record_in_flight(&self) -> Record {
+        self.record(Phase::InFlight { print: self.print.clone(), lease: self.policy.lease, began: self.began })
     }
 
     /// Where the record stands if nobody touched it.
@@ -195,8 +211,7 @@ impl Held {
     pub(crate) async fn renew(&self) -> bool {
         let _one = self.renewing.lock().await;
         let sent_at = self.shared.clock.now();
-        let record =
-            self.record(Phase::InFlight { print: self.print.clone(), lease: self.policy.lease, began: self.began });
+        let record = self.record_in_flight();
         let mut over = self.in_flight();
         // Twice at most: given up as unknown meanwhile, it is claimed back from there.
         for _ in 0..2 {

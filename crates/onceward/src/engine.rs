@@ -20,14 +20,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, oneshot, watch};
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Held};
 use crate::clock::{Clock, SystemClock};
 use crate::fingerprint::{Fingerprint, Rules};
 use crate::key::Key;
 use crate::limits::Limits;
-use crate::observe::{Observer, Silent};
+use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::principal::Principal;
 use crate::problem::{Code, Problem};
@@ -37,7 +37,7 @@ use crate::secret::{HashKeys, RecordId, Secret};
 use crate::store::{Census, Error, Pending, Replaced, Store};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
-use claiming::{Asked, Begun, Claimed, spawn_claim, spawn_hold};
+use claiming::{Begun, live};
 use opening::Opened;
 
 /// What executes at most once: the request, and how to run it.
@@ -96,8 +96,14 @@ pub enum Answer<T> {
     Replay(Arc<Reply>),
     /// The answer of a released attempt that it waited for.
     Released(Arc<Reply>),
-    /// A refusal.
-    Refused(Problem),
+    /// A refusal. Boxed, for it is rare, and answers are moved often.
+    Refused(Box<Problem>),
+}
+
+impl<T> Answer<T> {
+    fn refused(problem: Problem) -> Self {
+        Self::Refused(Box::new(problem))
+    }
 }
 
 /// What became of a key, for whoever asks without a request.
@@ -127,51 +133,36 @@ impl Engine {
             namespace: "default".to_owned(),
             limits: Limits::default(),
             secret: None,
-            observer: Arc::new(Silent),
+            observer: None,
             clock: Arc::new(SystemClock),
         }
     }
 
     /// Does `operation` once, or says what became of it.
     ///
-    /// The claim is polled in the caller's task first; if the store answers at once, a replay or a refusal costs no task.
-    /// From the moment on when a claim was sent, everything runs in a task of its own: the caller may go away.
-    pub fn run<O: Operation>(&self, ask: Ask, operation: Box<O>) -> Boxed<'_, Answer<O::Answer>> {
-        Box::pin(self.run_now(ask, operation))
-    }
-
-    async fn run_now<O: Operation>(&self, ask: Ask, operation: Box<O>) -> Answer<O::Answer> {
+    /// All of it is polled once in the caller's task: what ends at once costs no task of its own. What does not goes on in a
+    /// task: from the moment on when a claim was sent the caller may go away.
+    pub async fn run<O: Operation>(&self, ask: &Ask, operation: Box<O>) -> Answer<O::Answer> {
         let shared = &self.shared;
-        let policy = Arc::clone(&ask.policy);
-        let (id, answer) = match shared.open().await {
-            Ok(opened) => {
-                let asked = Asked::new(opened, &shared.namespace, ask, &*operation);
-                let (id, wait) = (asked.id, asked.wait);
-                let answer = match self.claim_and_execute(asked, operation).await {
-                    Begun::Answered(answer) => answer,
-                    Begun::Running(running) => shared.wait_or_refuse(running, wait).await,
-                };
-                (Some(id), answer)
+        let keys = match shared.open().await {
+            Ok(opened) => &opened.keys,
+            Err(error) => {
+                let answer = Answer::refused(shared.store_refusal(None, &error));
+                shared.observe(&ask.policy, &answer, None);
+                return answer;
             }
-            Err(error) => (None, Answer::Refused(shared.store_refusal(None, &error))),
         };
-        shared.observe(&policy, &answer, id.as_ref());
+        let held = Held::asking(Arc::clone(shared), keys, ask, &*operation);
+        let other = match begin(&held, operation).await {
+            Begun::Answered(answer) => {
+                shared.observe(&ask.policy, &answer, Some(&held.id));
+                return answer;
+            }
+            Begun::Running(other) => other,
+        };
+        let answer = shared.wait_or_refuse(other, ask.wait.unwrap_or(ask.policy.wait)).await;
+        shared.observe(&ask.policy, &answer, Some(&held.id));
         answer
-    }
-
-    async fn claim_and_execute<O: Operation>(&self, asked: Asked, operation: Box<O>) -> Begun<O> {
-        let running = Running::begin(&self.shared);
-        let mut claiming = Arc::clone(&self.shared).claim(asked, operation);
-        let receiver = match poll_immediate(&mut claiming).await {
-            Some(Claimed::Not(begun)) => return begun,
-            Some(Claimed::Held(held, operation)) => spawn_hold(held, operation, running),
-            None => spawn_claim(claiming, running),
-        };
-        match receiver.await {
-            Ok(begun) => begun,
-            // The task was dropped with its runtime: whatever it did, nobody is left to say.
-            Err(_) => std::future::pending().await,
-        }
     }
 
     /// Opens the store: reads or creates the secret, and checks it. Done by the first request otherwise.
@@ -253,8 +244,8 @@ impl Engine {
         over(&mut self.shared.give_up.subscribe()).await;
     }
 
-    pub(crate) fn observer(&self) -> &dyn Observer {
-        self.shared.observer.as_ref()
+    pub(crate) fn observer(&self) -> Option<&dyn Observer> {
+        self.shared.observer.as_deref()
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
@@ -287,6 +278,21 @@ impl Engine {
     }
 }
 
+/// Begins the life of a request, and waits for what its client is told.
+async fn begin<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Begun<O> {
+    let (sender, told) = oneshot::channel();
+    let mut life = live(Arc::clone(held), operation, sender);
+    // No caller goes away within a poll. What does not end in its first goes on in a task, whatever becomes of the caller.
+    if poll_immediate(&mut life).await.is_none() {
+        held.shared.runners.run(life);
+    }
+    match told.await {
+        Ok(begun) => begun,
+        // The task was dropped with its runtime: whatever it did, nobody is left to say.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("store", &self.shared.store).finish_non_exhaustive()
@@ -300,7 +306,7 @@ pub struct Builder {
     namespace: String,
     limits: Limits,
     secret: Option<Secret>,
-    observer: Arc<dyn Observer>,
+    observer: Option<Arc<dyn Observer>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -325,7 +331,7 @@ impl Builder {
 
     /// Who is told what happens.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.observer = observer;
+        self.observer = Some(observer);
         self
     }
 
@@ -365,7 +371,7 @@ pub(crate) struct Shared {
     limits: Limits,
     namespace: String,
     secret: Option<Secret>,
-    observer: Arc<dyn Observer>,
+    observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<Opened>,
     waiters: Arc<Waiters>,
     runners: Arc<runners::Runners>,
@@ -396,23 +402,22 @@ impl Drop for Running {
 
 impl Shared {
     fn observe<T>(&self, policy: &Policy, answer: &Answer<T>, id: Option<&RecordId>) {
-        let outcome = match answer {
-            Answer::Own(_, outcome) => *outcome,
-            Answer::Replay(_) => Outcome::Replayed,
-            Answer::Released(_) => Outcome::Released,
-            Answer::Refused(problem) => problem.outcome(),
+        let Some(observer) = &self.observer else { return };
+        let (outcome, prevented) = match answer {
+            Answer::Own(_, outcome) => (*outcome, false),
+            Answer::Replay(_) => (Outcome::Replayed, true),
+            Answer::Released(_) => (Outcome::Released, true),
+            Answer::Refused(problem) => {
+                let prevented = matches!(
+                    problem.code(),
+                    Code::InFlight | Code::OutcomeUnknown | Code::AnswerNotKept | Code::KeyExpired | Code::KeyReused
+                );
+                (problem.outcome(), prevented)
+            }
         };
-        self.observer.answered(&policy.route, outcome, id);
-        let prevented = match answer {
-            Answer::Replay(_) | Answer::Released(_) => true,
-            Answer::Refused(problem) => matches!(
-                problem.code(),
-                Code::InFlight | Code::OutcomeUnknown | Code::AnswerNotKept | Code::KeyExpired | Code::KeyReused
-            ),
-            Answer::Own(..) => false,
-        };
+        observer.answered(&policy.route, outcome, id);
         if prevented {
-            self.observer.prevented(&policy.route);
+            observer.prevented(&policy.route);
         }
     }
 
@@ -448,42 +453,43 @@ impl Shared {
         self.timed("meta", self.store.meta(name, value)).await
     }
 
-    /// [`Shared::insert`] by one who has just looked at the clock.
-    async fn insert_at(&self, now: Duration, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
-        self.timed_from(now, "insert", self.store.insert(id, record)).await
-    }
-
-    /// [`Shared::replace`] by one who has just looked at the clock.
-    async fn replace_at(
-        &self,
-        now: Duration,
-        id: &RecordId,
-        over: Version,
-        record: &Record,
-    ) -> Result<Replaced, Error> {
-        self.timed_from(now, "replace", self.store.replace(id, over, record)).await
-    }
-
-    async fn timed<T>(&self, op: &'static str, asked: Pending<'_, T>) -> Result<T, Error> {
-        self.timed_from(self.clock.now(), op, asked).await
-    }
-
     /// Asks the store, no longer than it may take. No timer is made for a store that answers at once.
-    async fn timed_from<T>(&self, sent: Duration, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
-        let answer = match poll_immediate(&mut asked).await {
-            Some(answer) => answer,
-            None => {
-                tokio::select! {
-                    biased;
-                    answer = &mut asked => answer,
-                    () = self.clock.sleep_until(sent + self.limits.store_timeout) => {
-                        Err(Error::unavailable("the store did not answer in time"))
-                    }
-                }
-            }
-        };
-        self.observer.store(op, self.clock.now().saturating_sub(sent), answer.is_ok());
-        answer
+    async fn timed<T: 'static>(&self, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
+        let sent = self.observed_now();
+        if let Some(answer) = poll_immediate(&mut asked).await {
+            self.observe_store(op, sent, answer.is_ok());
+            return answer;
+        }
+        self.wait_for_store(op, sent, asked).await
+    }
+
+    fn wait_for_store<'a, T: 'static>(
+        &'a self,
+        op: &'static str,
+        sent: Option<Duration>,
+        mut asked: Pending<'a, T>,
+    ) -> Pending<'a, T> {
+        let until = sent.unwrap_or_else(|| self.clock.now()) + self.limits.store_timeout;
+        Box::pin(async move {
+            let answer = tokio::select! {
+                biased;
+                answer = &mut asked => answer,
+                () = self.clock.sleep_until(until) => Err(Error::unavailable("the store did not answer in time")),
+            };
+            self.observe_store(op, sent, answer.is_ok());
+            answer
+        })
+    }
+
+    fn observe_store(&self, op: &'static str, sent: Option<Duration>, ok: bool) {
+        if let (Some(observer), Some(sent)) = (&self.observer, sent) {
+            observer.store(op, self.clock.now().saturating_sub(sent), ok);
+        }
+    }
+
+    /// What time it is, where somebody is told how long things take.
+    fn observed_now(&self) -> Option<Duration> {
+        self.observer.as_ref().map(|_| self.clock.now())
     }
 }
 

@@ -55,12 +55,10 @@ impl Rules {
     /// Computes the fingerprint of a request.
     pub fn fingerprint(&self, keys: &HashKeys, request: &Parts<'_>) -> Fingerprint {
         let mut hasher = Framed::new(&keys.fingerprint);
-        hasher.field(&[
-            VERSION,
-            match self.kind {
-                Kind::Exact => 0,
-            },
-        ]);
+        hasher.number(VERSION.into());
+        hasher.number(match self.kind {
+            Kind::Exact => 0,
+        });
         hasher.field(request.method.as_str().as_bytes());
         let authority = match request.uri.authority() {
             Some(authority) => authority.as_str().as_bytes(),
@@ -68,20 +66,27 @@ impl Rules {
         };
         hasher.field(authority);
         hasher.field(request.uri.path().as_bytes());
-        // "/a" and "/a?" are two targets; the marker tells an empty query from none.
+        // "/a" and "/a?" are two targets; the number tells an empty query from none.
         match request.uri.query() {
             Some(query) => {
-                hasher.field(b"?");
+                hasher.number(1);
                 hasher.field(query.as_bytes());
             }
-            None => hasher.field(b""),
+            None => hasher.number(0),
         }
-        for name in [&CONTENT_TYPE, &CONTENT_ENCODING].into_iter().chain(&self.headers) {
+        values_of(&mut hasher, request.headers, &CONTENT_TYPE);
+        values_of(&mut hasher, request.headers, &CONTENT_ENCODING);
+        for name in &self.headers {
             hasher.field(name.as_str().as_bytes());
-            let values = request.headers.get_all(name);
-            hasher.field(&(values.iter().count() as u64).to_le_bytes());
-            values.iter().for_each(|value| hasher.field(value.as_bytes()));
+            values_of(&mut hasher, request.headers, name);
         }
         Fingerprint(hasher.finish_with(request.body))
     }
+}
+
+/// How many lines of a header there are, and each.
+fn values_of(hasher: &mut Framed<'_>, headers: &HeaderMap, name: &HeaderName) {
+    let values = headers.get_all(name);
+    hasher.number(values.iter().count());
+    values.iter().for_each(|value| hasher.field(value.as_bytes()));
 }

@@ -23,15 +23,3 @@ pub trait Observer: Debug + Send + Sync + 'static {
     /// The store was asked: `op` is the method's name.
     fn store(&self, op: &'static str, took: Duration, ok: bool);
 }
-
-/// Counts nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Silent;
-
-impl Observer for Silent {
-    fn answered(&self, _: &str, _: Outcome, _: Option<&RecordId>) {}
-    fn prevented(&self, _: &str) {}
-    fn executed(&self, _: &str, _: Duration) {}
-    fn second_execution(&self, _: &str) {}
-    fn store(&self, _: &'static str, _: Duration, _: bool) {}
-}

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
 use crate::key::Key;
 use crate::principal::Principal;
 
@@ -115,35 +117,46 @@ impl Digest {
     }
 }
 
-/// A keyed hash over fields, each with its length before it, so that no two lists of fields look alike.
+/// A keyed hash over fields, each with its length before it (LEB128), so that no two lists of fields look alike.
 ///
-/// The fields are gathered first: one long update costs a fraction of many short ones.
+/// The fields are gathered first, on the stack: one long update costs a fraction of many short ones.
 pub(crate) struct Framed<'k> {
     key: &'k [u8; 32],
-    gathered: Vec<u8>,
+    gathered: SmallVec<[u8; GATHERED]>,
 }
+
+/// How many bytes of fields need no heap: those of most requests.
+const GATHERED: usize = 1024;
 
 impl<'k> Framed<'k> {
     pub(crate) fn new(key: &'k [u8; 32]) -> Self {
-        Self { key, gathered: Vec::with_capacity(512) }
+        Self { key, gathered: SmallVec::new() }
+    }
+
+    pub(crate) fn number(&mut self, mut number: usize) {
+        while number > 0x7f {
+            self.gathered.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.gathered.push(number as u8);
     }
 
     pub(crate) fn field(&mut self, bytes: &[u8]) {
-        self.gathered.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.number(bytes.len());
         self.gathered.extend_from_slice(bytes);
     }
 
-    pub(crate) fn finish(self) -> [u8; 32] {
+    pub(crate) fn finish(&self) -> [u8; 32] {
         *blake3::keyed_hash(self.key, &self.gathered).as_bytes()
     }
 
-    /// With one more field, which may be large and is not copied.
-    pub(crate) fn finish_with(mut self, last: &[u8]) -> [u8; 32] {
-        if last.len() <= 1024 {
+    /// With one more field, which may be large and is not copied then.
+    pub(crate) fn finish_with(&mut self, last: &[u8]) -> [u8; 32] {
+        if last.len() <= GATHERED / 2 {
             self.field(last);
             return self.finish();
         }
-        self.gathered.extend_from_slice(&(last.len() as u64).to_le_bytes());
+        self.number(last.len());
         *blake3::Hasher::new_keyed(self.key).update(&self.gathered).update(last).finalize().as_bytes()
     }
 }

@@ -7,54 +7,28 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::holding::hold;
-use super::opening::Opened;
 use super::{Answer, Ask, Boxed, Operation, Running, Shared};
 use crate::claim::Held;
 use crate::decide;
 use crate::fingerprint::Fingerprint;
-use crate::policy::Policy;
-use crate::problem::{Code, Problem};
-use crate::record::{AttemptId, Found, Kept, Phase, Print, Record, Version};
-use crate::secret::{KeyHash, RecordId};
+use crate::problem::Code;
+use crate::record::{Found, Kept, Print, Record};
+use crate::secret::{HashKeys, RecordId};
 use crate::store::{Applied, Replaced};
 
-/// A request whose key was looked up in the hashes.
-pub(super) struct Asked {
-    pub(super) id: RecordId,
-    pub(super) key_hash: KeyHash,
-    pub(super) print: Print,
-    pub(super) policy: Arc<Policy>,
-    pub(super) wait: Duration,
+/// What became of asking for a claim.
+enum Claimed<T> {
+    Won,
+    Told(Answer<T>),
+    /// Another attempt is executing.
+    Running(Box<Met>),
 }
 
-impl Asked {
-    pub(super) fn new<O: Operation>(opened: &Opened, namespace: &str, ask: Ask, operation: &O) -> Self {
-        let keys = &opened.keys;
-        let rules = Arc::clone(&ask.policy.fingerprint);
-        Self {
-            id: keys.record_id(namespace, &ask.principal, &ask.key),
-            key_hash: keys.key_hash(&ask.key),
-            print: Print { fingerprint: operation.fingerprint(&rules, keys), rules },
-            wait: ask.wait.unwrap_or(ask.policy.wait),
-            policy: ask.policy,
-        }
-    }
-
-    /// The request's fingerprint by the rules of a record that was found.
-    pub(super) fn fingerprint_for<O: Operation>(&self, found: &Record, operation: &O, shared: &Shared) -> Fingerprint {
-        match found.print() {
-            Some(print) if print.rules != self.print.rules => match shared.opened.get() {
-                Some(opened) => operation.fingerprint(&print.rules, &opened.keys),
-                None => self.print.fingerprint,
-            },
-            _ => self.print.fingerprint,
-        }
-    }
-}
-
-pub(super) enum Claimed<O: Operation> {
-    Held(Arc<Held>, Box<O>),
-    Not(Begun<O>),
+/// Another attempt's record, as it was met.
+struct Met {
+    found: Found,
+    age: Duration,
+    left: Duration,
 }
 
 pub(super) enum Begun<O: Operation> {
@@ -65,133 +39,127 @@ pub(super) enum Begun<O: Operation> {
 
 /// Another attempt, and the request that met it.
 pub(super) struct Other<O> {
-    pub(super) asked: Asked,
+    pub(super) asked: Arc<Held>,
     pub(super) operation: Box<O>,
     pub(super) found: Found,
     pub(super) age: Duration,
     pub(super) left: Duration,
 }
 
-/// Executes in a task of its own. Boxed, for tokio moves a task's future nine times before it runs.
-pub(super) fn spawn_hold<O: Operation>(
+/// The life of a request in the engine: claims the key, and executes where the claim is won. What its client is told goes to
+/// `sender`, at the latest when it ends. Made in a plain function: see [`Boxed`].
+pub(super) fn live<O: Operation>(
     held: Arc<Held>,
-    operation: Box<O>,
-    running: Running,
-) -> oneshot::Receiver<Begun<O>> {
-    let (sender, receiver) = oneshot::channel();
-    let shared = Arc::clone(&held.shared);
-    shared.runners.run(Box::pin(hold(held, operation, sender, running)));
-    receiver
+    mut operation: Box<O>,
+    sender: oneshot::Sender<Begun<O>>,
+) -> Boxed<'static, ()> {
+    let running = Running::begin(&held.shared);
+    Box::pin(async move {
+        let _running = running;
+        // An error of the sender only says that the client went away.
+        match claim(&held, &mut *operation).await {
+            Claimed::Won => {}
+            Claimed::Told(answer) => return drop(sender.send(Begun::Answered(answer))),
+            Claimed::Running(met) => {
+                let Met { found, age, left } = *met;
+                return drop(sender.send(Begun::Running(Box::new(Other { asked: held, operation, found, age, left }))));
+            }
+        }
+        hold(&held, operation, sender).await;
+    })
 }
 
-/// Goes on with a claim that was sent, whoever still waits for it, and executes if it is won.
-pub(super) fn spawn_claim<O: Operation>(
-    claiming: Boxed<'static, Claimed<O>>,
-    running: Running,
-) -> oneshot::Receiver<Begun<O>> {
-    let (sender, receiver) = oneshot::channel();
-    tokio::spawn(Box::pin(async move {
-        match claiming.await {
-            Claimed::Not(begun) => drop(sender.send(begun)),
-            Claimed::Held(held, operation) => hold(held, operation, sender, running).await,
+/// Claims the key: one insert, and a replace where something that no longer binds is in its place.
+async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::Answer> {
+    let shared = &held.shared;
+    let record = held.record_in_flight();
+    let refused = |problem| Claimed::Told(Answer::refused(problem));
+    let mut over = None;
+    // Each turn that goes on saw another record than the one before: only a storm of claims and releases takes many.
+    for _ in 0..16 {
+        let sent_at = shared.clock.now();
+        let draining = shared.draining.load(Ordering::SeqCst);
+        let written = match over {
+            _ if draining => shared.get(&held.id).await,
+            None => shared.insert(&held.id, &record).await,
+            Some(version) => match shared.replace(&held.id, version, &record).await {
+                Ok(Replaced::Yes) => Ok(None),
+                Ok(Replaced::No(Some(found))) => Ok(Some(found)),
+                // Removed in between: the next turn inserts.
+                Ok(Replaced::No(None)) => {
+                    over = None;
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
+        };
+        let found = match written {
+            Ok(None) if draining => return refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
+            Ok(None) => {
+                held.won(sent_at, over);
+                return Claimed::Won;
+            }
+            // The claim was taken, and its answer lost: by the attempt it is recognised as ours.
+            Ok(Some(found)) if found.record.attempt == held.attempt => {
+                held.won(sent_at, over);
+                return Claimed::Won;
+            }
+            Ok(Some(found)) => found,
+            Err(error) => {
+                if error.applied() == Applied::Unknown && !draining {
+                    Shared::release_later(held, over);
+                }
+                return refused(shared.store_refusal(Some(&held.id), &error));
+            }
+        };
+        let fingerprint = held.fingerprint_for(&found.record, operation);
+        return match decide::claim(&found, &fingerprint, held.policy.guarantee) {
+            decide::Claim::Execute if draining => refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
+            decide::Claim::Execute => {
+                over = Some(found.record.version());
+                continue;
+            }
+            decide::Claim::InFlight { age, left } => Claimed::Running(Box::new(Met { found, age, left })),
+            judged => Claimed::Told(shared.told(&held.id, judged)),
+        };
+    }
+    refused(shared.problem(Code::StoreUnavailable, &held.id).retry_after(1))
+}
+
+impl Held {
+    /// The attempt of a request whose key was looked up in the hashes.
+    pub(super) fn asking<O: Operation>(shared: Arc<Shared>, keys: &HashKeys, ask: &Ask, operation: &O) -> Arc<Self> {
+        let rules = Arc::clone(&ask.policy.fingerprint);
+        let id = keys.record_id(&shared.namespace, &ask.principal, &ask.key);
+        let print = Print { fingerprint: operation.fingerprint(&rules, keys), rules };
+        Self::new(shared, id, keys.key_hash(&ask.key), print, Arc::clone(&ask.policy))
+    }
+
+    /// The request's fingerprint by the rules of a record that was found.
+    pub(super) fn fingerprint_for<O: Operation>(&self, found: &Record, operation: &O) -> Fingerprint {
+        match found.print() {
+            Some(print) if print.rules != self.print.rules => match self.shared.opened.get() {
+                Some(opened) => operation.fingerprint(&print.rules, &opened.keys),
+                None => self.print.fingerprint,
+            },
+            _ => self.print.fingerprint,
         }
-    }));
-    receiver
+    }
 }
 
 impl Shared {
-    /// Claims the key: one insert, and a replace where something that no longer binds is in its place.
-    pub(super) fn claim<O: Operation>(self: Arc<Self>, asked: Asked, operation: Box<O>) -> Boxed<'static, Claimed<O>> {
-        Box::pin(self.claim_now(asked, operation))
-    }
-
-    async fn claim_now<O: Operation>(self: Arc<Self>, asked: Asked, operation: Box<O>) -> Claimed<O> {
-        let attempt = AttemptId::random();
-        let began = self.clock.wall();
-        let record = Record {
-            key_hash: asked.key_hash,
-            attempt,
-            phase: Phase::InFlight { print: asked.print.clone(), lease: asked.policy.lease, began },
-        };
-        let mut over = None;
-        // Each turn that goes on saw another record than the one before: only a storm of claims and releases takes many.
-        for _ in 0..16 {
-            let sent_at = self.clock.now();
-            let draining = self.draining.load(Ordering::SeqCst);
-            let written = match over {
-                _ if draining => self.get(&asked.id).await,
-                None => self.insert_at(sent_at, &asked.id, &record).await,
-                Some(version) => match self.replace(&asked.id, version, &record).await {
-                    Ok(Replaced::Yes) => Ok(None),
-                    Ok(Replaced::No(Some(found))) => Ok(Some(found)),
-                    // Removed in between: the next turn inserts.
-                    Ok(Replaced::No(None)) => {
-                        over = None;
-                        continue;
-                    }
-                    Err(error) => Err(error),
-                },
-            };
-            let found = match written {
-                Ok(None) if draining => return refused(self.problem(Code::Draining, &asked.id).retry_after(1)),
-                Ok(None) => return self.held(asked, operation, attempt, began, over, sent_at),
-                // The claim was taken, and its answer lost: by the attempt it is recognised as ours.
-                Ok(Some(found)) if found.record.attempt == attempt => {
-                    return self.held(asked, operation, attempt, began, over, sent_at);
-                }
-                Ok(Some(found)) => found,
-                Err(error) => {
-                    if error.applied() == Applied::Unknown && !draining {
-                        self.release_later(&asked, attempt, over);
-                    }
-                    return refused(self.store_refusal(Some(&asked.id), &error));
-                }
-            };
-            let fingerprint = asked.fingerprint_for(&found.record, &*operation, &self);
-            return match decide::claim(&found, &fingerprint, asked.policy.guarantee) {
-                decide::Claim::Execute if draining => refused(self.problem(Code::Draining, &asked.id).retry_after(1)),
-                decide::Claim::Execute => {
-                    over = Some(found.record.version());
-                    continue;
-                }
-                decide::Claim::InFlight { age, left } => {
-                    Claimed::Not(Begun::Running(Box::new(Other { asked, operation, found, age, left })))
-                }
-                judged => Claimed::Not(Begun::Answered(self.told(&asked.id, judged))),
-            };
-        }
-        refused(self.problem(Code::StoreUnavailable, &asked.id).retry_after(1))
-    }
-
-    fn held<O: Operation>(
-        self: Arc<Self>,
-        asked: Asked,
-        operation: Box<O>,
-        attempt: AttemptId,
-        began: Duration,
-        over: Option<Version>,
-        sent_at: Duration,
-    ) -> Claimed<O> {
-        let Asked { id, key_hash, print, policy, .. } = asked;
-        Claimed::Held(Arc::new(Held::new(self, id, key_hash, attempt, print, policy, began, over, sent_at)), operation)
-    }
-
     /// What a request is told by what was found, where it neither executes nor waits.
     pub(super) fn told<T>(&self, id: &RecordId, judged: decide::Claim<'_>) -> Answer<T> {
         match judged {
             decide::Claim::Replay(Kept::Whole(reply)) => Answer::Replay(Arc::clone(reply)),
-            decide::Claim::Replay(Kept::Head(head)) => Answer::Refused(self.not_kept(id, head)),
-            decide::Claim::Mismatch => Answer::Refused(self.problem(Code::KeyReused, id)),
-            decide::Claim::Unknown => Answer::Refused(self.problem(Code::OutcomeUnknown, id)),
-            decide::Claim::Expired(executed) => Answer::Refused(self.problem(Code::KeyExpired, id).executed(executed)),
+            decide::Claim::Replay(Kept::Head(head)) => Answer::refused(self.not_kept(id, head)),
+            decide::Claim::Mismatch => Answer::refused(self.problem(Code::KeyReused, id)),
+            decide::Claim::Unknown => Answer::refused(self.problem(Code::OutcomeUnknown, id)),
+            decide::Claim::Expired(executed) => Answer::refused(self.problem(Code::KeyExpired, id).executed(executed)),
             // Free meanwhile, in another process: the client may claim it, this request was told to wait.
             decide::Claim::Execute | decide::Claim::InFlight { .. } => {
-                Answer::Refused(self.problem(Code::InFlight, id).retry_after(1))
+                Answer::refused(self.problem(Code::InFlight, id).retry_after(1))
             }
         }
     }
-}
-
-fn refused<O: Operation>(problem: Problem) -> Claimed<O> {
-    Claimed::Not(Begun::Answered(Answer::Refused(problem)))
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::claiming::Begun;
 use super::writing::Wrote;
-use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, chain, over};
+use super::{Answer, Boxed, End, Execution, Operation, Shared, chain, over};
 use crate::claim::{Claim, Held};
 use crate::policy::Policy;
 use crate::problem::Code;
@@ -36,28 +36,23 @@ impl<T> From<std::thread::Result<Execution<T>>> for Watched<T> {
     }
 }
 
-/// Holds a claim: executes, renews, and keeps how it ended. Runs in a task of its own.
-pub(super) async fn hold<O: Operation>(
-    held: Arc<Held>,
-    operation: Box<O>,
-    sender: oneshot::Sender<Begun<O>>,
-    running: Running,
-) {
-    let shared = Arc::clone(&held.shared);
-    let started = shared.clock.now();
+/// Holds a claim: executes, renews, and keeps how it ended.
+pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, sender: oneshot::Sender<Begun<O>>) {
+    let shared = &held.shared;
+    let started = shared.observed_now();
     let mut client = Client { sender: Some(sender) };
-    let mut work = execute(operation, Claim { held: Arc::clone(&held) });
-    let watched = watch(&shared, &held, &mut work, &mut client, started).await;
+    let mut work = execute(operation, Claim { held: Arc::clone(held) });
+    let watched = watch(shared, held, &mut work, &mut client).await;
     drop(work);
-    let ended = shared.clock.now();
-    shared.observer.executed(&held.policy.route, ended.saturating_sub(started));
-    let ending = Ending::of(&held, watched);
-    // One replace, if nobody touched the record since the claim.
-    match shared.replace_at(ended, &held.id, held.in_flight(), &ending.record).await {
-        Ok(Replaced::Yes) => ending.tell(&held, &Wrote::Here { audited: false }, &mut client),
-        other => finish(&held, ending, other, client).await,
+    if let (Some(observer), Some(started)) = (&shared.observer, started) {
+        observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
     }
-    drop(running);
+    let ending = Ending::of(held, watched);
+    // One replace, if nobody touched the record since the claim.
+    match shared.replace(&held.id, held.in_flight(), &ending.record).await {
+        Ok(Replaced::Yes) => ending.tell(held, &Wrote::Here { audited: false }, &mut client),
+        other => finish(held, ending, other, client).await,
+    }
 }
 
 /// The operation's own future. A panic in it is an outcome.
@@ -86,13 +81,12 @@ async fn watch<O: Operation>(
     held: &Arc<Held>,
     work: &mut Work<O::Answer>,
     client: &mut Client<O>,
-    started: Duration,
 ) -> Watched<O::Answer> {
     // Most executions end before any of what watching takes is needed.
-    match poll_immediate(&mut *work).await {
-        Some(done) => Watched::from(done),
-        None => watch_on(shared, held, work, client, started).await,
+    if let Some(done) = poll_immediate(&mut *work).await {
+        return Watched::from(done);
     }
+    watch_on(shared, held, work, client).await
 }
 
 fn watch_on<'a, O: Operation>(
@@ -100,9 +94,9 @@ fn watch_on<'a, O: Operation>(
     held: &'a Arc<Held>,
     work: &'a mut Work<O::Answer>,
     client: &'a mut Client<O>,
-    started: Duration,
 ) -> Boxed<'a, Watched<O::Answer>> {
-    Box::pin(watch_pending(shared, held, work, client, started))
+    // Its patience counts from here: what came before was one poll.
+    Box::pin(watch_pending(shared, held, work, client, shared.clock.now()))
 }
 
 async fn watch_pending<O: Operation>(
@@ -148,7 +142,7 @@ async fn watch_pending<O: Operation>(
                     let left = held.policy.lease.saturating_sub(now.saturating_sub(held.confirmed())).as_secs();
                     let age = now.saturating_sub(started).as_secs();
                     let problem = shared.problem(Code::UpstreamTimeout, &held.id).retry_after(age.min(left).max(1));
-                    client.tell(Answer::Refused(problem));
+                    client.tell(Answer::refused(problem));
                 }
                 if now >= renew_at && renewal.is_none() {
                     let held = Arc::clone(held);
@@ -200,9 +194,9 @@ impl<T> Ending<T> {
             (Wrote::Kept(Kept::Head(kept)), End::NotKept(head)) if kept == head => own(shared, held, answer, outcome),
             (Wrote::Kept(kept) | Wrote::Overtaken(Some(kept)), _) => match kept {
                 Kept::Whole(reply) => Answer::Replay(Arc::clone(reply)),
-                Kept::Head(head) => Answer::Refused(shared.not_kept(&held.id, head)),
+                Kept::Head(head) => Answer::refused(shared.not_kept(&held.id, head)),
             },
-            (Wrote::Running, _) => Answer::Refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
+            (Wrote::Running, _) => Answer::refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
             (Wrote::Overtaken(None), _) => own(shared, held, answer, Outcome::NotStored),
         });
         tell_waiters(held, end);
@@ -254,7 +248,9 @@ fn audit(shared: &Shared, held: &Held, wrote: &Wrote, end: &End) {
                 "an attempt that was given up as released, or that the store forgot, has ended after all");
         }
         Wrote::Overtaken(_) | Wrote::Running if matches!(end, End::Completed(_) | End::NotKept(_)) => {
-            shared.observer.second_execution(&held.policy.route);
+            if let Some(observer) = &shared.observer {
+                observer.second_execution(&held.policy.route);
+            }
             tracing::error!(target: "onceward::audit", instance = held.id.instance(), event = "second_execution",
                 "an attempt that was overtaken has executed all the same");
         }
@@ -265,6 +261,6 @@ fn audit(shared: &Shared, held: &Held, wrote: &Wrote, end: &End) {
 fn own<T>(shared: &Shared, held: &Held, answer: Result<T, Code>, outcome: Outcome) -> Answer<T> {
     match answer {
         Ok(answer) => Answer::Own(answer, outcome),
-        Err(code) => Answer::Refused(shared.problem(code, &held.id).with_outcome(outcome)),
+        Err(code) => Answer::refused(shared.problem(code, &held.id).with_outcome(outcome)),
     }
 }

@@ -77,7 +77,7 @@ impl Shared {
             // Whoever joined looks again: the attempt may have ended before.
             match self.get(&id).await {
                 Ok(Some(now)) => {
-                    let fingerprint = asked.fingerprint_for(&now.record, &*operation, self);
+                    let fingerprint = asked.fingerprint_for(&now.record, &*operation);
                     match decide::claim(&now, &fingerprint, asked.policy.guarantee) {
                         decide::Claim::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
                         // Released by this process: the answer that it was released with is on its way to us.
@@ -104,7 +104,7 @@ impl Shared {
                     found = now;
                 }
                 Ok(None) => return self.told(&id, decide::Claim::Execute),
-                Err(error) => return Answer::Refused(self.store_refusal(Some(&id), &error)),
+                Err(error) => return Answer::refused(self.store_refusal(Some(&id), &error)),
             }
             let now = self.clock.now();
             if now >= until {
@@ -122,7 +122,7 @@ impl Shared {
             }
         }
         let seconds = self.retry_after(&found.record, age, left);
-        Answer::Refused(self.problem(Code::InFlight, &id).retry_after(seconds))
+        Answer::refused(self.problem(Code::InFlight, &id).retry_after(seconds))
     }
 
     /// The attempt's age by its claimer's clock, at least 1 s, at most what is left of the lease.

@@ -4,24 +4,22 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claiming::Asked;
 use super::{Running, Shared, over};
 use crate::claim::Held;
 use crate::decide::{self, Late, Release, Winner};
-use crate::record::{AttemptId, Found, Kept, Phase, Record, Version};
+use crate::record::{Found, Kept, Phase, Record, Version};
 use crate::secret::RecordId;
 use crate::store::{Error, Replaced};
 
 impl Shared {
     /// Releases, in the background and until the store answers, an attempt whose claim may have been taken or may still be.
-    pub(super) fn release_later(self: &Arc<Self>, asked: &Asked, attempt: AttemptId, over: Option<Version>) {
-        let running = Running::begin(self);
-        let shared = Arc::clone(self);
-        let released = Record { key_hash: asked.key_hash, attempt, phase: self.released() };
-        let id = asked.id;
+    pub(super) fn release_later(held: &Arc<Held>, over: Option<Version>) {
+        let running = Running::begin(&held.shared);
+        let held = Arc::clone(held);
         tokio::spawn(async move {
             let _running = running;
-            shared.retry_until(|| shared.release(&id, &released, over)).await;
+            let released = held.record(held.shared.released());
+            held.shared.retry_until(|| held.shared.release(&held.id, &released, over)).await;
         });
     }
 
@@ -95,7 +93,7 @@ impl Shared {
         let phase = &record.phase;
         for _ in 0..16 {
             let late = match phase {
-                Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over) {
+                Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over()) {
                     Release::Write(version) => Late::Write { over: version, audited: false },
                     Release::Insert => Late::Gone,
                     Release::Done => match found.as_ref().filter(|found| found.record.attempt != held.attempt) {

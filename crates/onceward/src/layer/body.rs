@@ -24,7 +24,7 @@ pin_project! {
         /// Passed on as it comes.
         Passed { #[pin] body: B },
         /// Read whole.
-        Buffered { data: Option<Bytes>, trailers: Option<HeaderMap> },
+        Buffered { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
         /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
         Spilled { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece<B::Error>> },
     }
@@ -42,7 +42,7 @@ impl<B: http_body::Body> Body<B> {
         Self { kind: Inner::Passed { body } }
     }
 
-    pub(crate) fn buffered(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+    pub(crate) fn buffered(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
         Self { kind: Inner::Buffered { data: Some(data).filter(|data| !data.is_empty()), trailers } }
     }
 
@@ -61,9 +61,12 @@ impl<B: http_body::Body> http_body::Body for Body<B> {
                 let frame = ready!(body.poll_frame(context));
                 Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))))
             }
-            InnerProjection::Buffered { data, trailers } => {
-                Poll::Ready(data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
-            }
+            InnerProjection::Buffered { data, trailers } => Poll::Ready(
+                data.take()
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(|trailers| Frame::trailers(*trailers)))
+                    .map(Ok),
+            ),
             InnerProjection::Spilled { prefix, rest } => match prefix.take() {
                 Some(prefix) => Poll::Ready(Some(Ok(Frame::data(prefix)))),
                 None => match ready!(rest.poll_recv(context)) {
@@ -113,7 +116,7 @@ pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
 /// How reading a body ended.
 pub(crate) enum Read<B: http_body::Body> {
     /// All of it.
-    Whole(Bytes, Option<HeaderMap>),
+    Whole(Bytes, Option<Box<HeaderMap>>),
     /// More than the limit: what was read, and the rest.
     Larger(Bytes, Pin<Box<B>>),
     /// It broke off.
@@ -151,7 +154,7 @@ pub(crate) async fn read<B: http_body::Body>(body: B, limit: usize) -> Read<B> {
                         return Read::Larger(if more.is_empty() { first } else { more.into() }, body);
                     }
                 }
-                Err(frame) => trailers = frame.into_trailers().ok(),
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             },
         }
     }

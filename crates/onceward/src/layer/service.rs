@@ -17,9 +17,10 @@ use tower_service::Service;
 use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
 use crate::claim::Claim;
-use crate::engine::{Answer, Ask, End, Engine, Execution, Operation};
+use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
+use crate::limits::Limits;
 use crate::policy::{Fate, Missing, Policy};
 use crate::problem::{Code, Problem};
 use crate::reply::Reply;
@@ -92,8 +93,12 @@ where
     }
 }
 
-/// A request with a key.
-async fn run<S, B, R>(mut call: Box<Call<S, B>>, ask: Ask, body: B) -> Result<Response<Body<R>>, S::Error>
+/// A request with a key. A block, for an `async fn` keeps its arguments twice.
+fn run<S, B, R>(
+    mut call: Box<Call<S, B>>,
+    ask: Ask,
+    body: B,
+) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send
 where
     S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
     S::Future: Send,
@@ -103,18 +108,31 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
 {
-    match read(body, call.settings.engine.limits().request_body).await {
-        Read::Whole(body, trailers) => (call.body, call.trailers) = (body, trailers),
-        Read::Larger(_, rest) => {
-            let problem = call.early(call.settings.engine.refusal(Code::RequestTooLarge));
-            return Ok(call.refuse_unread(problem, rest).await);
+    async move {
+        let refused = match read(body, call.settings.engine.limits().request_body).await {
+            Read::Whole(body, trailers) => {
+                (call.body, call.trailers) = (body, trailers);
+                None
+            }
+            Read::Larger(_, rest) => Some((Code::RequestTooLarge, Some(rest))),
+            Read::Cut => Some((Code::RequestIncomplete, None)),
+        };
+        if let Some((code, rest)) = refused {
+            return Ok(call.refuse(code, rest).await);
         }
-        Read::Cut => return Ok(refusal(call.early(call.settings.engine.refusal(Code::RequestIncomplete)), true)),
+        let settings = Arc::clone(&call.settings);
+        answer(&ask, settings.engine.limits(), settings.engine.run(&ask, call).await)
     }
-    let applied = ask.wait.map(|wait| wait.min(call.settings.engine.limits().wait_max).as_secs());
-    let engine = call.settings.engine.clone();
-    let mut response = match engine.run(ask, call).await {
-        Answer::Own(response, outcome) => return response.map(|response| labelled(response, outcome)),
+}
+
+/// What the engine says, as a response.
+fn answer<R: http_body::Body, E>(
+    ask: &Ask,
+    limits: &Limits,
+    answer: Answer<Result<Box<Response<Body<R>>>, E>>,
+) -> Result<Response<Body<R>>, E> {
+    let mut response = match answer {
+        Answer::Own(response, outcome) => return response.map(|response| labelled(*response, outcome)),
         Answer::Replay(reply) => {
             let mut response = reply.replay();
             let headers = response.headers_mut();
@@ -127,11 +145,11 @@ where
             response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
             response.map(|body| Body::buffered(body, None))
         }
-        Answer::Refused(problem) => refusal(problem, false),
+        Answer::Refused(problem) => refusal(*problem, false),
     };
     // The preference had a say: this is not the answer of the request's own execution.
-    if let Some(seconds) = applied
-        && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}"))
+    if let Some(wait) = ask.wait
+        && let Ok(applied) = HeaderValue::from_str(&format!("wait={}", wait.min(limits.wait_max).as_secs()))
     {
         response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
     }
@@ -145,7 +163,7 @@ struct Call<S, B> {
     takes: PhantomData<fn(B)>,
     head: request::Parts,
     body: Bytes,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     settings: Arc<Settings>,
 }
 
@@ -172,7 +190,9 @@ impl<S, B> Call<S, B> {
 
     /// Counts a refusal before a record was looked at.
     fn early(&self, problem: Problem) -> Problem {
-        self.settings.engine.observer().answered(&self.settings.policy.route, problem.outcome(), None);
+        if let Some(observer) = self.settings.engine.observer() {
+            observer.answered(&self.settings.policy.route, problem.outcome(), None);
+        }
         problem
     }
 
@@ -186,6 +206,24 @@ impl<S, B> Call<S, B> {
         let Self { mut inner, mut head, body, trailers, settings, .. } = *self;
         head.extensions.insert(claim);
         (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings)
+    }
+
+    /// Refuses a request whose body is too large, or broke off. Boxed, for it is rare.
+    fn refuse<R>(self: Box<Self>, code: Code, rest: Option<Pin<Box<B>>>) -> Boxed<'static, Response<Body<R>>>
+    where
+        S: Send + 'static,
+        B: http_body::Body + Send + 'static,
+        B::Error: Send,
+        R: http_body::Body + Send + 'static,
+        R::Error: Send,
+    {
+        Box::pin(async move {
+            let problem = self.early(self.settings.engine.refusal(code));
+            match rest {
+                Some(rest) => self.refuse_unread(problem, rest).await,
+                None => refusal(problem, true),
+            }
+        })
     }
 
     fn refuse_unread<'a, U, R>(
@@ -212,7 +250,8 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
 {
-    type Answer = Result<Response<Body<R>>, S::Error>;
+    /// Boxed, for it is moved often on its way to the client.
+    type Answer = Result<Box<Response<Body<R>>>, S::Error>;
 
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
         let Self { head, body, .. } = self;
@@ -258,7 +297,7 @@ where
             (None, Some(whole)) => End::Completed(keep(whole)),
             (Some(Fate::NotKept), _) | (None, None) => End::NotKept(Reply::head(head.status, &head.headers)),
         };
-        Execution { answer: Ok(Ok(Response::from_parts(head, body))), end }
+        Execution { answer: Ok(Ok(Box::new(Response::from_parts(head, body)))), end }
     }
 }
 
