@@ -454,7 +454,7 @@ impl Shared {
     }
 
     /// Asks the store, no longer than it may take. No timer is made for a store that answers at once.
-    async fn timed<T: 'static>(&self, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
+    async fn timed<T: Send + 'static>(&self, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
         let sent = self.observed_now();
         if let Some(answer) = poll_immediate(&mut asked).await {
             self.observe_store(op, sent, answer.is_ok());
@@ -463,7 +463,7 @@ impl Shared {
         self.wait_for_store(op, sent, asked).await
     }
 
-    fn wait_for_store<'a, T: 'static>(
+    fn wait_for_store<'a, T: Send + 'static>(
         &'a self,
         op: &'static str,
         sent: Option<Duration>,

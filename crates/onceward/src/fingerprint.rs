@@ -5,6 +5,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName};
 use http::{Method, Uri};
 
 use crate::secret::{Framed, HashKeys};
+use crate::wire::{line, lines};
 
 /// The digest of a request, under [`Rules`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +63,7 @@ impl Rules {
         hasher.field(request.method.as_str().as_bytes());
         let authority = match request.uri.authority() {
             Some(authority) => authority.as_str().as_bytes(),
-            None => request.headers.get(HOST).map_or(b"".as_slice(), |host| host.as_bytes()),
+            None => line(request.headers, &HOST).map_or(b"".as_slice(), |host| host.as_bytes()),
         };
         hasher.field(authority);
         hasher.field(request.uri.path().as_bytes());
@@ -86,7 +87,6 @@ impl Rules {
 
 /// How many lines of a header there are, and each.
 fn values_of(hasher: &mut Framed<'_>, headers: &HeaderMap, name: &HeaderName) {
-    let values = headers.get_all(name);
-    hasher.number(values.iter().count());
-    values.iter().for_each(|value| hasher.field(value.as_bytes()));
+    hasher.number(lines(headers, name).count());
+    lines(headers, name).for_each(|value| hasher.field(value.as_bytes()));
 }

@@ -50,12 +50,12 @@ impl Key {
     /// Besides a malformed value: two lines, of which a proxy may join or drop one, and a `Connection` header that asks
     /// the next hop to drop the key.
     pub fn of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>, Invalid> {
-        let mut lines = headers.get_all(name).iter();
+        let mut lines = crate::wire::lines(headers, name);
         let Some(line) = lines.next() else { return Ok(None) };
         if lines.next().is_some() {
             return Err(Invalid::Repeated);
         }
-        if crate::wire::names_in(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(name.as_str())) {
+        if crate::wire::names_in(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case(name.as_str())) {
             return Err(Invalid::Connection);
         }
         Self::parse(line.as_bytes()).map(Some)

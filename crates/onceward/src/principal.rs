@@ -101,7 +101,7 @@ impl Rule {
             });
             return Ok(Principal::Named(Digest::of_parts(flat)));
         }
-        match headers.contains_key(AUTHORIZATION) || headers.contains_key(COOKIE) {
+        match headers.keys().any(|name| *name == AUTHORIZATION || *name == COOKIE) {
             true => Err(Unknown),
             false => Ok(Principal::Anonymous),
         }

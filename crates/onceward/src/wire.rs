@@ -75,7 +75,7 @@ impl Outcome {
 
     /// The outcome that a response's headers name, if they name one that is known.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let value = headers.get(IDEMPOTENCY_OUTCOME)?.as_bytes();
+        let value = line(headers, &IDEMPOTENCY_OUTCOME)?.as_bytes();
         Self::ALL.into_iter().find(|outcome| outcome.as_str().as_bytes() == value)
     }
 
@@ -85,11 +85,20 @@ impl Outcome {
     }
 }
 
+/// The lines of a header. Each name is compared: for the few headers that a message has that takes less time than the hash by
+/// which a map finds one, and many are asked for.
+pub(crate) fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h HeaderValue> {
+    headers.iter().filter(move |(its, _)| *its == name).map(|(_, value)| value)
+}
+
+/// The first line of a header.
+pub(crate) fn line<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    lines(headers, name).next()
+}
+
 /// The tokens of all comma-separated lines of a header, such as `Connection`.
-pub fn names_in(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    headers
-        .get_all(name)
-        .iter()
+pub fn names_in<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    lines(headers, name)
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(','))
         .map(str::trim)
@@ -113,10 +122,7 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
 /// The end-to-end headers of a message: without those that end at the next hop, by name or because `Connection` names
 /// them, in their order.
 pub fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-    let named: Vec<&str> = match headers.contains_key(header::CONNECTION) {
-        true => names_in(headers, header::CONNECTION).collect(),
-        false => Vec::new(),
-    };
+    let named: Vec<&str> = names_in(headers, &header::CONNECTION).collect();
     headers.iter().filter(move |(name, _)| {
         !is_hop_by_hop(name) && !named.iter().any(|option| option.eq_ignore_ascii_case(name.as_str()))
     })
@@ -132,12 +138,12 @@ pub fn is_left_out_of_replays(name: &HeaderName) -> bool {
 
 /// How long the client is ready to wait, by `Prefer: wait=N` (RFC 7240). The first one counts.
 pub fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
-    names_in(headers, PREFER).find_map(wait_of).map(Duration::from_secs)
+    names_in(headers, &PREFER).find_map(wait_of).map(Duration::from_secs)
 }
 
 /// The `Prefer` that goes on to the upstream: without `wait`, which is answered here. `None`: nothing is left of it.
 pub fn prefer_without_wait(headers: &HeaderMap) -> Option<HeaderValue> {
-    let rest: Vec<&str> = names_in(headers, PREFER).filter(|preference| wait_of(preference).is_none()).collect();
+    let rest: Vec<&str> = names_in(headers, &PREFER).filter(|preference| wait_of(preference).is_none()).collect();
     match rest.is_empty() {
         true => None,
         false => HeaderValue::from_str(&rest.join(", ")).ok(),

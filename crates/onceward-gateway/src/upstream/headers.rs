@@ -81,7 +81,7 @@ pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap 
         headers.insert(UPGRADE, protocol.clone());
     } else if !is_keyed {
         // Only where nothing is kept: an answer in the store has no trailers.
-        if wire::names_in(clients, TE).any(|coding| coding.eq_ignore_ascii_case("trailers")) {
+        if wire::names_in(clients, &TE).any(|coding| coding.eq_ignore_ascii_case("trailers")) {
             headers.insert(TE, TRAILERS);
             headers.insert(CONNECTION, HeaderValue::from_static("te"));
         }

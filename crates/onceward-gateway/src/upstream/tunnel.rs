@@ -20,7 +20,7 @@ pub(crate) struct Upgrade {
 
 /// The upgrade that a request asks for.
 pub(crate) fn asked_for(parts: &mut request::Parts) -> Option<Upgrade> {
-    let is_named = wire::names_in(&parts.headers, CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    let is_named = wire::names_in(&parts.headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
     let protocol = parts.headers.get(UPGRADE).filter(|_| is_named)?.clone();
     let client = parts.extensions.remove::<OnUpgrade>()?;
     Some(Upgrade { protocol, client })

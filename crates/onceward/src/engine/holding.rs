@@ -1,6 +1,8 @@
 //! Holding a claim: executing, renewing, and keeping how it ended.
 
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,9 +43,14 @@ pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, send
     let shared = &held.shared;
     let started = shared.observed_now();
     let mut client = Client { sender: Some(sender) };
-    let mut work = execute(operation, Claim { held: Arc::clone(held) });
-    let watched = watch(shared, held, &mut work, &mut client).await;
-    drop(work);
+    let watched = {
+        let mut work = pin!(execute(operation, Claim { held: Arc::clone(held) }));
+        // Most executions end before any of what watching takes is needed.
+        match poll_immediate(work.as_mut()).await {
+            Some(done) => Watched::from(done),
+            None => watch(shared, held, work, &mut client).await,
+        }
+    };
     if let (Some(observer), Some(started)) = (&shared.observer, started) {
         observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
     }
@@ -56,11 +63,13 @@ pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, send
 }
 
 /// The operation's own future. A panic in it is an outcome.
-fn execute<O: Operation>(operation: Box<O>, claim: Claim) -> Work<O::Answer> {
-    Box::pin(AssertUnwindSafe(operation.execute(claim)).catch_unwind())
+fn execute<O: Operation>(operation: Box<O>, claim: Claim) -> impl Work<O> {
+    AssertUnwindSafe(operation.execute(claim)).catch_unwind()
 }
 
-type Work<T> = Boxed<'static, std::thread::Result<Execution<T>>>;
+trait Work<O: Operation>: Future<Output = std::thread::Result<Execution<O::Answer>>> + Send {}
+
+impl<O: Operation, F> Work<O> for F where F: Future<Output = std::thread::Result<Execution<O::Answer>>> + Send {}
 
 /// The client that began the attempt, as long as it listens.
 struct Client<O: Operation> {
@@ -76,35 +85,23 @@ impl<O: Operation> Client<O> {
     }
 }
 
-async fn watch<O: Operation>(
-    shared: &Arc<Shared>,
-    held: &Arc<Held>,
-    work: &mut Work<O::Answer>,
-    client: &mut Client<O>,
-) -> Watched<O::Answer> {
-    // Most executions end before any of what watching takes is needed.
-    if let Some(done) = poll_immediate(&mut *work).await {
-        return Watched::from(done);
-    }
-    watch_on(shared, held, work, client).await
-}
-
-fn watch_on<'a, O: Operation>(
+/// Watches over an execution: renews its claim, and tells a client whose patience ends.
+fn watch<'a, O: Operation>(
     shared: &'a Arc<Shared>,
     held: &'a Arc<Held>,
-    work: &'a mut Work<O::Answer>,
+    work: Pin<&'a mut impl Work<O>>,
     client: &'a mut Client<O>,
 ) -> Boxed<'a, Watched<O::Answer>> {
     // Its patience counts from here: what came before was one poll.
-    Box::pin(watch_pending(shared, held, work, client, shared.clock.now()))
+    Box::pin(watch_from(shared.clock.now(), shared, held, work, client))
 }
 
-async fn watch_pending<O: Operation>(
+async fn watch_from<O: Operation>(
+    started: Duration,
     shared: &Arc<Shared>,
     held: &Arc<Held>,
-    work: &mut Work<O::Answer>,
+    mut work: Pin<&mut impl Work<O>>,
     client: &mut Client<O>,
-    started: Duration,
 ) -> Watched<O::Answer> {
     let third = held.policy.lease / 3;
     let listen_until = started + shared.limits.capture_timeout;
@@ -122,7 +119,7 @@ async fn watch_pending<O: Operation>(
         }
         tokio::select! {
             biased;
-            done = &mut *work => return Watched::from(done),
+            done = work.as_mut() => return Watched::from(done),
             () = over(&mut given_up) => return Watched::GivenUp,
             alive = async { match renewal.as_mut() { Some(renewal) => renewal.await, None => std::future::pending().await } } => {
                 renewal = None;

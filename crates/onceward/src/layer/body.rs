@@ -1,6 +1,7 @@
 //! The body that the layer passes on: untouched, whole, or begun and going on.
 
 use std::fmt;
+use std::ops::DerefMut;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -114,24 +115,26 @@ pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
 }
 
 /// How reading a body ended.
-pub(crate) enum Read<B: http_body::Body> {
+pub(crate) enum Read<P> {
     /// All of it.
     Whole(Bytes, Option<Box<HeaderMap>>),
     /// More than the limit: what was read, and the rest.
-    Larger(Bytes, Pin<Box<B>>),
+    Larger(Bytes, Pin<P>),
     /// It broke off.
     Cut,
 }
 
 /// Reads a body, up to `limit` bytes. A body of one piece is not copied.
-pub(crate) async fn read<B: http_body::Body>(body: B, limit: usize) -> Read<B> {
-    // On the stack as long as it need not be handed on.
-    let mut body = Box::pin(body);
+pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize) -> Read<P>
+where
+    P: DerefMut,
+    P::Target: http_body::Body + Sized,
+{
     let mut first = Bytes::new();
     let mut more: Vec<u8> = Vec::new();
     let mut trailers = None;
     loop {
-        if body.is_end_stream() {
+        if http_body::Body::is_end_stream(&*body) {
             break;
         }
         match next(body.as_mut()).await {

@@ -3,13 +3,13 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, request};
 use tokio::sync::mpsc;
 use tower_service::Service;
@@ -69,7 +69,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.settings.policy;
         let keyed = policy.covers(request.method())
-            && (policy.missing == Missing::Reject || request.headers().contains_key(wire::IDEMPOTENCY_KEY));
+            && (policy.missing == Missing::Reject || wire::line(request.headers(), &wire::IDEMPOTENCY_KEY).is_some());
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
         }
@@ -109,16 +109,17 @@ where
     R::Error: Send,
 {
     async move {
-        let refused = match read(body, call.settings.engine.limits().request_body).await {
+        let mut body = pin!(body);
+        let refused = match read(body.as_mut(), call.settings.engine.limits().request_body).await {
             Read::Whole(body, trailers) => {
                 (call.body, call.trailers) = (body, trailers);
                 None
             }
-            Read::Larger(_, rest) => Some((Code::RequestTooLarge, Some(rest))),
-            Read::Cut => Some((Code::RequestIncomplete, None)),
+            Read::Larger(..) => Some(Code::RequestTooLarge),
+            Read::Cut => Some(Code::RequestIncomplete),
         };
-        if let Some((code, rest)) = refused {
-            return Ok(call.refuse(code, rest).await);
+        if let Some(code) = refused {
+            return Ok(call.refuse(code, body).await);
         }
         let settings = Arc::clone(&call.settings);
         answer(&ask, settings.engine.limits(), settings.engine.run(&ask, call).await)
@@ -209,19 +210,19 @@ impl<S, B> Call<S, B> {
     }
 
     /// Refuses a request whose body is too large, or broke off. Boxed, for it is rare.
-    fn refuse<R>(self: Box<Self>, code: Code, rest: Option<Pin<Box<B>>>) -> Boxed<'static, Response<Body<R>>>
+    fn refuse<'a, R>(self: Box<Self>, code: Code, rest: Pin<&'a mut B>) -> Boxed<'a, Response<Body<R>>>
     where
-        S: Send + 'static,
-        B: http_body::Body + Send + 'static,
+        S: Send + 'a,
+        B: http_body::Body + Send + 'a,
         B::Error: Send,
-        R: http_body::Body + Send + 'static,
+        R: http_body::Body + Send + 'a,
         R::Error: Send,
     {
         Box::pin(async move {
             let problem = self.early(self.settings.engine.refusal(code));
-            match rest {
-                Some(rest) => self.refuse_unread(problem, rest).await,
-                None => refusal(problem, true),
+            match code {
+                Code::RequestIncomplete => refusal(problem, true),
+                _ => self.refuse_unread(problem, rest).await,
             }
         })
     }
@@ -279,7 +280,7 @@ where
             () if streams || length.is_some_and(|length| length > response_limit as u64) => {
                 (None, spill(Bytes::new(), Box::pin(body), &claim, &settings.engine, streams, fate))
             }
-            () => match read(body, response_limit).await {
+            () => match read(Box::pin(body), response_limit).await {
                 Read::Whole(data, _)
                     if length.is_some_and(|length| length != data.len() as u64 && carries_body(head.status)) =>
                 {
@@ -366,7 +367,7 @@ where
 /// Marks the answer of a request's own execution.
 fn labelled<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcome) -> Response<Body<R>> {
     // What an upstream that speaks the same language said of its own key is not what happened here.
-    if response.headers().contains_key(wire::IDEMPOTENCY_REPLAYED) {
+    if wire::line(response.headers(), &wire::IDEMPOTENCY_REPLAYED).is_some() {
         let mut headers = HeaderMap::with_capacity(response.headers().len() + 1);
         for (name, value) in response.headers().iter().filter(|(name, _)| **name != wire::IDEMPOTENCY_REPLAYED) {
             headers.append(name.clone(), value.clone());
@@ -445,11 +446,12 @@ where
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+    wire::line(headers, &CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// Whether an answer says of itself that it has no end to wait for.
 fn is_declared_stream(headers: &HeaderMap) -> bool {
+    const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
     const STREAMS: [&str; 5] = [
         "text/event-stream",
         "multipart/x-mixed-replace",
@@ -457,10 +459,10 @@ fn is_declared_stream(headers: &HeaderMap) -> bool {
         "application/grpc",
         "application/json-seq",
     ];
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = wire::line(headers, &CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     STREAMS.iter().any(|stream| kind.eq_ignore_ascii_case(stream))
-        || headers.get("x-accel-buffering").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
+        || wire::line(headers, &X_ACCEL_BUFFERING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
 }
 
 fn carries_body(status: StatusCode) -> bool {
