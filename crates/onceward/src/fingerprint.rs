@@ -55,38 +55,38 @@ pub struct Parts<'a> {
 impl Rules {
     /// Computes the fingerprint of a request.
     pub fn fingerprint(&self, keys: &HashKeys, request: &Parts<'_>) -> Fingerprint {
-        let mut hasher = Framed::new(&keys.fingerprint);
-        hasher.number(VERSION.into());
-        hasher.number(match self.kind {
+        let mut framed = Framed::default();
+        framed.number(VERSION.into());
+        framed.number(match self.kind {
             Kind::Exact => 0,
         });
-        hasher.field(request.method.as_str().as_bytes());
+        framed.field(request.method.as_str().as_bytes());
         let authority = match request.uri.authority() {
             Some(authority) => authority.as_str().as_bytes(),
             None => line(request.headers, &HOST).map_or(b"".as_slice(), |host| host.as_bytes()),
         };
-        hasher.field(authority);
-        hasher.field(request.uri.path().as_bytes());
+        framed.field(authority);
+        framed.field(request.uri.path().as_bytes());
         // "/a" and "/a?" are two targets; the number tells an empty query from none.
         match request.uri.query() {
             Some(query) => {
-                hasher.number(1);
-                hasher.field(query.as_bytes());
+                framed.number(1);
+                framed.field(query.as_bytes());
             }
-            None => hasher.number(0),
+            None => framed.number(0),
         }
-        values_of(&mut hasher, request.headers, &CONTENT_TYPE);
-        values_of(&mut hasher, request.headers, &CONTENT_ENCODING);
+        values_of(&mut framed, request.headers, &CONTENT_TYPE);
+        values_of(&mut framed, request.headers, &CONTENT_ENCODING);
         for name in &self.headers {
-            hasher.field(name.as_str().as_bytes());
-            values_of(&mut hasher, request.headers, name);
+            framed.field(name.as_str().as_bytes());
+            values_of(&mut framed, request.headers, name);
         }
-        Fingerprint(hasher.finish_with(request.body))
+        Fingerprint(framed.mac(&keys.fingerprint, request.body))
     }
 }
 
 /// How many lines of a header there are, and each.
-fn values_of(hasher: &mut Framed<'_>, headers: &HeaderMap, name: &HeaderName) {
-    hasher.number(lines(headers, name).count());
-    lines(headers, name).for_each(|value| hasher.field(value.as_bytes()));
+fn values_of(framed: &mut Framed, headers: &HeaderMap, name: &HeaderName) {
+    framed.number(lines(headers, name).count());
+    lines(headers, name).for_each(|value| framed.field(value.as_bytes()));
 }
