@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::HeaderValue;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::decide::{self, Renew};
 use crate::engine::{Boxed, Shared};
 use crate::policy::{Fate, Policy};
+use crate::problem::Problem;
 use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
 use crate::secret::{KeyHash, RecordId, hex};
 use crate::store::{Error, Replaced};
@@ -128,6 +131,38 @@ pub(crate) struct Held {
     declared: AtomicU8,
     /// One renewal at a time: the loop's and the one before the first byte may meet.
     renewing: tokio::sync::Mutex<()>,
+    /// What the client is told whose patience ends before the execution.
+    pub(crate) impatience: Impatience,
+}
+
+/// The word to a client whose patience ends: it may be spoken before anybody listens.
+#[derive(Default)]
+pub(crate) struct Impatience(Mutex<Option<Word>>);
+
+enum Word {
+    Spoken(Box<Problem>),
+    Awaited(oneshot::Sender<Box<Problem>>),
+}
+
+impl Impatience {
+    pub(crate) fn tell(&self, problem: Problem) {
+        let mut word = self.0.lock();
+        match word.take() {
+            // An error only says that the client went away.
+            Some(Word::Awaited(sender)) => drop(sender.send(Box::new(problem))),
+            _ => *word = Some(Word::Spoken(Box::new(problem))),
+        }
+    }
+
+    pub(crate) fn listen(&self) -> oneshot::Receiver<Box<Problem>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut word = self.0.lock();
+        match word.take() {
+            Some(Word::Spoken(problem)) => drop(sender.send(problem)),
+            _ => *word = Some(Word::Awaited(sender)),
+        }
+        receiver
+    }
 }
 
 impl Held {
@@ -153,6 +188,7 @@ impl Held {
             overtaken: AtomicBool::new(false),
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
+            impatience: Impatience::default(),
         })
     }
 

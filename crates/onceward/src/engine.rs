@@ -37,7 +37,7 @@ use crate::secret::{HashKeys, RecordId, Secret};
 use crate::store::{Census, Error, Pending, Replaced, Store};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
-use claiming::{Begun, live};
+use claiming::{Begun, Ended, live};
 use opening::Opened;
 
 /// What executes at most once: the request, and how to run it.
@@ -280,17 +280,38 @@ impl Engine {
 
 /// Begins the life of a request, and waits for what its client is told.
 async fn begin<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Begun<O> {
-    let (sender, told) = oneshot::channel();
-    let mut life = live(Arc::clone(held), operation, sender);
+    let mut life = live(Arc::clone(held), operation);
     // No caller goes away within a poll. What does not end in its first goes on in a task, whatever becomes of the caller.
-    if poll_immediate(&mut life).await.is_none() {
-        held.shared.runners.run(life);
+    if let Some(Ended { begun, rest }) = poll_immediate(&mut life).await {
+        if let Some(rest) = rest {
+            held.shared.runners.run(rest);
+        }
+        return begun;
     }
-    match told.await {
-        Ok(begun) => begun,
-        // The task was dropped with its runtime: whatever it did, nobody is left to say.
-        Err(_) => std::future::pending().await,
-    }
+    go_on(held, life).await
+}
+
+/// Lives on in a task, and waits for what the client is told: when it ends, or earlier, where patience does.
+fn go_on<O: Operation>(held: &Held, life: Boxed<'static, Ended<O>>) -> Boxed<'static, Begun<O>> {
+    let (sender, told) = oneshot::channel();
+    let impatience = held.impatience.listen();
+    held.shared.runners.run(Box::pin(async move {
+        let Ended { begun, rest } = life.await;
+        // An error only says that the client went away.
+        drop(sender.send(begun));
+        if let Some(rest) = rest {
+            rest.await;
+        }
+    }));
+    Box::pin(async move {
+        tokio::select! {
+            biased;
+            Ok(begun) = told => begun,
+            Ok(problem) = impatience => Begun::Answered(Answer::Refused(problem)),
+            // The task was dropped with its runtime: whatever it did, nobody is left to say.
+            else => std::future::pending().await,
+        }
+    })
 }
 
 impl fmt::Debug for Engine {

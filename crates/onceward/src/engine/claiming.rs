@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use super::holding::hold;
 use super::{Answer, Ask, Boxed, Operation, Running, Shared};
 use crate::claim::Held;
@@ -46,26 +44,33 @@ pub(super) struct Other<O> {
     pub(super) left: Duration,
 }
 
-/// The life of a request in the engine: claims the key, and executes where the claim is won. What its client is told goes to
-/// `sender`, at the latest when it ends. Made in a plain function: see [`Boxed`].
-pub(super) fn live<O: Operation>(
-    held: Arc<Held>,
-    mut operation: Box<O>,
-    sender: oneshot::Sender<Begun<O>>,
-) -> Boxed<'static, ()> {
+/// How the life of a request ended: what its client is told, and what is left to do after that.
+pub(super) struct Ended<O: Operation> {
+    pub(super) begun: Begun<O>,
+    pub(super) rest: Option<Boxed<'static, ()>>,
+}
+
+impl<O: Operation> From<Begun<O>> for Ended<O> {
+    fn from(begun: Begun<O>) -> Self {
+        Self { begun, rest: None }
+    }
+}
+
+/// The life of a request in the engine: claims the key, and executes where the claim is won. Made in a plain function: see
+/// [`Boxed`].
+pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxed<'static, Ended<O>> {
     let running = Running::begin(&held.shared);
     Box::pin(async move {
         let _running = running;
-        // An error of the sender only says that the client went away.
         match claim(&held, &mut *operation).await {
             Claimed::Won => {}
-            Claimed::Told(answer) => return drop(sender.send(Begun::Answered(answer))),
+            Claimed::Told(answer) => return Begun::Answered(answer).into(),
             Claimed::Running(met) => {
                 let Met { found, age, left } = *met;
-                return drop(sender.send(Begun::Running(Box::new(Other { asked: held, operation, found, age, left }))));
+                return Begun::Running(Box::new(Other { asked: held, operation, found, age, left })).into();
             }
         }
-        hold(&held, operation, sender).await;
+        hold(&held, operation).await
     })
 }
 

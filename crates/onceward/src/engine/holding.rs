@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::poll_immediate;
-use tokio::sync::oneshot;
 
-use super::claiming::Begun;
+use super::claiming::{Begun, Ended};
 use super::writing::Wrote;
-use super::{Answer, Boxed, End, Execution, Operation, Shared, chain, over};
+use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, chain, over};
 use crate::claim::{Claim, Held};
 use crate::policy::Policy;
 use crate::problem::Code;
 use crate::record::{Kept, Phase, Record};
 use crate::store::{Error, Replaced};
-use crate::waiters::Ended;
+use crate::waiters;
 use crate::wire::Outcome;
 
 /// How watching over an execution ended.
@@ -39,16 +38,15 @@ impl<T> From<std::thread::Result<Execution<T>>> for Watched<T> {
 }
 
 /// Holds a claim: executes, renews, and keeps how it ended.
-pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, sender: oneshot::Sender<Begun<O>>) {
+pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Ended<O> {
     let shared = &held.shared;
     let started = shared.observed_now();
-    let mut client = Client { sender: Some(sender) };
     let watched = {
         let mut work = pin!(execute(operation, Claim { held: Arc::clone(held) }));
         // Most executions end before any of what watching takes is needed.
         match poll_immediate(work.as_mut()).await {
             Some(done) => Watched::from(done),
-            None => watch(shared, held, work, &mut client).await,
+            None => watch::<O>(shared, held, work).await,
         }
     };
     if let (Some(observer), Some(started)) = (&shared.observer, started) {
@@ -57,8 +55,8 @@ pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, send
     let ending = Ending::of(held, watched);
     // One replace, if nobody touched the record since the claim.
     match shared.replace(&held.id, held.in_flight(), &ending.record).await {
-        Ok(Replaced::Yes) => ending.tell(held, &Wrote::Here { audited: false }, &mut client),
-        other => finish(held, ending, other, client).await,
+        Ok(Replaced::Yes) => Begun::Answered(ending.told(held, &Wrote::Here { audited: false })).into(),
+        other => finish(held, ending, other).await,
     }
 }
 
@@ -71,29 +69,14 @@ trait Work<O: Operation>: Future<Output = std::thread::Result<Execution<O::Answe
 
 impl<O: Operation, F> Work<O> for F where F: Future<Output = std::thread::Result<Execution<O::Answer>>> + Send {}
 
-/// The client that began the attempt, as long as it listens.
-struct Client<O: Operation> {
-    sender: Option<oneshot::Sender<Begun<O>>>,
-}
-
-impl<O: Operation> Client<O> {
-    fn tell(&mut self, answer: Answer<O::Answer>) {
-        if let Some(sender) = self.sender.take() {
-            // An error only says that the client went away.
-            let _ = sender.send(Begun::Answered(answer));
-        }
-    }
-}
-
 /// Watches over an execution: renews its claim, and tells a client whose patience ends.
 fn watch<'a, O: Operation>(
     shared: &'a Arc<Shared>,
     held: &'a Arc<Held>,
     work: Pin<&'a mut impl Work<O>>,
-    client: &'a mut Client<O>,
 ) -> Boxed<'a, Watched<O::Answer>> {
     // Its patience counts from here: what came before was one poll.
-    Box::pin(watch_from(shared.clock.now(), shared, held, work, client))
+    Box::pin(watch_from(shared.clock.now(), shared, held, work))
 }
 
 async fn watch_from<O: Operation>(
@@ -101,7 +84,6 @@ async fn watch_from<O: Operation>(
     shared: &Arc<Shared>,
     held: &Arc<Held>,
     mut work: Pin<&mut impl Work<O>>,
-    client: &mut Client<O>,
 ) -> Watched<O::Answer> {
     let third = held.policy.lease / 3;
     let listen_until = started + shared.limits.capture_timeout;
@@ -109,9 +91,10 @@ async fn watch_from<O: Operation>(
     let mut given_up = shared.give_up.subscribe();
     let mut renew_at = held.confirmed() + third;
     let mut renewal = None;
+    let mut patient = true;
     loop {
         let mut until = listen_until;
-        if client.sender.is_some() {
+        if patient {
             until = until.min(answer_until);
         }
         if renewal.is_none() {
@@ -135,11 +118,12 @@ async fn watch_from<O: Operation>(
                 if now >= listen_until {
                     return Watched::GivenUp;
                 }
-                if now >= answer_until && client.sender.is_some() {
+                if now >= answer_until && patient {
+                    patient = false;
                     let left = held.policy.lease.saturating_sub(now.saturating_sub(held.confirmed())).as_secs();
                     let age = now.saturating_sub(started).as_secs();
                     let problem = shared.problem(Code::UpstreamTimeout, &held.id).retry_after(age.min(left).max(1));
-                    client.tell(Answer::refused(problem));
+                    held.impatience.tell(problem);
                 }
                 if now >= renew_at && renewal.is_none() {
                     let held = Arc::clone(held);
@@ -178,12 +162,12 @@ impl<T> Ending<T> {
         Self { record: held.record(phase), answer, end, outcome }
     }
 
-    /// Tells the client its own answer, or the winner's, and then those who waited: both after the end is kept.
-    fn tell<O: Operation<Answer = T>>(self, held: &Held, wrote: &Wrote, client: &mut Client<O>) {
+    /// What the client is told, once the end is kept: its own answer, or the winner's. Those who waited are told here.
+    fn told(self, held: &Held, wrote: &Wrote) -> Answer<T> {
         let Self { answer, end, outcome, .. } = self;
         let shared = &held.shared;
         audit(shared, held, wrote, &end);
-        client.tell(match (wrote, &end) {
+        let told = match (wrote, &end) {
             (Wrote::Here { .. }, _) => own(shared, held, answer, outcome),
             (Wrote::Kept(Kept::Whole(kept)), End::Completed(reply)) if kept == reply => {
                 own(shared, held, answer, outcome)
@@ -195,46 +179,50 @@ impl<T> Ending<T> {
             },
             (Wrote::Running, _) => Answer::refused(shared.problem(Code::InFlight, &held.id).retry_after(1)),
             (Wrote::Overtaken(None), _) => own(shared, held, answer, Outcome::NotStored),
-        });
+        };
         tell_waiters(held, end);
+        told
     }
 }
 
 fn tell_waiters(held: &Held, end: End) {
     held.shared.waiters.tell(held.id, held.attempt, || match end {
-        End::Released(reply) => Ended::Released(reply),
-        _ => Ended::Look,
+        End::Released(reply) => waiters::Ended::Released(reply),
+        _ => waiters::Ended::Look,
     });
 }
 
 /// Keeps how the attempt ended where the first write did not do: somebody touched the record since, or the store failed.
 fn finish<'a, O: Operation>(
-    held: &'a Held,
+    held: &'a Arc<Held>,
     ending: Ending<O::Answer>,
     written: Result<Replaced, Error>,
-    client: Client<O>,
-) -> Boxed<'a, ()> {
-    Box::pin(finish_now(held, ending, written, client))
+) -> Boxed<'a, Ended<O>> {
+    Box::pin(async move {
+        let shared = &held.shared;
+        let error = match shared.written(held, &ending.record, written).await {
+            Ok(wrote) => return Begun::Answered(ending.told(held, &wrote)).into(),
+            Err(error) => error,
+        };
+        tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
+        let Ending { record, answer, end, .. } = ending;
+        let told = own(shared, held, answer, Outcome::NotStored);
+        Ended { begun: Begun::Answered(told), rest: Some(keep_writing(held, record, end)) }
+    })
 }
 
-async fn finish_now<O: Operation>(
-    held: &Held,
-    ending: Ending<O::Answer>,
-    written: Result<Replaced, Error>,
-    mut client: Client<O>,
-) {
-    let shared = &held.shared;
-    let error = match shared.written(held, &ending.record, written).await {
-        Ok(wrote) => return ending.tell(held, &wrote, &mut client),
-        Err(error) => error,
-    };
-    tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
-    let Ending { record, answer, end, .. } = ending;
-    client.tell(own(shared, held, answer, Outcome::NotStored));
-    if let Some(wrote) = shared.keep_writing(held, &record).await {
-        audit(shared, held, &wrote, &end);
-        tell_waiters(held, end);
-    }
+/// Goes on keeping how an attempt ended, after its client was told that it may not be.
+fn keep_writing(held: &Arc<Held>, record: Record, end: End) -> Boxed<'static, ()> {
+    let running = Running::begin(&held.shared);
+    let held = Arc::clone(held);
+    Box::pin(async move {
+        let _running = running;
+        let shared = &held.shared;
+        if let Some(wrote) = shared.keep_writing(&held, &record).await {
+            audit(shared, &held, &wrote, &end);
+            tell_waiters(&held, end);
+        }
+    })
 }
 
 /// Says aloud what must not happen unnoticed.

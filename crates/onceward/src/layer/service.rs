@@ -93,7 +93,8 @@ where
     }
 }
 
-/// A request with a key. A block, for an `async fn` keeps its arguments twice.
+/// A request with a key.
+#[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
 fn run<S, B, R>(
     mut call: Box<Call<S, B>>,
     ask: Ask,
