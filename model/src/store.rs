@@ -135,7 +135,7 @@ impl Row {
         let gone = gone && self.at == At::InFlight && self.age > 0;
         let age = if gone { Duration::ZERO } else { TICK * u32::from(self.age) };
         let record = Record { key_hash: KeyHash([0; 32]), attempt: attempt(self.attempt), phase };
-        Found { record, age, holder_gone: gone }
+        Found { record: Box::new(record), age, holder_gone: gone }
     }
 
     /// Its version, for the next write.

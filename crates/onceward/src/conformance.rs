@@ -57,7 +57,7 @@ use crate::fingerprint::{Fingerprint, Kind, Rules};
 use crate::record::{AttemptId, Executed, Found, Kept, Phase, Print, Record, Stage, Version};
 use crate::reply::{Head, Reply};
 use crate::secret::{KeyHash, RecordId};
-use crate::store::{Census, Replaced, Store};
+use crate::store::{Census, Pending, Replaced, Store};
 
 /// Makes a module `$name` with one test for each rule. `$subject` is called for each, and gives a future of a [`Subject`].
 #[macro_export]
@@ -194,7 +194,7 @@ pub async fn an_insert_is_found(subject: Subject) {
     let record = in_flight(attempt(1));
     assert_eq!(insert(store, 1, &record).await, None);
     let found = store.get(&id(1)).await.unwrap().expect("it was inserted");
-    assert_eq!(found.record, record);
+    assert_eq!(*found.record, record);
     assert!(!found.holder_gone, "its holder is this process");
     subject.assert_age(&found, Duration::ZERO);
 }
@@ -796,11 +796,8 @@ pub async fn a_dropped_future_leaves_the_store_usable(subject: Subject) {
     assert_eq!((census.in_flight, census.completed, census.released), (0, 0, 0));
 }
 
-fn poll_and_drop<T>(mut future: Pin<Box<T>>)
-where
-    T: Future + ?Sized,
-{
-    let _: Poll<_> = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+fn poll_and_drop<T>(mut asked: Pending<'_, T>) {
+    let _: Poll<_> = Pin::new(&mut asked).poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// After each write, as many of each stage as there are.
@@ -872,18 +869,18 @@ fn attempt(n: usize) -> AttemptId {
 }
 
 async fn insert(store: &Arc<dyn Store>, n: usize, record: &Record) -> Option<Record> {
-    store.insert(&id(n), record).await.unwrap().map(|found| found.record)
+    store.insert(&id(n), record).await.unwrap().map(|found| *found.record)
 }
 
 async fn get(store: &Arc<dyn Store>, n: usize) -> Option<Record> {
-    store.get(&id(n)).await.unwrap().map(|found| found.record)
+    store.get(&id(n)).await.unwrap().map(|found| *found.record)
 }
 
 /// `Err`: what is there instead.
 async fn replace(store: &Arc<dyn Store>, n: usize, over: Version, record: &Record) -> Result<(), Option<Record>> {
     match store.replace(&id(n), over, record).await.unwrap() {
         Replaced::Yes => Ok(()),
-        Replaced::No(found) => Err(found.map(|found| found.record)),
+        Replaced::No(found) => Err(found.map(|found| *found.record)),
     }
 }
 

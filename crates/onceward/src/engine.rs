@@ -491,7 +491,7 @@ impl Shared {
         mut asked: Pending<'a, T>,
     ) -> Pending<'a, T> {
         let until = sent.unwrap_or_else(|| self.clock.now()) + self.limits.store_timeout;
-        Box::pin(async move {
+        Pending::new(async move {
             let answer = tokio::select! {
                 biased;
                 answer = &mut asked => answer,

@@ -124,8 +124,8 @@ pub enum Stage {
 /// A record as a store found it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// The record.
-    pub record: Record,
+    /// The record. Boxed, for most writes find none, and what they return is moved often.
+    pub record: Box<Record>,
     /// How long ago it was last written, by the store's clock.
     pub age: Duration,
     /// The store knows that the process which wrote it is gone, so that no lease need be waited for.

@@ -8,6 +8,7 @@ pub mod memory;
 use std::fmt::{self, Debug};
 use std::future::Future;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
@@ -19,8 +20,59 @@ pub use embedded::EmbeddedStore;
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
 
-/// What a store's operation returns.
-pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+/// What a store's operation returns: an answer that is there already, which takes no allocation, or one to come.
+///
+/// ```
+/// use onceward::store::Pending;
+///
+/// let now: Pending<'_, bool> = Pending::ready(Ok(true));
+/// let later: Pending<'_, bool> = Pending::new(async { Ok(true) });
+/// # drop((now, later));
+/// ```
+#[must_use = "an operation that is not awaited may not happen"]
+pub struct Pending<'a, T>(Answer<'a, T>);
+
+enum Answer<'a, T> {
+    Ready(Option<Result<T, Error>>),
+    Waiting(Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>),
+}
+
+impl<'a, T> Pending<'a, T> {
+    /// An answer that is there already.
+    pub fn ready(answer: Result<T, Error>) -> Self {
+        Self(Answer::Ready(Some(answer)))
+    }
+
+    /// An answer to come.
+    pub fn new(answer: impl Future<Output = Result<T, Error>> + Send + 'a) -> Self {
+        Self(Answer::Waiting(Box::pin(answer)))
+    }
+}
+
+/// No answer is ever pinned: one that is there is handed out, and one to come is in a box.
+impl<T> Unpin for Pending<'_, T> {}
+
+impl<T> Future for Pending<'_, T> {
+    type Output = Result<T, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Answer::Ready(answer) => {
+                Poll::Ready(answer.take().unwrap_or_else(|| Err(Error::unavailable("the answer was taken before"))))
+            }
+            Answer::Waiting(answer) => answer.as_mut().poll(context),
+        }
+    }
+}
+
+impl<T> Debug for Pending<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Answer::Ready(_) => "Pending::ready",
+            Answer::Waiting(_) => "Pending::new",
+        })
+    }
+}
 
 /// Keeps records.
 ///

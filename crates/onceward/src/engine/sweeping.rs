@@ -32,7 +32,7 @@ impl Shared {
                 decide::Sweep::Leave => Ok(false),
                 decide::Sweep::Write(phase) => {
                     let unknown = matches!(phase, Phase::Unknown { .. });
-                    let record = Record { phase, ..found.record.clone() };
+                    let record = Record { phase, ..(*found.record).clone() };
                     let replaced = self.replace(id, over, &record).await?;
                     if unknown && replaced == Replaced::Yes {
                         tracing::warn!(instance = %id.instance(), "a holder was lost; nobody knows whether it executed");
@@ -74,7 +74,7 @@ impl Shared {
             return failed("a key that nobody used is taken");
         }
         match self.insert(&id, &claim).await? {
-            Some(found) if found.record == claim => {}
+            Some(found) if *found.record == claim => {}
             _ => return failed("a claim was not found again, so that a second request would have executed"),
         }
         if self.replace(&id, claim.version(), &done).await? != Replaced::Yes {

@@ -221,7 +221,7 @@ fn spawn(
 
 impl Store for EmbeddedStore {
     fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Box::pin(async move {
+        Pending::new(async move {
             // What is there is durable: a replay need not wait for anybody's sync.
             if let Some(found) = self.find(id)? {
                 return Ok(Some(found));
@@ -232,18 +232,18 @@ impl Store for EmbeddedStore {
     }
 
     fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Box::pin(async move {
+        Pending::new(async move {
             let draft = Draft::new(id, record);
             self.write(|answer| What::Replace { id: *id, over, draft, answer }).await
         })
     }
 
     fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        Box::pin(async move { self.find(id) })
+        Pending::new(async move { self.find(id) })
     }
 
     fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Box::pin(async move { self.write(|answer| What::Remove { id: *id, over, answer }).await })
+        Pending::new(async move { self.write(|answer| What::Remove { id: *id, over, answer }).await })
     }
 
     fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
@@ -252,7 +252,7 @@ impl Store for EmbeddedStore {
             Some(engine) => due::due(engine, &shared, limit),
             None => Err(Error::refused("the store is closed")),
         };
-        Box::pin(async move {
+        Pending::new(async move {
             // It may read many records from a cold disk.
             match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => match runtime.spawn_blocking(scan).await {
@@ -265,7 +265,7 @@ impl Store for EmbeddedStore {
     }
 
     fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        Box::pin(async move {
+        Pending::new(async move {
             if let Some(value) = self.engine()?.named(name)? {
                 return Ok(value);
             }
@@ -276,7 +276,7 @@ impl Store for EmbeddedStore {
 
     fn census(&self) -> Pending<'_, Census> {
         let census = *self.shared.census.lock();
-        Box::pin(std::future::ready(Ok(census)))
+        Pending::ready(Ok(census))
     }
 
     fn facts(&self) -> Facts {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::future::ready;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -156,30 +155,30 @@ impl fmt::Debug for MemoryStore {
 
 impl Store for MemoryStore {
     fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Box::pin(ready(self.insert_now(id, record)))
+        Pending::ready(self.insert_now(id, record))
     }
 
     fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Box::pin(ready(Ok(self.replace_now(id, over, record))))
+        Pending::ready(Ok(self.replace_now(id, over, record)))
     }
 
     fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
         let now = self.clock.now();
-        Box::pin(ready(Ok(self.shard(id).lock().entries.get(id).map(|entry| entry.found(now)))))
+        Pending::ready(Ok(self.shard(id).lock().entries.get(id).map(|entry| entry.found(now))))
     }
 
     fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Box::pin(ready(Ok(self.remove_now(id, over))))
+        Pending::ready(Ok(self.remove_now(id, over)))
     }
 
     fn due(&self, limit: usize) -> Pending<'_, Vec<(RecordId, Found)>> {
-        Box::pin(ready(Ok(self.due_now(limit))))
+        Pending::ready(Ok(self.due_now(limit)))
     }
 
     fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
         let mut meta = self.meta.lock();
         let kept = meta.entry(name.to_owned()).or_insert_with(|| Bytes::copy_from_slice(value));
-        Box::pin(ready(Ok(kept.clone())))
+        Pending::ready(Ok(kept.clone()))
     }
 
     fn census(&self) -> Pending<'_, Census> {
@@ -192,7 +191,7 @@ impl Store for MemoryStore {
             census.unknown += counts[Stage::Unknown as usize];
             census.tombstones += counts[Stage::Tombstone as usize];
         }
-        Box::pin(ready(Ok(census)))
+        Pending::ready(Ok(census))
     }
 
     fn facts(&self) -> Facts {
@@ -231,7 +230,7 @@ const NEVER: u64 = u64::MAX;
 impl Entry {
     fn found(&self, now: Duration) -> Found {
         // The clock may have been read before another thread's write.
-        Found { record: self.record.clone(), age: now.saturating_sub(self.written), holder_gone: false }
+        Found { record: Box::new(self.record.clone()), age: now.saturating_sub(self.written), holder_gone: false }
     }
 
     fn due(&self) -> Option<Duration> {

@@ -46,7 +46,7 @@ fn head() -> Kept {
 }
 
 fn found(phase: Phase, age: Duration) -> Found {
-    Found { record: Record { key_hash: KeyHash([3; 32]), attempt: A, phase }, age, holder_gone: false }
+    Found { record: Box::new(Record { key_hash: KeyHash([3; 32]), attempt: A, phase }), age, holder_gone: false }
 }
 
 fn claimed(age: Duration) -> Found {
@@ -415,7 +415,11 @@ fn the_sweep_never_deletes_a_claim_or_an_unknown_and_changes_no_meaning() {
                 assert_eq!(decide::standing(&found), Standing::Free, "{rule}");
             }
             Sweep::Write(phase) => {
-                let swept = Found { record: Record { phase, ..found.record.clone() }, age: s(0), holder_gone: false };
+                let swept = Found {
+                    record: Box::new(Record { phase, ..(*found.record).clone() }),
+                    age: s(0),
+                    holder_gone: false,
+                };
                 for (asked, guarantee) in [(TEA, AtMostOnce), (RUM, AtMostOnce), (TEA, AtLeastOnce)] {
                     let claim = |found| format!("{:?}", decide::claim(found, &asked, guarantee));
                     assert_eq!(claim(&swept), claim(&found), "{rule}");

@@ -508,7 +508,7 @@ impl Faulty {
     ) -> Pending<'a, T> {
         let healed = self.healed.notified();
         let (memory, fault) = (self.memory(), self.next_fault(op));
-        Box::pin(async move {
+        Pending::new(async move {
             match fault {
                 None => ask(memory).await,
                 Some(Fault::Refuses) => Err(Error::refused("the test refuses")),
@@ -540,31 +540,31 @@ impl std::fmt::Debug for Faulty {
 
 impl Store for Faulty {
     fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        self.asked("insert", move |memory| Box::pin(async move { memory.insert(id, record).await }))
+        self.asked("insert", move |memory| Pending::new(async move { memory.insert(id, record).await }))
     }
 
     fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        self.asked("replace", move |memory| Box::pin(async move { memory.replace(id, over, record).await }))
+        self.asked("replace", move |memory| Pending::new(async move { memory.replace(id, over, record).await }))
     }
 
     fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        self.asked("get", move |memory| Box::pin(async move { memory.get(id).await }))
+        self.asked("get", move |memory| Pending::new(async move { memory.get(id).await }))
     }
 
     fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        self.asked("remove", move |memory| Box::pin(async move { memory.remove(id, over).await }))
+        self.asked("remove", move |memory| Pending::new(async move { memory.remove(id, over).await }))
     }
 
     fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
-        self.asked("due", move |memory| Box::pin(async move { memory.due(limit).await }))
+        self.asked("due", move |memory| Pending::new(async move { memory.due(limit).await }))
     }
 
     fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        self.asked("meta", move |memory| Box::pin(async move { memory.meta(name, value).await }))
+        self.asked("meta", move |memory| Pending::new(async move { memory.meta(name, value).await }))
     }
 
     fn census(&self) -> Pending<'_, Census> {
-        self.asked("census", |memory| Box::pin(async move { memory.census().await }))
+        self.asked("census", |memory| Pending::new(async move { memory.census().await }))
     }
 
     fn facts(&self) -> Facts {

@@ -89,7 +89,7 @@ impl Row {
             age: Duration::from_nanos(now.saturating_sub(self.written)),
             // One process at a time has the folder, so the writer of an earlier boot is gone for certain.
             holder_gone: self.place.stage == Stage::InFlight && self.boot != boot,
-            record: self.record,
+            record: Box::new(self.record),
         }
     }
 }

@@ -70,7 +70,7 @@ async fn a_record_that_fails_its_checksum_is_an_error_of_its_id() {
             assert_eq!(error.applied(), Applied::No);
         }
         damage(&store, &id(1), at);
-        assert_eq!(store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
+        assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
     }
     // What belongs to another key does not pass either.
     store.engine().unwrap().records.insert(id(2).0, bytes).unwrap();
@@ -139,21 +139,21 @@ async fn all_who_wait_share_one_batch_and_see_it_in_their_order() {
     let others: Vec<_> = (100..200).map(id).collect();
     let mut crowd: Vec<_> = others.iter().map(|id| store.insert(id, one)).collect();
 
-    inserts.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
-    replaces.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
-    assert!(poll(remove.as_mut()).is_pending());
-    names.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
-    crowd.iter_mut().for_each(|future| assert!(poll(future.as_mut()).is_pending()));
+    inserts.iter_mut().for_each(|future| assert!(poll(Pin::new(future)).is_pending()));
+    replaces.iter_mut().for_each(|future| assert!(poll(Pin::new(future)).is_pending()));
+    assert!(poll(Pin::new(&mut remove)).is_pending());
+    names.iter_mut().for_each(|future| assert!(poll(Pin::new(future)).is_pending()));
+    crowd.iter_mut().for_each(|future| assert!(poll(Pin::new(future)).is_pending()));
     start().unwrap();
 
     let [first, second, third] = inserts;
     assert_eq!(first.await.unwrap(), None);
-    assert_eq!(second.await.unwrap().unwrap().record, claim(1));
+    assert_eq!(*second.await.unwrap().unwrap().record, claim(1));
     assert_eq!(third.await.unwrap(), None);
     let [first, second, third] = replaces;
     assert_eq!(first.await.unwrap(), Replaced::Yes);
     match second.await.unwrap() {
-        Replaced::No(Some(found)) => assert_eq!(found.record, released(1)),
+        Replaced::No(Some(found)) => assert_eq!(*found.record, released(1)),
         other => panic!("{other:?}"),
     }
     assert_eq!(third.await.unwrap(), Replaced::Yes);

@@ -52,14 +52,14 @@ pub(super) async fn hold_a_sync(folder: &Path) {
     let found = store.get(&id(2)).await.expect("it is read");
     assert_eq!(found, None, "a claim was shown that a power loss would undo");
     let found = store.get(&id(1)).await.expect("it is read").expect("it was acknowledged");
-    assert_eq!(found.record, claim(1), "a release was shown that a power loss would undo");
+    assert_eq!(*found.record, claim(1), "a release was shown that a power loss would undo");
     assert!(!writes.is_finished(), "it was acknowledged before its sync");
     assert_eq!(store.census().await.expect("it counts").released, 0);
     tell("unseen");
     set_fault("");
     writes.await.expect("both are written");
-    assert_eq!(store.get(&id(2)).await.expect("it is read").expect("it was acknowledged").record, claim(2));
-    assert_eq!(store.get(&id(1)).await.expect("it is read").expect("it was acknowledged").record, released(1));
+    assert_eq!(*store.get(&id(2)).await.expect("it is read").expect("it was acknowledged").record, claim(2));
+    assert_eq!(*store.get(&id(1)).await.expect("it is read").expect("it was acknowledged").record, released(1));
     tell("seen");
 }
 
@@ -111,20 +111,20 @@ pub(super) async fn fail(folder: &Path) {
     }
     // What was durable before is still told.
     let found = store.get(&id(1)).await.expect("it is read").expect("it was acknowledged");
-    assert!(found.record == completed(1, 100));
+    assert!(*found.record == completed(1, 100));
     let found = store.insert(&id(1), &claim(9)).await.expect("it is read").expect("it was acknowledged");
-    assert!(found.record == completed(1, 100));
-    assert_eq!(store.get(&id(2)).await.expect("it is read").expect("it was acknowledged").record, claim(2));
+    assert!(*found.record == completed(1, 100));
+    assert_eq!(*store.get(&id(2)).await.expect("it is read").expect("it was acknowledged").record, claim(2));
     for n in 100..150 {
         assert_eq!(store.get(&id(n)).await.expect("it is read"), None, "what failed was shown");
     }
     drop(store);
     // Opened anew, it goes on. What failed may be there: nobody was told that it is not.
     let store = EmbeddedStore::open(folder).expect("the disk is well");
-    assert!(store.get(&id(1)).await.expect("it is read").expect("it was acknowledged").record == completed(1, 100));
+    assert!(*store.get(&id(1)).await.expect("it is read").expect("it was acknowledged").record == completed(1, 100));
     for n in 100..150 {
         store.insert(&id(n), &claim(n)).await.expect("it is written");
-        assert_eq!(store.get(&id(n)).await.expect("it is read").expect("it was written").record, claim(n));
+        assert_eq!(*store.get(&id(n)).await.expect("it is read").expect("it was written").record, claim(n));
     }
     tell("done");
 }

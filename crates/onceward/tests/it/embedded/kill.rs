@@ -74,7 +74,7 @@ async fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
         let store = EmbeddedStore::open(folder.path()).unwrap();
         let mut in_flight = 0;
         for (n, step) in &acknowledged {
-            let found = store.get(&id(*n)).await.unwrap().map(|found| found.record);
+            let found = store.get(&id(*n)).await.unwrap().map(|found| *found.record);
             let removed = n % 7 == 0;
             let is_right = match (step, &found) {
                 (0, Some(found)) => *found == claim(*n) || *found == end(*n),

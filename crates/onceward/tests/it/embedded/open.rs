@@ -75,7 +75,7 @@ async fn what_is_queued_is_written_before_it_closes() {
         let (key, record) = (id(round), claim(round));
         let mut insert = store.insert(&key, &record);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let _ = insert.as_mut().poll(&mut context);
+        let _ = std::pin::Pin::new(&mut insert).poll(&mut context);
         drop(insert);
         drop(store);
     }

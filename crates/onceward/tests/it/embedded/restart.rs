@@ -17,7 +17,7 @@ fn open(folder: &Path, clock: &ManualClock) -> EmbeddedStore {
 }
 
 async fn due(store: &EmbeddedStore) -> Vec<Record> {
-    store.due(100).await.unwrap().into_iter().map(|(_, found)| found.record).collect()
+    store.due(100).await.unwrap().into_iter().map(|(_, found)| *found.record).collect()
 }
 
 async fn age(store: &EmbeddedStore, n: u64) -> Duration {
@@ -47,7 +47,7 @@ async fn all_is_there_again() {
     for _ in 0..3 {
         let store = EmbeddedStore::open(folder.path()).unwrap();
         for (n, record) in records.iter().enumerate() {
-            assert!(store.get(&id(n as u64)).await.unwrap().unwrap().record == *record, "{n}");
+            assert!(*store.get(&id(n as u64)).await.unwrap().unwrap().record == *record, "{n}");
         }
         assert_eq!(store.get(&id(100)).await.unwrap(), None);
         assert_eq!(store.meta("secret", b"another").await.unwrap(), [0x80; 32][..]);

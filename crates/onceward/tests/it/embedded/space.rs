@@ -47,10 +47,10 @@ async fn what_was_removed_gives_its_space_back() {
         }
         assert!(begun.elapsed() < Duration::from_secs(60), "{left} MiB of {full} are left");
     }
-    assert!(store.get(&id(1000)).await.unwrap().unwrap().record == kept);
+    assert!(*store.get(&id(1000)).await.unwrap().unwrap().record == kept);
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
     drop(store);
     let store = EmbeddedStore::open(folder.path()).unwrap();
-    assert!(store.get(&id(1000)).await.unwrap().unwrap().record == kept);
+    assert!(*store.get(&id(1000)).await.unwrap().unwrap().record == kept);
     assert_eq!(store.get(&id(159)).await.unwrap(), None);
 }

@@ -74,7 +74,7 @@ impl Image {
         for (id, record) in &self.records {
             match store.get(id).await {
                 Ok(Some(found)) => {
-                    assert!(found.record == *record, "{id:?} is another record");
+                    assert!(*found.record == *record, "{id:?} is another record");
                     let listed = due.as_ref().map_or(true, |due| due.iter().any(|(due, _)| due == id));
                     let is_indexed = matches!(record.phase, Phase::Released { .. } | Phase::Completed { .. });
                     if is_indexed && !listed {
@@ -91,7 +91,7 @@ impl Image {
                 Err(_) => failures += 1,
             }
             if let Ok(found) = store.insert(id, &claim(99)).await {
-                assert!(found.is_some_and(|found| found.record == *record), "{id:?} was overwritten");
+                assert!(found.is_some_and(|found| *found.record == *record), "{id:?} was overwritten");
             }
         }
         if failures == 0 { Judgement::Whole } else { Judgement::Errors }
@@ -273,10 +273,10 @@ async fn a_torn_write_that_nobody_was_told_of_loses_nothing_else() {
                 let store = EmbeddedStore::open(folder.path())
                     .unwrap_or_else(|error| panic!("byte {at}, way {way}, opening {opening}: {error}"));
                 for n in 1..=2 {
-                    assert_eq!(store.get(&id(n)).await.unwrap().unwrap().record, completed(n), "byte {at}, way {way}");
+                    assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(n), "byte {at}, way {way}");
                 }
                 // Nobody was told of it, so it is free, for the first who comes.
-                let found = store.insert(&id(3), &claim(4)).await.unwrap().map(|found| found.record);
+                let found = store.insert(&id(3), &claim(4)).await.unwrap().map(|found| *found.record);
                 assert_eq!(found, (opening == 1).then(|| claim(4)), "byte {at}, way {way}");
             }
         }
