@@ -3,6 +3,7 @@
 //! ```text
 //! PATH/lock        held while a process has the folder open
 //! PATH/onceward    schema, and the number of the last batch that callers were told of
+//! PATH/room        an empty file that holds a part of the disk, for answers
 //! PATH/data/       what fjall keeps
 //! ```
 //!
