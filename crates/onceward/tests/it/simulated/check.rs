@@ -91,8 +91,8 @@ impl Seen {
     }
 }
 
-/// All that is wrong with the history of a key.
-pub(super) fn violations(key: u8, executions: &[Execution], calls: &[Call]) -> Vec<String> {
+/// All that is wrong with the history of a key. `is_unsent`: no byte of it was sent, and those who know so lived on.
+pub(super) fn violations(key: u8, executions: &[Execution], calls: &[Call], is_unsent: bool) -> Vec<String> {
     let executed: Vec<_> = executions.iter().filter(|execution| execution.key == key).collect();
     let calls: Vec<_> = calls.iter().filter(|call| call.key == key).collect();
     let mut wrong = Vec::new();
@@ -131,6 +131,9 @@ pub(super) fn violations(key: u8, executions: &[Execution], calls: &[Call]) -> V
             wrong.push(format!("the answer was shown as kept at {kept_at:?}, and later: {call:?}"));
         }
         let in_flight = matches!(call.answered, Answered::Refused(Code::InFlight | Code::UpstreamTimeout));
+        if is_unsent && call.answered == Answered::Refused(Code::OutcomeUnknown) {
+            wrong.push(format!("no byte of key {key} was sent, and it is unknown: {call:?}"));
+        }
         if call.is_last && (in_flight || unavailable) {
             wrong.push(format!("key {key} is still in flight, or its store away: {call:?}"));
         }

@@ -83,8 +83,8 @@ pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) 
     answer.put_u64(datagram.get_u64());
     match datagram.get_u8() {
         b'i' => {
-            let (id, record) = (plant.id(get_id(&mut datagram)), datagram);
-            let record = codec::decode(&id, &record)?;
+            let asked = get_id(&mut datagram);
+            let (id, record) = (plant.id(asked), codec::decode(&asked, &datagram)?);
             if plant == Plant::ClaimsExpire
                 && let Some(found) = store.get(&id).await?
                 && matches!(found.record.version().stage, Stage::InFlight | Stage::Unknown)
@@ -92,11 +92,11 @@ pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) 
             {
                 store.remove(&id, found.record.version()).await?;
             }
-            put_found(&mut answer, &id, store.insert(&id, &record).await?);
+            put_found(&mut answer, &asked, store.insert(&id, &record).await?);
         }
         b'r' => {
-            let (id, mut over) = (plant.id(get_id(&mut datagram)), get_version(&mut datagram));
-            let record = codec::decode(&id, &datagram)?;
+            let (asked, mut over) = (get_id(&mut datagram), get_version(&mut datagram));
+            let (id, record) = (plant.id(asked), codec::decode(&asked, &datagram)?);
             if plant == Plant::ReplacesBlindly
                 && let Some(found) = store.get(&id).await?
             {
@@ -108,12 +108,12 @@ pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) 
             };
             match replaced {
                 Replaced::Yes => answer.put_u8(2),
-                Replaced::No(found) => put_found(&mut answer, &id, found),
+                Replaced::No(found) => put_found(&mut answer, &asked, found),
             }
         }
         b'g' => {
-            let id = plant.id(get_id(&mut datagram));
-            put_found(&mut answer, &id, store.get(&id).await?);
+            let asked = get_id(&mut datagram);
+            put_found(&mut answer, &asked, store.get(&plant.id(asked)).await?);
         }
         b'x' => {
             let id = plant.id(get_id(&mut datagram));

@@ -1,5 +1,6 @@
 //! Three gateways, a store, a service, and what happens to them.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,7 +31,9 @@ use turmoil::net::{TcpListener, TcpStream, UdpSocket};
 use super::check::{self, Answered, Call, Execution, Seen};
 use super::network::{PORT, Remote, serve};
 
-const KEYS: u8 = 12;
+const KEYS: u8 = 40;
+/// Each key is asked for while so many younger ones are.
+const KEYS_AT_ONCE: u8 = 4;
 const GATEWAYS: [&str; 3] = ["gateway-0", "gateway-1", "gateway-2"];
 const CLIENTS_PER_GATEWAY: u64 = 3;
 
@@ -41,12 +44,12 @@ const CAPTURE_TIMEOUT: Duration = Duration::from_secs(4);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Until then things go wrong, and clients ask.
-const TROUBLE: Duration = Duration::from_secs(25);
+const TROUBLE: Duration = Duration::from_secs(20);
 /// From then on whoever died is dead for a lease and 5 s, and whoever listens has stopped.
-const QUIET: Duration = Duration::from_secs(25 + 3 + 5 + 4);
+const QUIET: Duration = Duration::from_secs(20 + 3 + 5 + 4);
 const END: Duration = Duration::from_secs(90);
 
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(10);
 
 /// What the store does wrong, to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +79,12 @@ pub(super) type Shared = Arc<Mutex<History>>;
 pub(super) struct History {
     calls: Vec<Call>,
     executions: Vec<Execution>,
+    /// Of these keys a gateway has sent a first byte.
+    sent: BTreeSet<u8>,
+    /// What each gateway was asked for since it started.
+    asked: [BTreeSet<u8>; GATEWAYS.len()],
+    /// A gateway that was asked for these has died, so that nobody is left to say that it sent nothing.
+    doubtful: BTreeSet<u8>,
     pub(super) seen: Seen,
 }
 
@@ -101,7 +110,7 @@ impl World {
             let shared = shared.clone();
             sim.host(name, move || {
                 let boot = boots.fetch_add(1, Ordering::Relaxed);
-                gateway(mix(seed, at as u64, boot), shared.clone())
+                gateway(at, mix(seed, at as u64, boot), shared.clone())
             });
         }
         sim.client("judge", judge(seed, shared.clone()));
@@ -116,7 +125,9 @@ impl World {
     }
 
     pub(super) fn violations(&self) -> Vec<String> {
-        (0..KEYS).flat_map(|key| check::violations(key, &self.0.executions, &self.0.calls)).collect()
+        let History { calls, executions, sent, doubtful, .. } = &self.0;
+        let unsent = |key| !sent.contains(&key) && !doubtful.contains(&key);
+        (0..KEYS).flat_map(|key| check::violations(key, executions, calls, unsent(key))).collect()
     }
 
     pub(super) fn seen(&self) -> Seen {
@@ -172,7 +183,10 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
                     }
                     let (fate, slow, before) = {
                         let mut random = random.lock();
-                        (random.random_range(0..20), random.random_range(1..3000), random.random_bool(0.5))
+                        match now() < TROUBLE {
+                            true => (random.random_range(0..20), random.random_range(1..3000), random.random_bool(0.5)),
+                            false => (5, 0, false),
+                        }
                     };
                     let slow = Duration::from_millis(if slow > 2000 { slow } else { slow / 20 });
                     if before {
@@ -203,10 +217,11 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
 }
 
 /// An engine, and the clients that it has.
-async fn gateway(seed: u64, shared: Shared) -> turmoil::Result {
+async fn gateway(at: usize, seed: u64, shared: Shared) -> turmoil::Result {
     let mut random = StdRng::seed_from_u64(seed);
     let engine = engine(&mut random, &shared).await?;
-    let clients = (0..CLIENTS_PER_GATEWAY).map(|_| client(StdRng::from_rng(&mut random), engine.clone(), shared.clone()));
+    let clients =
+        (0..CLIENTS_PER_GATEWAY).map(|_| client(at, StdRng::from_rng(&mut random), engine.clone(), shared.clone()));
     for client in clients.map(tokio::spawn).collect::<Vec<_>>() {
         client.await?;
     }
@@ -227,12 +242,14 @@ async fn engine(random: &mut StdRng, shared: &Shared) -> turmoil::Result<Engine>
     Ok(builder.clock(Arc::new(clock)).build())
 }
 
-async fn client(mut random: StdRng, engine: Engine, shared: Shared) {
+async fn client(at: usize, mut random: StdRng, engine: Engine, shared: Shared) {
     while now() < TROUBLE {
-        let key = random.random_range(0..KEYS);
+        let youngest = (now().as_millis() * u128::from(KEYS) / TROUBLE.as_millis()) as u8;
+        let key = youngest.saturating_sub(random.random_range(0..KEYS_AT_ONCE));
         let print = u8::from(random.random_bool(0.1));
         let patience = Duration::from_millis(random.random_range(50..8000));
-        let call = call(&engine, key, print, shared.clone());
+        shared.lock().asked[at].insert(key);
+        let call = call(&engine, key, print, &shared);
         match tokio::time::timeout(patience, call).await {
             Ok(call) => shared.lock().calls.push(call),
             Err(_) => shared.lock().seen.hung_up += 1,
@@ -249,14 +266,14 @@ async fn judge(seed: u64, shared: Shared) -> turmoil::Result {
         let executed = shared.lock().executions.iter().find(|execution| execution.key == key).map(|first| first.print);
         let own = executed.unwrap_or_default();
         for print in [own, own, 1 - own] {
-            let call = call(&engine, key, print, shared.clone()).await;
+            let call = call(&engine, key, print, &shared).await;
             shared.lock().calls.push(Call { is_last: true, ..call });
         }
     }
     Ok(())
 }
 
-async fn call(engine: &Engine, key: u8, print: u8, shared: Shared) -> Call {
+async fn call(engine: &Engine, key: u8, print: u8, shared: &Shared) -> Call {
     let from = now();
     let policy = Arc::new({
         let mut policy = Policy::default();
@@ -270,20 +287,20 @@ async fn call(engine: &Engine, key: u8, print: u8, shared: Shared) -> Call {
         wait: None,
     };
     let nonce = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("a nonce"));
-    let answered = match engine.run(ask, Box::new(Order { key, print })).await {
+    let answered = match engine.run(ask, Box::new(Order { key, print, shared: shared.clone() })).await {
         Answer::Own(0, _) => Answered::Declined,
         Answer::Own(nonce, outcome) => Answered::Own(nonce, outcome),
         Answer::Replay(reply) => Answered::Replay(nonce(&reply.body)),
         Answer::Released(_) => Answered::Declined,
         Answer::Refused(problem) => Answered::Refused(problem.code()),
     };
-    drop(shared);
     Call { key, print, from, to: now(), answered, is_last: false }
 }
 
 struct Order {
     key: u8,
     print: u8,
+    shared: Shared,
 }
 
 impl Operation for Order {
@@ -299,6 +316,9 @@ impl Operation for Order {
         let Ok(Ok(mut stream)) = connected else { return unsent() };
         if claim.first_byte().await.is_err() {
             return unsent();
+        }
+        if now() < QUIET {
+            self.shared.lock().sent.insert(self.key);
         }
         let mut nonce = [0; 8];
         let sent = stream.write_all(&[self.key, self.print]).await;
@@ -339,8 +359,11 @@ fn trouble(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
                 5 => sim.partition_oneway("service", gateway),
                 6 => sim.partition(gateway, "service"),
                 _ => {
-                    shared.lock().seen.crashed += 1;
                     sim.crash(gateway);
+                    let mut history = shared.lock();
+                    history.seen.crashed += 1;
+                    let asked = std::mem::take(&mut history.asked[at]);
+                    history.doubtful.extend(asked);
                 }
             }
         }
