@@ -76,6 +76,8 @@ impl Folder {
                 fs::remove_dir_all(&unfinished).map_err(|error| failed("cannot be written", error))?;
             }
             create(&unfinished)?;
+            // The engine makes files durable, and not all of the names by which they are found.
+            sync_tree(&unfinished).map_err(|error| failed("cannot be written", error))?;
             fs::rename(&unfinished, folder.data())
                 .and_then(|()| sync_folder(path))
                 .map_err(|error| failed("cannot be written", error))?;
@@ -219,6 +221,19 @@ fn above(path: &Path) -> &Path {
         Some(_) => Path::new("."),
         None => path,
     }
+}
+
+/// Makes all that is in a folder durable, and its names.
+fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            OpenOptions::new().write(true).open(path)?.sync_all()?;
+        }
+    }
+    sync_folder(path)
 }
 
 /// Makes names in a folder durable.

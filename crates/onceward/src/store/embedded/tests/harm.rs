@@ -105,7 +105,7 @@ enum Judgement {
     Whole,
 }
 
-fn completed(n: u8) -> Record {
+pub(super) fn completed(n: u8) -> Record {
     let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from(vec![n; 200]) };
     let kept = Kept::Whole(Arc::new(reply));
     record(n, Phase::Completed { print: print(), kept, retention: LEASE, tombstone: LEASE })
