@@ -3,6 +3,7 @@
 mod harm;
 #[cfg(target_os = "linux")]
 mod power;
+mod versions;
 
 use std::future::Future;
 use std::pin::Pin;

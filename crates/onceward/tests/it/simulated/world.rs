@@ -190,6 +190,7 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
                     };
                     let slow = Duration::from_millis(if slow > 2000 { slow } else { slow / 20 });
                     if before {
+                        // waits: the service works, in simulated time
                         tokio::time::sleep(slow).await;
                     }
                     // What is broken off after it executed says nothing, and neither does what never executed.
@@ -204,6 +205,7 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
                         }
                     };
                     if !before {
+                        // waits: the service works, in simulated time
                         tokio::time::sleep(slow).await;
                     }
                     if fate != 4 {
@@ -254,12 +256,14 @@ async fn client(at: usize, mut random: StdRng, engine: Engine, shared: Shared) {
             Ok(call) => shared.lock().calls.push(call),
             Err(_) => shared.lock().seen.hung_up += 1,
         }
+        // waits: clients pause, in simulated time
         tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
     }
 }
 
 /// Asks for each key when all is well again.
 async fn judge(seed: u64, shared: Shared) -> turmoil::Result {
+    // waits: until whoever died is dead for long enough, in simulated time
     tokio::time::sleep(QUIET).await;
     let engine = engine(&mut StdRng::seed_from_u64(seed), &shared).await?;
     for key in 0..KEYS {
@@ -404,6 +408,7 @@ impl Clock for SimClock {
     }
 
     fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // waits: this is the clock's own sleep, in simulated time
         Box::pin(tokio::time::sleep(until.saturating_sub(self.now()).div_f64(self.rate)))
     }
 }
