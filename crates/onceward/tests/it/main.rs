@@ -19,7 +19,7 @@ mod principal;
 mod problem;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod shop;
-#[cfg(feature = "memory")]
+#[cfg(all(feature = "memory", feature = "conformance"))]
 mod simulated;
 #[cfg(feature = "engine")]
 mod vectors;
