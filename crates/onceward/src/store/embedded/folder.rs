@@ -16,6 +16,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::room;
 use super::row::{number, short};
 use crate::store::Error;
 
@@ -125,7 +126,7 @@ fn ours(path: &Path) -> Result<bool, Error> {
             // To make a new store over old data would be to forget every key.
             return Err(damaged(path, &format!("its file {HEAD:?} is gone")));
         }
-        if ![LOCK, NEW_HEAD].iter().any(|known| name == *known) {
+        if ![LOCK, NEW_HEAD, room::FILE].iter().any(|known| name == *known) {
             return Err(Error::refused(format!(
                 "the folder {} is not a store: it holds {}; name an empty folder, or one that does not exist",
                 path.display(),

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use super::writer::BATCH_BYTES_MAX;
 
-const FILE: &str = "room";
+/// The file that holds the reserve.
+pub(super) const FILE: &str = "room";
 
 /// How much is taken beforehand.
 pub(super) const RESERVE_BYTES: u64 = 64 << 20;
