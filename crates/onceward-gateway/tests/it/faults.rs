@@ -989,6 +989,9 @@ mod disk {
                 (order(&key).step("hold keeping").spawn(&gateway), key)
             })
             .collect();
+        let late = order("running-when-nothing-is-left").step("hold later");
+        let late_first = late.spawn(&gateway);
+        upstream.held("later");
         poll("all of them at the upstream", || running.iter().all(|(_, key)| upstream.count(key) == 1).then_some(()));
         gateway.fill_its_disk();
         assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
@@ -1002,7 +1005,18 @@ mod disk {
             assert_replay(&order(&key).step("hold keeping").send(&gateway), &first);
             assert_eq!(upstream.count(&key), 1);
         }
+        // Somebody takes what was kept for answers too.
+        gateway.fill_its_disk();
+        upstream.release("later");
+        let first = late_first.answer();
+        assert_answer(&first, 201, "not-stored");
         gateway.empty_its_disk();
+        let retry = poll("an answer that is kept after all", || {
+            let retry = late.send(&gateway);
+            (outcome(&retry) == "replayed").then_some(retry)
+        });
+        assert_replay(&retry, &first);
+        assert_eq!(upstream.count("running-when-nothing-is-left"), 1);
         let retry = poll("a claim that is taken again", || {
             let retry = order(KEY).send(&gateway);
             (retry.status != 503).then_some(retry)

@@ -69,7 +69,7 @@ impl Gateway {
     /// Writes to that file system until it takes no more.
     #[cfg(target_os = "linux")]
     pub(crate) fn fill_its_disk(&self) {
-        let mut file = std::fs::File::create(self.filler()).unwrap();
+        let mut file = std::fs::File::options().create(true).append(true).open(self.filler()).unwrap();
         for len in [1 << 20, 4096, 1] {
             while file.write_all(&vec![7; len]).is_ok() {}
         }
