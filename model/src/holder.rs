@@ -119,6 +119,11 @@ impl Holder {
             Self::Sent { renewing } => renewing.map(|over| Op::Replace(over, row(At::InFlight))),
             Self::Ending { step: Step::Look, .. } => Some(Op::Get),
             Self::Ending { end, step: Step::Insert, .. } => Some(Op::Insert(row(end.at(me)))),
+            Self::Ending { end: End::Released { .. }, step: Step::Over(over), .. }
+                if me.variant == Variant::NumbersAttempts =>
+            {
+                Some(Op::Remove(over))
+            }
             Self::Ending { end, step: Step::Over(over), .. } => Some(Op::Replace(over, row(end.at(me)))),
             Self::Absent | Self::Ready | Self::Streaming | Self::Done(_) | Self::Dead => None,
         }

@@ -38,6 +38,7 @@
 
 pub mod holder;
 pub mod laws;
+pub mod picture;
 pub mod store;
 
 use onceward::decide::{self, Sweep};
@@ -100,6 +101,9 @@ pub enum Variant {
     SendsUnclaimed,
     /// A release does not compare the attempt.
     ReleasesBlindly,
+    /// Attempts have numbers in the place of random ids, counted in the record; and a release deletes the record, so that the
+    /// next attempt has the first number again.
+    NumbersAttempts,
     /// A release does not look for what its claim was to replace.
     ForgetsWhatItReplaced,
     /// A request that was cut off after its first byte is released.
@@ -224,6 +228,7 @@ impl Protocol {
     fn apply(&self, state: &mut State, op: Op) -> Answer {
         let compare = match self.variant {
             Variant::ComparesAttemptOnly => Compare::Attempt,
+            Variant::NumbersAttempts => Compare::Number,
             _ => Compare::Version,
         };
         let before = state.row;

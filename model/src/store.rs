@@ -74,6 +74,8 @@ pub enum Compare {
     Version,
     /// The attempt alone: a broken one.
     Attempt,
+    /// The attempt's number, which is always the first: a broken one.
+    Number,
 }
 
 impl Op {
@@ -83,6 +85,7 @@ impl Op {
             row.is_some_and(|row| match compare {
                 Compare::Version => row.version() == over,
                 Compare::Attempt => row.version().attempt == over.attempt,
+                Compare::Number => row.version().stage == over.stage,
             })
         };
         let after = match self {

@@ -21,7 +21,7 @@ struct Program {
 
 type Version = (u32, u32);
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         name: "cc",
         package: "build-essential",
@@ -49,6 +49,13 @@ const PROGRAMS: [Program; 4] = [
         at_least: (120, 0),
         purpose: "clicks on the demo's page",
         needed_by: &["gateway"],
+    },
+    Program {
+        name: "strace",
+        package: "strace",
+        at_least: (5, 0),
+        purpose: "writes down what a store asks of the disk",
+        needed_by: &["lib-all"],
     },
 ];
 

@@ -27,6 +27,8 @@ caught! {
     sending_without_a_claim_runs_twice: SendsUnclaimed, [0, 0], AtMostOnce, Bounds { faults: 1, ..NOTHING }, breaks ONE_EFFECT;
     a_blind_release_runs_twice: ReleasesBlindly, [0, 0, 0], AtMostOnce, Bounds { faults: 1, ..NOTHING }, breaks ONE_EFFECT;
     a_blind_release_overwrites_an_answer: ReleasesBlindly, [0, 0], AtMostOnce, Bounds { faults: 1, ..NOTHING }, breaks KEPT_FOR_GOOD;
+    a_number_that_restarts_runs_twice:
+        NumbersAttempts, [0, 0, 0], AtMostOnce, Bounds { faults: 1, cuts: 1, ..NOTHING }, breaks ONE_EFFECT;
     a_release_that_forgets_what_it_replaced_leaves_a_claim:
         ForgetsWhatItReplaced, [0, 0], AtMostOnce, Bounds { faults: 1, cuts: 1, ..NOTHING }, breaks UNSENT_IS_FREE;
     releasing_what_was_sent_runs_twice: ReleasesAfterSending, [0, 0], AtMostOnce, Bounds { cuts: 1, ..NOTHING }, breaks ONE_EFFECT;

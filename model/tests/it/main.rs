@@ -9,6 +9,7 @@ use stateright::{Checker, HasDiscoveries, Model, Path};
 
 mod broken;
 mod holds;
+mod pictures;
 
 /// Explores a protocol: all of it, or until `enough` is found. Says on standard output what it took.
 fn explore(name: &str, protocol: &Protocol, enough: HasDiscoveries) -> impl Checker<Protocol> {

@@ -976,6 +976,56 @@ mod disk {
         assert_eq!(upstream.count(KEY), 1);
     }
 
+    /// The whole gateway over a disk of its own that is really full.
+    #[test]
+    fn a_full_disk_lets_no_claim_through_and_keeps_the_answers_of_what_runs() {
+        let upstream = Upstream::start();
+        let gateway = Gateway::on_a_disk_of_its_own(&upstream.settings("embedded:disk/keys", ""), "260m");
+        let kept = order("kept-before-01").send(&gateway);
+        assert_answer(&kept, 201, "stored");
+        let running: Vec<_> = (0..8)
+            .map(|n| {
+                let key = format!("running-when-full-{n}");
+                (order(&key).step("hold keeping").spawn(&gateway), key)
+            })
+            .collect();
+        let late = order("running-when-nothing-is-left").step("hold later");
+        let late_first = late.spawn(&gateway);
+        upstream.held("later");
+        poll("all of them at the upstream", || running.iter().all(|(_, key)| upstream.count(key) == 1).then_some(()));
+        gateway.fill_its_disk();
+        assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
+        assert_eq!(upstream.count(KEY), 0, "it was executed without a claim");
+        assert_replay(&order("kept-before-01").send(&gateway), &kept);
+        poll("a gateway that is not ready", || (gateway.page("/readyz", "").0 == 503).then_some(()));
+        upstream.release("keeping");
+        for (first, key) in running {
+            let first = first.answer();
+            assert_answer(&first, 201, "stored");
+            assert_replay(&order(&key).step("hold keeping").send(&gateway), &first);
+            assert_eq!(upstream.count(&key), 1);
+        }
+        // Somebody takes what was kept for answers too.
+        gateway.fill_its_disk();
+        upstream.release("later");
+        let first = late_first.answer();
+        assert_answer(&first, 201, "not-stored");
+        gateway.empty_its_disk();
+        let retry = poll("an answer that is kept after all", || {
+            let retry = late.send(&gateway);
+            (outcome(&retry) == "replayed").then_some(retry)
+        });
+        assert_replay(&retry, &first);
+        assert_eq!(upstream.count("running-when-nothing-is-left"), 1);
+        let retry = poll("a claim that is taken again", || {
+            let retry = order(KEY).send(&gateway);
+            (retry.status != 503).then_some(retry)
+        });
+        assert_answer(&retry, 201, "stored");
+        assert_eq!(upstream.count(KEY), 1);
+        poll("a ready gateway", || (gateway.page("/readyz", "").0 == 200).then_some(()));
+    }
+
     /// A disk whose journals fail on demand, by the library that the store's own tests are made with.
     struct Disk {
         control: tempfile::NamedTempFile,

@@ -50,6 +50,43 @@ impl Gateway {
         Self::in_folder(folder, command, &[])
     }
 
+    /// With these settings, and a small file system at `disk`, which it alone sees and which ends with it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn on_a_disk_of_its_own(settings: &str, size: &str) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+        std::fs::create_dir(folder.path().join("disk")).unwrap();
+        let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+        let mut command = Command::new("unshare");
+        command.arg(if is_root { "-m" } else { "-rm" });
+        let script = format!("mount -t tmpfs -o size={size} tmpfs disk && exec \"$0\" serve \"$@\"");
+        command.args(["sh", "-c", &script, env!("CARGO_BIN_EXE_onceward")]);
+        command.current_dir(folder.path()).env("ONCEWARD_LOG_FORMAT", "json").stderr(Stdio::piped());
+        Self::in_folder(folder, command, &[])
+    }
+
+    /// Writes to that file system until it takes no more.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn fill_its_disk(&self) {
+        let mut file = std::fs::File::options().create(true).append(true).open(self.filler()).unwrap();
+        for len in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![7; len]).is_ok() {}
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn empty_its_disk(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    fn filler(&self) -> std::path::PathBuf {
+        let folder = self.folder.path().canonicalize().unwrap();
+        let root = format!("/proc/{}/root", self.pid());
+        std::path::Path::new(&root).join(folder.strip_prefix("/").unwrap()).join("disk/filler")
+    }
+
     fn in_folder(folder: tempfile::TempDir, mut command: Command, environment: &[(&str, &str)]) -> Self {
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).envs(environment.iter().copied());
         let mut child = command.spawn().unwrap();

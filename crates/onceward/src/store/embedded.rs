@@ -7,7 +7,8 @@
 //! - journals, lists of tables and their contents are checked before `fjall` opens them, for it takes a flipped bit for the journal's end;
 //! - the number of the last batch that callers were told of stands in a file beside, and a folder that does not reach it is
 //!   not opened;
-//! - after a failed write or sync, nothing is written until the folder is opened again.
+//! - after a failed write or sync, nothing is written until the folder is opened again;
+//! - so a disk that fills up is noticed before that: claims are refused first, and room is kept for answers.
 //!
 //! Ages are told by the monotonic clock while the folder is open, and by the wall clock over a restart; where that went
 //! back, ages say less, not more. Claims of an earlier boot are found with their holder gone: one process at a time has the
@@ -32,6 +33,7 @@ mod due;
 mod engine;
 mod folder;
 mod journal;
+mod room;
 mod row;
 mod shared;
 mod tables;
@@ -56,6 +58,7 @@ use tokio::sync::{Semaphore, mpsc as tokio_mpsc, oneshot};
 use self::engine::{Engine, unread};
 use self::folder::Folder;
 use self::journal::Refusal;
+use self::room::Disk;
 use self::row::{Draft, State, read_claim_key};
 use self::shared::{Claims, Shared};
 use self::time::Time;
@@ -108,6 +111,7 @@ impl EmbeddedStore {
     /// A store whose writer is yet to be started.
     fn prepare(path: &Path, clock: Arc<dyn Clock>) -> Result<(Self, impl FnOnce() -> Result<(), Error>), Error> {
         let folder = Folder::open(path, |data| Engine::open(data, None).map(drop))?;
+        let disk = Disk::open(path);
         let (engine, before) = open_engine(&folder)?;
         let shared = Arc::new(Shared {
             path: folder.path.clone(),
@@ -127,7 +131,7 @@ impl EmbeddedStore {
             move || tidy::run(&engine, &shared)
         })?;
         let mut writer =
-            Writer { engine: engine.clone(), shared: shared.clone(), folder, state: before, tidy: tidy.clone() };
+            Writer { engine: engine.clone(), shared: shared.clone(), folder, disk, state: before, tidy: tidy.clone() };
         let (writes, taken) = tokio_mpsc::unbounded_channel();
         let (writer_ends, writer_end) = mpsc::channel();
         let start = {

@@ -2,6 +2,7 @@
 
 mod child;
 mod disk;
+mod full;
 mod kill;
 mod open;
 mod restart;

@@ -19,6 +19,8 @@ mod principal;
 mod problem;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod shop;
+#[cfg(all(feature = "memory", feature = "conformance"))]
+mod simulated;
 #[cfg(feature = "engine")]
 mod vectors;
 #[cfg(all(feature = "axum-08", feature = "memory"))]

@@ -3,6 +3,7 @@
 //! ```text
 //! PATH/lock        held while a process has the folder open
 //! PATH/onceward    schema, and the number of the last batch that callers were told of
+//! PATH/room        an empty file that holds a part of the disk, for answers
 //! PATH/data/       what fjall keeps
 //! ```
 //!
@@ -15,6 +16,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::room;
 use super::row::{number, short};
 use crate::store::Error;
 
@@ -75,6 +77,8 @@ impl Folder {
                 fs::remove_dir_all(&unfinished).map_err(|error| failed("cannot be written", error))?;
             }
             create(&unfinished)?;
+            // The engine makes files durable, and not all of the names by which they are found.
+            sync_tree(&unfinished).map_err(|error| failed("cannot be written", error))?;
             fs::rename(&unfinished, folder.data())
                 .and_then(|()| sync_folder(path))
                 .map_err(|error| failed("cannot be written", error))?;
@@ -122,7 +126,7 @@ fn ours(path: &Path) -> Result<bool, Error> {
             // To make a new store over old data would be to forget every key.
             return Err(damaged(path, &format!("its file {HEAD:?} is gone")));
         }
-        if ![LOCK, NEW_HEAD].iter().any(|known| name == *known) {
+        if ![LOCK, NEW_HEAD, room::FILE].iter().any(|known| name == *known) {
             return Err(Error::refused(format!(
                 "the folder {} is not a store: it holds {}; name an empty folder, or one that does not exist",
                 path.display(),
@@ -218,6 +222,19 @@ fn above(path: &Path) -> &Path {
         Some(_) => Path::new("."),
         None => path,
     }
+}
+
+/// Makes all that is in a folder durable, and its names.
+fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            OpenOptions::new().write(true).open(path)?.sync_all()?;
+        }
+    }
+    sync_folder(path)
 }
 
 /// Makes names in a folder durable.

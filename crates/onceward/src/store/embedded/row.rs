@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec;
-use crate::record::{Found, Record, Stage};
+use crate::record::{AttemptId, Found, Record, Stage};
 use crate::secret::RecordId;
 use crate::store::{Census, Error};
 
@@ -26,6 +26,7 @@ const RECORD_HEAD: usize = 9;
 pub(super) struct Draft {
     bytes: Vec<u8>,
     lasts: Option<Duration>,
+    pub(super) attempt: AttemptId,
     pub(super) stage: Stage,
 }
 
@@ -38,7 +39,7 @@ impl Draft {
         bytes.extend_from_slice(&encoded);
         // A record keeps whole milliseconds; what is due must agree with what is read back.
         let lasts = record.due().map(|due| due - Duration::from_nanos(u64::from(due.subsec_nanos() % 1_000_000)));
-        Self { bytes, lasts, stage: record.phase.stage() }
+        Self { bytes, lasts, attempt: record.attempt, stage: record.phase.stage() }
     }
 
     pub(super) fn len(&self) -> usize {

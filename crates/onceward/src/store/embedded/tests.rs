@@ -1,6 +1,9 @@
 //! What needs a hand inside: records damaged behind the store's back, batches held together.
 
 mod harm;
+#[cfg(target_os = "linux")]
+mod power;
+mod versions;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use fjall::Keyspace;
 
 use super::engine::Engine;
+use super::room::Disk;
 use super::shared::Shared;
 
 /// Not worth the trouble below this.
@@ -19,10 +20,11 @@ const GARBAGE_BYTES_MIN: u64 = 64 << 20;
 /// How often it is looked whether the engine is done with what was asked of it, which tells nobody.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Whether it is worth the trouble.
+/// Whether it is worth the trouble, and there is room for it: what fails for want of that ends all writing.
 pub(super) fn is_due(shared: &Shared) -> bool {
     let live = shared.census.lock().bytes;
     shared.garbage.load(Ordering::Relaxed) >= live.max(GARBAGE_BYTES_MIN)
+        && Disk::has_room_to_rewrite(&shared.path, live)
 }
 
 /// Runs until the store is closed; unparked where it may have become due.

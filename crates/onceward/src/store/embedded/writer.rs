@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::engine::Engine;
 use super::folder::Folder;
+use super::room::{Disk, Room};
 use super::row::{Draft, Place, Row, STATE_KEY, State, index_key, name_key, write_named};
 use super::shared::Shared;
 use super::tidy;
@@ -25,7 +26,7 @@ use crate::secret::RecordId;
 use crate::store::{Census, Error, Replaced};
 
 /// A batch is synced at the latest when it has grown to this, so that nobody waits for the bodies of all others.
-const BATCH_BYTES_MAX: usize = 8 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
 
 /// What a record takes besides its envelope: its id, and its place in the index.
 const RECORD_OVERHEAD: u64 = 32 + 41;
@@ -53,6 +54,16 @@ pub(super) enum What {
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 impl What {
+    /// Whether something new begins with it, as does not with a renewal.
+    fn claims(&self) -> bool {
+        match self {
+            Self::Insert { draft, .. } => draft.stage == Stage::InFlight,
+            Self::Replace { over, draft, .. } => draft.stage == Stage::InFlight && over.attempt != draft.attempt,
+            Self::Remove { .. } => false,
+            Self::Meta { .. } => true,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Insert { draft, .. } | Self::Replace { draft, .. } => draft.len(),
@@ -66,6 +77,7 @@ pub(super) struct Writer {
     pub(super) engine: Engine,
     pub(super) shared: Arc<Shared>,
     pub(super) folder: Folder,
+    pub(super) disk: Disk,
     pub(super) state: State,
     pub(super) tidy: Thread,
 }
@@ -109,9 +121,11 @@ impl Writer {
         let mut rooms = Vec::with_capacity(taken.len());
         let engine = self.engine.clone();
         let mut batch = Batch::new(&engine, self.shared.time.begin_batch(), self.shared.boot);
+        let bytes = taken.iter().map(|write| write.what.len() as u64 + RECORD_OVERHEAD).sum();
+        let room = self.disk.room_for(bytes);
         for Write { what, _room } in taken {
             rooms.push(_room);
-            answers.push(match self.shared.check_poison() {
+            answers.push(match self.shared.check_poison().and_then(|()| self.check_room(room, &what)) {
                 Ok(()) => batch.take(what),
                 Err(error) => refuse(what, error),
             });
@@ -122,6 +136,19 @@ impl Writer {
         for answer in answers {
             answer(failure.as_ref());
         }
+    }
+
+    fn check_room(&self, room: Room, what: &What) -> Result<(), Error> {
+        if room == Room::Claims || room == Room::Ends && !what.claims() {
+            return Ok(());
+        }
+        let folder = self.shared.path.display();
+        Err(Error::full(match room {
+            Room::Nothing => {
+                format!("the disk of {folder} is full: neither claims nor answers are kept; free some of it")
+            }
+            _ => format!("the disk of {folder} is nearly full: what is left is kept for answers; free some of it"),
+        }))
     }
 
     /// Makes a batch durable, then visible.

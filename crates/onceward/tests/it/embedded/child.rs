@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use super::{disk, kill, open};
+use super::{disk, full, kill, open};
 
 const PLAY: &str = "ONCEWARD_TEST_PLAY";
 const FOLDER: &str = "ONCEWARD_TEST_FOLDER";
@@ -21,6 +21,7 @@ fn play() {
             "write" => kill::write(folder).await,
             "hold a sync" => disk::hold_a_sync(folder).await,
             "fail" => disk::fail(folder).await,
+            "fill up" => full::fill_up(folder).await,
             _ => panic!("no part is called {part}"),
         }
     });
@@ -48,7 +49,22 @@ pub(super) struct Play {
 
 impl Play {
     pub(super) fn start(part: &str, folder: &Path, environment: &[(&str, &Path)]) -> Self {
-        let mut process = Command::new(std::env::current_exe().expect("this binary"))
+        let binary = Command::new(std::env::current_exe().expect("this binary"));
+        Self::start_by(binary, part, folder, environment)
+    }
+
+    /// With mounts of its own, which end with it and which nobody else sees.
+    #[cfg(target_os = "linux")]
+    pub(super) fn start_with_mounts(part: &str, folder: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let is_root = std::fs::metadata("/proc/self").expect("this process").uid() == 0;
+        let mut unshare = Command::new("unshare");
+        unshare.arg(if is_root { "-m" } else { "-rm" }).arg(std::env::current_exe().expect("this binary"));
+        Self::start_by(unshare, part, folder, &[])
+    }
+
+    fn start_by(mut binary: Command, part: &str, folder: &Path, environment: &[(&str, &Path)]) -> Self {
+        let mut process = binary
             .args(["--exact", "embedded::child::play", "--nocapture", "--test-threads=1"])
             .env(PLAY, part)
             .env(FOLDER, folder)

@@ -9,10 +9,13 @@ use onceward::store::{EmbeddedStore, Store};
 
 use super::{claim, completed, id};
 
-/// What the folder takes on the disk, in MiB; a journal's room is not taken before it is written.
+/// What the folder takes on the disk, in MiB, besides the room for answers; a journal's is not taken before it is written.
 fn megabytes(folder: &Path) -> u64 {
     let mut blocks = 0;
     for entry in fs::read_dir(folder).unwrap().flatten() {
+        if entry.file_name() == "room" {
+            continue;
+        }
         // The store may delete it between the two looks.
         let Ok(metadata) = entry.metadata() else { continue };
         blocks += if metadata.is_dir() { megabytes(&entry.path()) * 2048 } else { metadata.blocks() };

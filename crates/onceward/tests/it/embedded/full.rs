@@ -1,0 +1,99 @@
+//! A disk that is really full: a small file system of its own, in a process that alone sees it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use onceward::store::{Applied, EmbeddedStore, Error, Replaced, Store};
+
+use super::child::{Play, tell};
+use super::{claim, completed, id};
+
+/// The engine's journal, the room that is kept for answers, what claims must leave, and some for both.
+const DISK: &str = "size=260m";
+
+/// Writes until the disk takes no more.
+fn fill(disk: &Path) {
+    let mut file = File::options().create(true).append(true).open(disk.join("filler")).expect("a file");
+    for len in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![7; len]).is_ok() {}
+    }
+}
+
+fn empty(disk: &Path) {
+    fs::remove_file(disk.join("filler")).expect("it was filled");
+}
+
+#[track_caller]
+fn assert_refused(error: &Error, folder: &Path, what: &str) {
+    let line = error.to_string();
+    assert!(line.contains(what) && line.contains(&folder.display().to_string()), "{line}");
+    assert_eq!(error.applied(), Applied::No, "{line}");
+}
+
+/// The part of the other process.
+pub(super) async fn fill_up(disk: &Path) {
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(disk).status();
+    assert!(mount.expect("mount is there").success());
+    let folder = disk.join("keys");
+    let store = EmbeddedStore::open(&folder).expect("there is room");
+    store.insert(&id(0), &completed(0, 1 << 20)).await.expect("there is room");
+    for n in 1..=30 {
+        assert_eq!(store.insert(&id(n), &claim(n)).await.expect("there is room"), None);
+    }
+
+    fill(disk);
+    for n in 100..103 {
+        assert_refused(&store.insert(&id(n), &claim(n)).await.expect_err("it is full"), &folder, "is nearly full");
+        assert_eq!(store.get(&id(n)).await.expect("it is read"), None, "a claim that was refused is there");
+    }
+    let replay = store.insert(&id(0), &claim(200)).await.expect("it is read").expect("it was kept");
+    assert!(*replay.record == completed(0, 1 << 20));
+    // What runs renews, and is kept.
+    assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.expect("there is room"), Replaced::Yes);
+    for n in 1..=20 {
+        let kept = store.replace(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
+        assert_eq!(kept.expect("room was kept for it"), Replaced::Yes);
+        assert_refused(&store.insert(&id(100), &claim(100)).await.expect_err("it is full"), &folder, "is nearly full");
+    }
+    tell("answers were kept");
+
+    // Somebody takes the last of it too.
+    fill(disk);
+    let lost = store.replace(&id(21), claim(21).version(), &completed(21, 1 << 20)).await;
+    assert_refused(&lost.expect_err("nothing is left"), &folder, "is full");
+    assert_eq!(*store.get(&id(21)).await.expect("it is read").expect("it runs").record, claim(21));
+    empty(disk);
+    // No byte of it was written, so that it needs no opening anew.
+    for n in 21..=25 {
+        let kept = store.replace(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
+        assert_eq!(kept.expect("there is room again"), Replaced::Yes);
+    }
+    assert_eq!(store.insert(&id(100), &claim(100)).await.expect("there is room again"), None);
+    tell("it goes on");
+
+    // It starts on a full disk too, and tells what it knows.
+    fill(disk);
+    drop(store);
+    let store = EmbeddedStore::open(&folder).expect("room was kept");
+    for n in 0..=25 {
+        let found = store.get(&id(n)).await.expect("it is read").expect("it was kept");
+        assert!(*found.record == completed(n, 1 << 20), "{n}");
+    }
+    assert_refused(&store.insert(&id(101), &claim(101)).await.expect_err("it is full"), &folder, "full");
+    let kept = store.replace(&id(26), claim(26).version(), &completed(26, 1000)).await;
+    assert_eq!(kept.expect("room was kept for it"), Replaced::Yes);
+    tell("it starts");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_takes_no_claim_and_keeps_the_answers_of_what_runs() {
+    let disk = tempfile::tempdir().unwrap();
+    let mut other = Play::start_with_mounts("fill up", disk.path());
+    other.hear_of("answers were kept");
+    other.hear_of("it goes on");
+    other.hear_of("it starts");
+    other.end();
+}

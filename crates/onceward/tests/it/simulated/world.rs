@@ -1,0 +1,414 @@
+//! Three gateways, a store, a service, and what happens to them.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use onceward::claim::Claim;
+use onceward::clock::Clock;
+use onceward::engine::{Answer, Ask, End, Engine, Execution as Ended, Operation};
+use onceward::fingerprint::{Fingerprint, Rules};
+use onceward::key::Key;
+use onceward::limits::Limits;
+use onceward::policy::Policy;
+use onceward::principal::Rule;
+use onceward::problem::Code;
+use onceward::reply::Reply;
+use onceward::secret::{HashKeys, RecordId, Secret};
+use onceward::store::MemoryStore;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use turmoil::Sim;
+use turmoil::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::check::{self, Answered, Call, Execution, Seen};
+use super::network::{PORT, Remote, serve};
+
+const KEYS: u8 = 40;
+/// Each key is asked for while so many younger ones are.
+const KEYS_AT_ONCE: u8 = 4;
+const GATEWAYS: [&str; 3] = ["gateway-0", "gateway-1", "gateway-2"];
+const CLIENTS_PER_GATEWAY: u64 = 3;
+
+pub(super) const LEASE: Duration = Duration::from_secs(3);
+const STORE_TIMEOUT: Duration = Duration::from_millis(500);
+const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
+const CAPTURE_TIMEOUT: Duration = Duration::from_secs(4);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Until then things go wrong, and clients ask.
+const TROUBLE: Duration = Duration::from_secs(20);
+/// From then on whoever died is dead for a lease and 5 s, and whoever listens has stopped.
+const QUIET: Duration = Duration::from_secs(20 + 3 + 5 + 4);
+const END: Duration = Duration::from_secs(90);
+
+const TICK: Duration = Duration::from_millis(10);
+
+/// What the store does wrong, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plant {
+    Nothing,
+    ClaimsExpire,
+    ReplacesBlindly,
+    LosesCompletions,
+    MixesUpKeys,
+    ClockStands,
+}
+
+impl Plant {
+    pub(super) fn id(self, mut id: RecordId) -> RecordId {
+        if self == Self::MixesUpKeys {
+            id.0[0] &= 0xfc;
+            id.0[1..].fill(0);
+        }
+        id
+    }
+}
+
+/// What all processes write into, and none reads.
+pub(super) type Shared = Arc<Mutex<History>>;
+
+#[derive(Debug, Default)]
+pub(super) struct History {
+    calls: Vec<Call>,
+    executions: Vec<Execution>,
+    /// Of these keys a gateway has sent a first byte.
+    sent: BTreeSet<u8>,
+    /// What each gateway was asked for since it started.
+    asked: [BTreeSet<u8>; GATEWAYS.len()],
+    /// A gateway that was asked for these has died, so that nobody is left to say that it sent nothing.
+    doubtful: BTreeSet<u8>,
+    pub(super) seen: Seen,
+}
+
+/// A run, after it.
+pub(super) struct World(History);
+
+impl World {
+    pub(super) fn run(seed: u64, plant: Plant) -> Self {
+        let shared = Shared::default();
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(seed)
+            .enable_random_order()
+            .tick_duration(TICK)
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(40))
+            .simulation_duration(END)
+            .udp_capacity(4096)
+            .build();
+        store(&mut sim, plant);
+        service(&mut sim, seed, &shared);
+        for (at, name) in GATEWAYS.into_iter().enumerate() {
+            let boots = AtomicU64::new(0);
+            let shared = shared.clone();
+            sim.host(name, move || {
+                let boot = boots.fetch_add(1, Ordering::Relaxed);
+                gateway(at, mix(seed, at as u64, boot), shared.clone())
+            });
+        }
+        sim.client("judge", judge(seed, shared.clone()));
+        trouble(&mut sim, seed, &shared);
+        sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        drop(sim);
+        let mut history = std::mem::take(&mut *shared.lock());
+        history.seen.executed = history.executions.len();
+        let History { calls, seen, .. } = &mut history;
+        calls.iter().for_each(|call| seen.count(call));
+        Self(history)
+    }
+
+    pub(super) fn violations(&self) -> Vec<String> {
+        let History { calls, executions, sent, doubtful, .. } = &self.0;
+        let unsent = |key| !sent.contains(&key) && !doubtful.contains(&key);
+        (0..KEYS).flat_map(|key| check::violations(key, executions, calls, unsent(key))).collect()
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.0.seen
+    }
+
+    /// All of it, to compare.
+    pub(super) fn told(&self) -> (&[Call], &[Execution], Seen) {
+        (&self.0.calls, &self.0.executions, self.0.seen)
+    }
+}
+
+fn mix(seed: u64, a: u64, b: u64) -> u64 {
+    seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(a << 32 | b)
+}
+
+/// Its memory outlives its process, as a disk does.
+fn store(sim: &mut Sim<'_>, plant: Plant) {
+    let clock = SimClock { ahead: Duration::ZERO, rate: if plant == Plant::ClockStands { 0.0 } else { 1.0 } };
+    let memory = Arc::new(MemoryStore::with_clock(64 << 20, Arc::new(clock)));
+    sim.host("store", move || {
+        let memory = memory.clone();
+        async move {
+            let socket = UdpSocket::bind(("0.0.0.0", PORT)).await?;
+            let mut datagram = vec![0; 64 << 10];
+            loop {
+                let (len, from) = socket.recv_from(&mut datagram).await?;
+                let answer = serve(&*memory, plant, Bytes::copy_from_slice(&datagram[..len])).await;
+                // Where it cannot be read, nothing is said.
+                if let Ok(answer) = answer {
+                    socket.send_to(&answer, from).await?;
+                }
+            }
+        }
+    });
+}
+
+/// It notes each execution before it answers; it declines some, is slow with some, and breaks off some, before or after.
+fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
+    let random = Arc::new(Mutex::new(StdRng::seed_from_u64(mix(seed, 99, 0))));
+    let shared = shared.clone();
+    sim.host("service", move || {
+        let (random, shared) = (random.clone(), shared.clone());
+        async move {
+            let listener = TcpListener::bind(("0.0.0.0", 80)).await?;
+            loop {
+                let (mut stream, _) = listener.accept().await?;
+                let (random, shared) = (random.clone(), shared.clone());
+                tokio::spawn(async move {
+                    let mut ask = [0; 2];
+                    if stream.read_exact(&mut ask).await.is_err() {
+                        return;
+                    }
+                    let (fate, slow, before) = {
+                        let mut random = random.lock();
+                        match now() < TROUBLE {
+                            true => (random.random_range(0..20), random.random_range(1..3000), random.random_bool(0.5)),
+                            false => (5, 0, false),
+                        }
+                    };
+                    let slow = Duration::from_millis(if slow > 2000 { slow } else { slow / 20 });
+                    if before {
+                        // waits: the service works, in simulated time
+                        tokio::time::sleep(slow).await;
+                    }
+                    // What is broken off after it executed says nothing, and neither does what never executed.
+                    let nonce = match fate {
+                        0 => return,
+                        1..=3 => 0,
+                        _ => {
+                            let mut history = shared.lock();
+                            let nonce = history.executions.len() as u64 + 1;
+                            history.executions.push(Execution { key: ask[0], print: ask[1], nonce });
+                            nonce
+                        }
+                    };
+                    if !before {
+                        // waits: the service works, in simulated time
+                        tokio::time::sleep(slow).await;
+                    }
+                    if fate != 4 {
+                        // Whoever asked may be gone.
+                        let _ = stream.write_all(&nonce.to_be_bytes()).await;
+                    }
+                });
+            }
+        }
+    });
+}
+
+/// An engine, and the clients that it has.
+async fn gateway(at: usize, seed: u64, shared: Shared) -> turmoil::Result {
+    let mut random = StdRng::seed_from_u64(seed);
+    let engine = engine(&mut random, &shared).await?;
+    let clients =
+        (0..CLIENTS_PER_GATEWAY).map(|_| client(at, StdRng::from_rng(&mut random), engine.clone(), shared.clone()));
+    for client in clients.map(tokio::spawn).collect::<Vec<_>>() {
+        client.await?;
+    }
+    // What was begun is finished, whoever has gone.
+    std::future::pending().await
+}
+
+async fn engine(random: &mut StdRng, shared: &Shared) -> turmoil::Result<Engine> {
+    // No two clocks agree, in what they say or in how fast they go.
+    let ahead = Duration::from_secs(random.random_range(0..1_000_000));
+    let clock = SimClock { ahead, rate: random.random_range(0.9..1.1) };
+    let mut limits = Limits::default();
+    limits.store_timeout = STORE_TIMEOUT;
+    limits.upstream_timeout = UPSTREAM_TIMEOUT;
+    limits.capture_timeout = CAPTURE_TIMEOUT;
+    let store = Remote::connect(random.random(), shared.clone()).await?;
+    let builder = Engine::builder(Arc::new(store)).secret(Secret::new([7; 32])).limits(limits);
+    Ok(builder.clock(Arc::new(clock)).build())
+}
+
+async fn client(at: usize, mut random: StdRng, engine: Engine, shared: Shared) {
+    while now() < TROUBLE {
+        let youngest = (now().as_millis() * u128::from(KEYS) / TROUBLE.as_millis()) as u8;
+        let key = youngest.saturating_sub(random.random_range(0..KEYS_AT_ONCE));
+        let print = u8::from(random.random_bool(0.1));
+        let patience = Duration::from_millis(random.random_range(50..8000));
+        shared.lock().asked[at].insert(key);
+        let call = call(&engine, key, print, &shared);
+        match tokio::time::timeout(patience, call).await {
+            Ok(call) => shared.lock().calls.push(call),
+            Err(_) => shared.lock().seen.hung_up += 1,
+        }
+        // waits: clients pause, in simulated time
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
+    }
+}
+
+/// Asks for each key when all is well again.
+async fn judge(seed: u64, shared: Shared) -> turmoil::Result {
+    // waits: until whoever died is dead for long enough, in simulated time
+    tokio::time::sleep(QUIET).await;
+    let engine = engine(&mut StdRng::seed_from_u64(seed), &shared).await?;
+    for key in 0..KEYS {
+        let executed = shared.lock().executions.iter().find(|execution| execution.key == key).map(|first| first.print);
+        let own = executed.unwrap_or_default();
+        for print in [own, own, 1 - own] {
+            let call = call(&engine, key, print, &shared).await;
+            shared.lock().calls.push(Call { is_last: true, ..call });
+        }
+    }
+    Ok(())
+}
+
+async fn call(engine: &Engine, key: u8, print: u8, shared: &Shared) -> Call {
+    let from = now();
+    let policy = Arc::new({
+        let mut policy = Policy::default();
+        policy.lease = LEASE;
+        policy
+    });
+    let ask = Ask {
+        key: Key::parse(format!("simulated-{key}").as_bytes()).expect("a key"),
+        principal: Rule::default().identify(&HeaderMap::new()).expect("nobody"),
+        policy,
+        wait: None,
+    };
+    let nonce = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("a nonce"));
+    let answered = match engine.run(&ask, Box::new(Order { key, print, shared: shared.clone() })).await {
+        Answer::Own(0, _) => Answered::Declined,
+        Answer::Own(nonce, outcome) => Answered::Own(nonce, outcome),
+        Answer::Replay(reply) => Answered::Replay(nonce(&reply.body)),
+        Answer::Released(_) => Answered::Declined,
+        Answer::Refused(problem) => Answered::Refused(problem.code()),
+    };
+    Call { key, print, from, to: now(), answered, is_last: false }
+}
+
+struct Order {
+    key: u8,
+    print: u8,
+    shared: Shared,
+}
+
+impl Operation for Order {
+    type Answer = u64;
+
+    fn fingerprint(&self, _: &Rules, _: &HashKeys) -> Fingerprint {
+        Fingerprint([self.print; 32])
+    }
+
+    async fn execute(self: Box<Self>, claim: Claim) -> Ended<u64> {
+        let unsent = || Ended { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(("service", 80))).await;
+        let Ok(Ok(mut stream)) = connected else { return unsent() };
+        if claim.first_byte().await.is_err() {
+            return unsent();
+        }
+        if now() < QUIET {
+            self.shared.lock().sent.insert(self.key);
+        }
+        let mut nonce = [0; 8];
+        let sent = stream.write_all(&[self.key, self.print]).await;
+        match sent.is_ok() && stream.read_exact(&mut nonce).await.is_ok() {
+            false => Ended { answer: Err(Code::UpstreamLost), end: End::Unknown },
+            true if nonce == [0; 8] => Ended { answer: Ok(0), end: End::Released(None) },
+            true => {
+                let reply = Reply::keep(StatusCode::CREATED, &HeaderMap::new(), Bytes::copy_from_slice(&nonce));
+                Ended { answer: Ok(u64::from_be_bytes(nonce)), end: End::Completed(Arc::new(reply)) }
+            }
+        }
+    }
+}
+
+/// Cuts, holds, delays and kills, until [`TROUBLE`] is over; then mends all.
+fn trouble(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
+    let mut random = StdRng::seed_from_u64(mix(seed, 77, 0));
+    let mut next = Duration::ZERO;
+    let mut mend_at = [None; GATEWAYS.len()];
+    while sim.elapsed() < TROUBLE {
+        let now = sim.elapsed();
+        for (at, gateway) in GATEWAYS.into_iter().enumerate() {
+            if mend_at[at].is_some_and(|mend_at| mend_at <= now) {
+                mend_at[at] = None;
+                mend(sim, gateway);
+            }
+        }
+        if next <= now {
+            next = now + Duration::from_millis(random.random_range(50..1500));
+            let at = random.random_range(0..GATEWAYS.len());
+            mend_at[at] = Some(now + Duration::from_millis(random.random_range(20..4000)));
+            let gateway = GATEWAYS[at];
+            match random.random_range(0..8) {
+                0 => sim.partition(gateway, "store"),
+                1 => sim.partition_oneway(gateway, "store"),
+                2 => sim.partition_oneway("store", gateway),
+                3 | 4 => sim.hold(gateway, "store"),
+                5 => sim.partition_oneway("service", gateway),
+                6 => sim.partition(gateway, "service"),
+                _ => {
+                    sim.crash(gateway);
+                    let mut history = shared.lock();
+                    history.seen.crashed += 1;
+                    let asked = std::mem::take(&mut history.asked[at]);
+                    history.doubtful.extend(asked);
+                }
+            }
+        }
+        sim.step().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+    GATEWAYS.into_iter().for_each(|gateway| mend(sim, gateway));
+}
+
+fn mend(sim: &mut Sim<'_>, gateway: &str) {
+    for other in ["store", "service"] {
+        sim.release(gateway, other);
+        sim.repair(gateway, other);
+    }
+    if !sim.is_host_running(gateway) {
+        sim.bounce(gateway);
+    }
+}
+
+/// The simulated time, in a simulated process.
+fn now() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
+}
+
+/// A clock of its own: it is ahead of the simulated time, and goes by its own rate.
+#[derive(Debug)]
+struct SimClock {
+    ahead: Duration,
+    rate: f64,
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        self.ahead + now().mul_f64(self.rate)
+    }
+
+    fn wall(&self) -> Duration {
+        self.now()
+    }
+
+    fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // waits: this is the clock's own sleep, in simulated time
+        Box::pin(tokio::time::sleep(until.saturating_sub(self.now()).div_f64(self.rate)))
+    }
+}
