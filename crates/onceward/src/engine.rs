@@ -5,6 +5,7 @@
 
 mod claiming;
 mod holding;
+mod issuing;
 mod opening;
 mod runners;
 mod sweeping;
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, OnceCell, watch};
 use crate::claim::Claim;
 use crate::clock::{Clock, SystemClock};
 use crate::fingerprint::{Fingerprint, Rules};
+use crate::issued::Issuing;
 use crate::key::Key;
 use crate::limits::Limits;
 use crate::observe::{Observer, Silent};
@@ -127,6 +129,7 @@ impl Engine {
             namespace: "default".to_owned(),
             limits: Limits::default(),
             secret: None,
+            issuing: Issuing::default(),
             observer: Arc::new(Silent),
             clock: Arc::new(SystemClock),
         }
@@ -300,6 +303,7 @@ pub struct Builder {
     namespace: String,
     limits: Limits,
     secret: Option<Secret>,
+    issuing: Issuing,
     observer: Arc<dyn Observer>,
     clock: Arc<dyn Clock>,
 }
@@ -320,6 +324,12 @@ impl Builder {
     /// The secret. Unset: the first process puts one into the store, and all others read it there.
     pub fn secret(mut self, secret: Secret) -> Self {
         self.secret = Some(secret);
+        self
+    }
+
+    /// How keys are issued.
+    pub fn issuing(mut self, issuing: Issuing) -> Self {
+        self.issuing = issuing;
         self
     }
 
@@ -344,6 +354,7 @@ impl Builder {
                 limits: self.limits,
                 namespace: self.namespace,
                 secret: self.secret,
+                issuing: self.issuing,
                 observer: self.observer,
                 opened: OnceCell::new(),
                 waiters: Arc::default(),
@@ -365,6 +376,7 @@ pub(crate) struct Shared {
     limits: Limits,
     namespace: String,
     secret: Option<Secret>,
+    issuing: Issuing,
     observer: Arc<dyn Observer>,
     opened: OnceCell<Opened>,
     waiters: Arc<Waiters>,

@@ -1,10 +1,13 @@
 //! The fingerprint: a digest of the request. A key that comes back with another one is a mistake, and is refused.
 
+pub(crate) mod form;
+
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName};
 use http::{Method, Uri};
 
 use crate::secret::{Framed, HashKeys};
+use form::Form;
 
 /// The digest of a request, under [`Rules`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +26,8 @@ pub enum Kind {
     /// Byte by byte.
     #[default]
     Exact,
+    /// Forms by their fields and files, whatever the boundary and the escapes; all else byte by byte.
+    Form,
 }
 
 /// What a fingerprint is made of. A record keeps the rules it was made with, and a retry is computed that way, so that a
@@ -59,8 +64,13 @@ impl Rules {
             VERSION,
             match self.kind {
                 Kind::Exact => 0,
+                Kind::Form => 2,
             },
         ]);
+        let form = match self.kind {
+            Kind::Exact => None,
+            Kind::Form => Form::read(request.headers, request.body),
+        };
         hasher.field(request.method.as_str().as_bytes());
         let authority = match request.uri.authority() {
             Some(authority) => authority.as_str().as_bytes(),
@@ -76,12 +86,23 @@ impl Rules {
             }
             None => hasher.field(b""),
         }
+        if let Some(form) = form {
+            hasher.field(b"form");
+            hasher.field(form.kind());
+            self.headers.iter().for_each(|name| header(&mut hasher, name, request.headers));
+            form.digest(&mut hasher);
+            return Fingerprint(hasher.finish());
+        }
         for name in [&CONTENT_TYPE, &CONTENT_ENCODING].into_iter().chain(&self.headers) {
-            hasher.field(name.as_str().as_bytes());
-            let values = request.headers.get_all(name);
-            hasher.field(&(values.iter().count() as u64).to_le_bytes());
-            values.iter().for_each(|value| hasher.field(value.as_bytes()));
+            header(&mut hasher, name, request.headers);
         }
         Fingerprint(hasher.finish_with(request.body))
     }
+}
+
+fn header(hasher: &mut Framed<'_>, name: &HeaderName, headers: &HeaderMap) {
+    hasher.field(name.as_str().as_bytes());
+    let values = headers.get_all(name);
+    hasher.field(&(values.iter().count() as u64).to_le_bytes());
+    values.iter().for_each(|value| hasher.field(value.as_bytes()));
 }

@@ -29,6 +29,8 @@ pub struct HashKeys {
     lookup: [u8; 32],
     pub(crate) fingerprint: [u8; 32],
     check: [u8; 32],
+    /// What each generation of the keys that are issued here is derived from.
+    pub(crate) issuing: [u8; 32],
 }
 
 impl HashKeys {
@@ -40,6 +42,7 @@ impl HashKeys {
             lookup: derive("onceward v1 key lookup"),
             fingerprint: derive("onceward v1 fingerprint"),
             check: derive("onceward v1 check value"),
+            issuing: derive("onceward v1 issued keys"),
         }
     }
 

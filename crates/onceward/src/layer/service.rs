@@ -16,11 +16,12 @@ use tower_service::Service;
 
 use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
+use super::keys::{self, Known, Settled, Source};
 use crate::claim::Claim;
-use crate::engine::{Answer, Ask, End, Engine, Execution, Operation};
+use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
-use crate::policy::{Fate, Missing, Policy};
+use crate::policy::{Fate, Keys, Policy};
 use crate::problem::{Code, Problem};
 use crate::reply::Reply;
 use crate::secret::HashKeys;
@@ -68,7 +69,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.settings.policy;
         let keyed = policy.covers(request.method())
-            && (policy.missing == Missing::Reject || request.headers().contains_key(wire::IDEMPOTENCY_KEY));
+            && (request.headers().contains_key(wire::IDEMPOTENCY_KEY) || keys::are_wanted(policy, request.headers()));
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
         }
@@ -76,12 +77,13 @@ where
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         let (head, body) = request.into_parts();
-        let call = Box::new(Call {
+        let mut call = Box::new(Call {
             takes: PhantomData,
             inner: ready,
             head,
             body: Bytes::new(),
             trailers: None,
+            source: Source::Header,
             settings: Arc::clone(&self.settings),
         });
         // What needs no waiting is done here, so that little is carried through the future.
@@ -93,7 +95,7 @@ where
 }
 
 /// A request with a key.
-async fn run<S, B, R>(mut call: Box<Call<S, B>>, ask: Ask, body: B) -> Result<Response<Body<R>>, S::Error>
+async fn run<S, B, R>(mut call: Box<Call<S, B>>, mut ask: Ask, body: B) -> Result<Response<Body<R>>, S::Error>
 where
     S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
     S::Future: Send,
@@ -111,10 +113,26 @@ where
         }
         Read::Cut => return Ok(refusal(call.early(call.settings.engine.refusal(Code::RequestIncomplete)), true)),
     }
+    let mut shown = None;
+    if call.source != Source::Header || ask.policy.keys == Keys::Issued {
+        match call.settle(&mut ask).await {
+            Ok(Settled::Sent) => {}
+            Ok(Settled::Made { upstream, client }) => {
+                if upstream {
+                    call.head.headers.insert(wire::IDEMPOTENCY_KEY, ask.key.header_value());
+                }
+                shown = client.then(|| ask.key.header_value());
+            }
+            Ok(Settled::None) => return call.pass().await,
+            Err(problem) => return Ok(refusal(call.early(problem), false)),
+        }
+    }
     let applied = ask.wait.map(|wait| wait.min(call.settings.engine.limits().wait_max).as_secs());
     let engine = call.settings.engine.clone();
     let mut response = match engine.run(ask, call).await {
-        Answer::Own(response, outcome) => return response.map(|response| labelled(response, outcome)),
+        Answer::Own(response, outcome) => {
+            return response.map(|response| with_key(labelled(response, outcome), shown));
+        }
         Answer::Replay(reply) => {
             let mut response = reply.replay();
             let headers = response.headers_mut();
@@ -135,7 +153,7 @@ where
     {
         response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
     }
-    Ok(response)
+    Ok(with_key(response, shown))
 }
 
 /// The inner call, as the engine sees it.
@@ -146,18 +164,24 @@ struct Call<S, B> {
     head: request::Parts,
     body: Bytes,
     trailers: Option<HeaderMap>,
+    source: Source,
     settings: Arc<Settings>,
 }
 
 impl<S, B> Call<S, B> {
     /// What the request asks, or why it is refused before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
-    fn ask(&self) -> Result<Ask, Problem> {
-        let Self { head, settings, .. } = self;
+    fn ask(&mut self) -> Result<Ask, Problem> {
+        let sent = Key::of(&self.head.headers, &wire::IDEMPOTENCY_KEY);
+        if let (Ok(None), Some(source)) = (&sent, Source::instead(&self.settings.policy, &self.head.headers)) {
+            self.source = source;
+        }
+        let Self { head, settings, source, .. } = &*self;
         let Settings { policy, engine, .. } = &**settings;
         let refused = |code| self.early(engine.refusal(code));
-        let key = match Key::of(&head.headers, &wire::IDEMPOTENCY_KEY) {
+        let key = match sent {
             Ok(Some(key)) => key,
+            Ok(None) if *source != Source::Header => keys::random(),
             Ok(None) => return Err(refused(Code::KeyMissing)),
             Err(invalid) => return Err(refused(Code::KeyInvalid).detail(invalid.sentence())),
         };
@@ -186,6 +210,32 @@ impl<S, B> Call<S, B> {
         let Self { mut inner, mut head, body, trailers, settings, .. } = *self;
         head.extensions.insert(claim);
         (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings)
+    }
+
+    /// Finds or makes the key of a request whose body was read.
+    fn settle<'a>(&'a self, ask: &'a mut Ask) -> Boxed<'a, Result<Settled, Problem>> {
+        // The inner service stays behind: it need not be fit to be shared between threads.
+        let Self { head, body, settings, source, .. } = self;
+        Box::pin(async move {
+            let known = Known { source: *source, headers: &head.headers, body };
+            let print = |rules: &Rules, keys: &HashKeys| {
+                rules.fingerprint(keys, &Parts { method: &head.method, uri: &head.uri, headers: &head.headers, body })
+            };
+            known.settle(&settings.engine, ask, print).await
+        })
+    }
+
+    /// Passes a request on that turned out to bear no key and to need none.
+    #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
+    async fn pass<R>(self: Box<Self>) -> Result<Response<Body<R>>, S::Error>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>>,
+        B: http_body::Body,
+        R: http_body::Body,
+    {
+        let Self { mut inner, head, body, trailers, .. } = *self;
+        let response = inner.call(Request::from_parts(head, Body::buffered(body, trailers))).await?;
+        Ok(response.map(Body::passed))
     }
 
     fn refuse_unread<'a, U, R>(
@@ -335,6 +385,14 @@ fn labelled<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcom
         *response.headers_mut() = headers;
     }
     response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, outcome.value());
+    response
+}
+
+/// Tells the client the key that was made for its request.
+fn with_key<R: http_body::Body>(mut response: Response<Body<R>>, key: Option<HeaderValue>) -> Response<Body<R>> {
+    if let Some(key) = key {
+        response.headers_mut().insert(wire::IDEMPOTENCY_KEY, key);
+    }
     response
 }
 
