@@ -96,7 +96,7 @@ async fn a_gateway_that_is_killed_and_comes_back_gives_the_answer_of_one_order()
     let sending = tokio::spawn(async move { order(&client, url).await });
     tokio::task::spawn_blocking(move || {
         // Executed, kept, and its answer lost; then nobody is there.
-        until("the order", || service.orders() == 1 && road.posts() >= 1);
+        until("the loss of the answer", || road.lost() == 1);
         gateway.kill();
         gateway.start_again();
         (service, gateway)

@@ -209,6 +209,7 @@ fn header(head: &[String], name: &str) -> String {
 pub(crate) struct Road {
     pub(crate) address: SocketAddr,
     posts: Arc<AtomicUsize>,
+    lost: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -222,15 +223,21 @@ pub(crate) enum Lost {
 impl Road {
     pub(crate) fn to(server: SocketAddr, losses: usize, lost: Lost) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let road = Self { address: listener.local_addr().expect("an address"), posts: Arc::default() };
-        let posts = Arc::clone(&road.posts);
+        let road =
+            Self { address: listener.local_addr().expect("an address"), posts: Arc::default(), lost: Arc::default() };
+        let (posts, losts) = (Arc::clone(&road.posts), Arc::clone(&road.lost));
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let posts = Arc::clone(&posts);
-                std::thread::spawn(move || travel(client, server, losses, lost, &posts));
+                let (posts, losts) = (Arc::clone(&posts), Arc::clone(&losts));
+                std::thread::spawn(move || travel(client, server, losses, lost, &posts, &losts));
             }
         });
         road
+    }
+
+    /// How many answers came this far, and no farther.
+    pub(crate) fn lost(&self) -> usize {
+        self.lost.load(Ordering::SeqCst)
     }
 
     /// How many POSTs came along.
@@ -240,7 +247,14 @@ impl Road {
 }
 
 /// One request and its answer for each connection.
-fn travel(client: TcpStream, server: SocketAddr, losses: usize, lost: Lost, posts: &AtomicUsize) -> Option<()> {
+fn travel(
+    client: TcpStream,
+    server: SocketAddr,
+    losses: usize,
+    lost: Lost,
+    posts: &AtomicUsize,
+    losts: &AtomicUsize,
+) -> Option<()> {
     let mut client = BufReader::new(client);
     let mut head = head(&mut client)?;
     let mut body = vec![0; header(&head, "content-length").parse().unwrap_or(0)];
@@ -253,6 +267,7 @@ fn travel(client: TcpStream, server: SocketAddr, losses: usize, lost: Lost, post
     onward.write_all(&body).ok()?;
     let mut answer = Vec::new();
     onward.read_to_end(&mut answer).ok()?;
+    losts.fetch_add(usize::from(is_lost), Ordering::SeqCst);
     let until = match (is_lost, lost) {
         (false, _) => answer.len(),
         (true, Lost::Whole) => 0,
