@@ -53,6 +53,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("benches", Check, "check -p onceward --benches --all-features"),
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
+        part("client", Tests, "test -p onceward-client"),
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
         part("demo", Check, "run --release -- demo --check"),

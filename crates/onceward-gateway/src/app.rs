@@ -20,6 +20,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::config::Config;
+use crate::cors::{Asked, Cors};
 use crate::metrics::RECORD;
 use crate::upstream::{Forwarder, Peer, RequestId};
 
@@ -36,12 +37,18 @@ pub(crate) struct App {
     /// The first one holds where no route matches.
     protected: Vec<(Arc<str>, Protected)>,
     endpoints: (String, Endpoints),
+    cors: Cors,
     requests: AtomicU64,
 }
 
 impl App {
     /// All routes over one engine and one pool of connections.
-    pub(crate) fn new(layer: &IdempotencyLayer, forwarder: &Forwarder<layer::Body<Incoming>>, config: &Config) -> Self {
+    pub(crate) fn new(
+        layer: &IdempotencyLayer,
+        forwarder: &Forwarder<layer::Body<Incoming>>,
+        cors: Cors,
+        config: &Config,
+    ) -> Self {
         let mut routes = matchit::Router::new();
         let mut protected = Vec::new();
         let mut protect = |policy: &onceward::policy::Policy| {
@@ -57,7 +64,13 @@ impl App {
         let endpoints = layer.with_policy(config.policy.clone()).endpoints_at(&config.endpoints, config.routes.clone());
         // Ids of several processes shall not look alike.
         let first = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
-        Self { routes, protected, endpoints: (config.endpoints.clone(), endpoints), requests: AtomicU64::new(first) }
+        Self {
+            routes,
+            protected,
+            endpoints: (config.endpoints.clone(), endpoints),
+            cors,
+            requests: AtomicU64::new(first),
+        }
     }
 
     pub(crate) async fn call(
@@ -80,11 +93,22 @@ impl App {
         if is_below(&path, "/.onceward") {
             return Ok(plain(StatusCode::NOT_FOUND, "not found\n"));
         }
+        let asked = Asked::of(&request);
         let (mount, endpoints) = &self.endpoints;
         if is_below(&path, mount) {
-            return endpoints.clone().call(request).await.map(|response| response.map(boxed));
+            if let Some(asked) = asked.as_ref().filter(|asked| asked.is_preflight) {
+                return Ok(self.cors.preflight(asked, request.headers(), boxed(Full::default())).await);
+            }
+            let Ok(mut response) = endpoints.clone().call(request).await;
+            if let Some(asked) = &asked {
+                self.cors.complete_own(asked, &mut response).await;
+            }
+            return Ok(response.map(boxed));
         }
         let (route, protected) = &self.protected[self.routes.at(&path).map_or(0, |found| *found.value)];
+        if asked.as_ref().is_some_and(|asked| asked.is_preflight) {
+            Cors::to_upstream(request.headers_mut());
+        }
 
         let started = Instant::now();
         let method = request.method().clone();
@@ -93,7 +117,10 @@ impl App {
             let response = protected.call(request).await;
             (response, RECORD.with(|record| *record.lock()))
         };
-        let (Ok(response), record) = RECORD.scope(Mutex::new(None), answered).await;
+        let (Ok(mut response), record) = RECORD.scope(Mutex::new(None), answered).await;
+        if let Some(asked) = &asked {
+            self.cors.complete(asked, &mut response).await;
+        }
         let status = response.status().as_u16();
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match Outcome::of(response.headers()) {

@@ -16,10 +16,13 @@ mod source;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::fingerprint::Rules;
+use onceward::issued::Issuing;
 use onceward::limits::Limits;
-use onceward::policy::Policy;
+use onceward::policy::{Keys, Missing, Policy};
 use onceward::principal::Rule;
 
 pub use parse::{Host, StoreUrl, Upstream};
@@ -50,6 +53,10 @@ pub struct Config {
     pub drain: Duration,
     /// The operators' listener.
     pub admin: Admin,
+    /// How keys are issued.
+    pub issuing: Issuing,
+    /// Whose pages may read what the gateway says itself; none: those that the upstream allows.
+    pub origins: Vec<String>,
     /// How much, how many, how long.
     pub limits: Limits,
     /// How long a connection to the upstream may have idled and still be used.
@@ -195,6 +202,9 @@ impl Settings {
         limits.store_timeout = self.get("limits.store_timeout", duration(MS, MINUTE))?;
         limits.upstream_timeout = self.get("limits.upstream_timeout", duration(MS, DAY))?;
         limits.capture_timeout = self.get("limits.capture_timeout", duration(MS, DAY))?;
+        let mut issuing = Issuing::default();
+        issuing.lifetime = self.get("keys.lifetime", duration(SECOND, YEARS))?;
+        issuing.generation = self.get("keys.generation", |item| parse::count(item, 1, 1_000_000))? as u32;
         let token = self.get("admin.token", parse::token)?;
         let secret_file = self.get("secret_file", |item| parse::text(item).map(str::to_owned))?;
         Ok(Config {
@@ -210,6 +220,8 @@ impl Settings {
                 listen: self.get("admin.listen", parse::address)?,
                 token: (!token.is_empty()).then_some(token),
             },
+            issuing,
+            origins: self.get("cors.origins", parse::origins)?,
             limits,
             upstream_idle: self.get("limits.upstream_idle", duration(Duration::ZERO, HOUR))?,
             policy: Policy::default(),
@@ -224,14 +236,19 @@ impl Settings {
         let mut policy = Policy::default();
         policy.route = route.into();
         policy.methods = self.get("policy.methods", parse::methods)?;
-        policy.missing = self.get("policy.missing", parse::missing)?;
+        let window = self.find("policy.derive_window", duration(SECOND, YEARS))?;
+        policy.missing = self.get("policy.missing", |item| parse::missing(item, window))?;
+        policy.keys = self.get("policy.keys", parse::keys)?;
+        policy.form_field = self.get("policy.form_field", parse::form_field)?;
         policy.guarantee = self.get("policy.guarantee", parse::guarantee)?;
         policy.retention = self.get("policy.retention", duration(SECOND, YEARS))?;
         policy.tombstone = self.get("policy.tombstone", duration(Duration::ZERO, YEARS))?;
         policy.lease = self.get("policy.lease", duration(SECOND, HOUR))?;
         policy.wait = self.get("policy.wait", duration(Duration::ZERO, HOUR))?;
         policy.principal = self.find("policy.principal", parse::principal)?.unwrap_or(Rule::Unset);
-        self.get("policy.fingerprint", parse::fingerprint)?;
+        policy.fingerprint =
+            Arc::new(Rules { kind: self.get("policy.fingerprint", parse::fingerprint)?, ..Rules::default() });
+        self.check_keys(&policy, window.is_some())?;
         policy.release_on = self.get("policy.release_on", parse::statuses)?;
         policy.unknown_on = self.get("policy.unknown_on", parse::statuses)?;
         if let Some(status) = policy.release_on.common(&policy.unknown_on) {
@@ -250,6 +267,25 @@ impl Settings {
             return Err(self.refuse(&["policy.wait", "limits.wait_max"], what));
         }
         Ok(policy)
+    }
+
+    /// What is said of keys fits together.
+    fn check_keys(&self, policy: &Policy, is_window_set: bool) -> Result<(), Invalid> {
+        if let Missing::Derive { .. } = policy.missing {
+            if !is_window_set {
+                let what = "\"derive\" needs a window; write derive_window = \"10m\", the time in which no honest caller makes the same request twice";
+                return Err(self.refuse(&["policy.missing"], what));
+            }
+            if policy.principal == Rule::Unset {
+                let what = "\"derive\" tells callers apart by `principal`, and is never for the anonymous; write principal = [\"authorization\"], or another part";
+                return Err(self.refuse(&["policy.missing"], what));
+            }
+        }
+        if policy.keys == Keys::Issued && matches!(policy.missing, Missing::Generate | Missing::Derive { .. }) {
+            let what = "keys = \"issued\" takes no key that is generated or derived; write missing = \"reject\", or keys = \"any\"";
+            return Err(self.refuse(&["policy.keys", "policy.missing"], what));
+        }
+        Ok(())
     }
 
     /// Each route over `[policy]`; patterns that two routes share are refused, for only one of them could hold.

@@ -5,6 +5,7 @@ pub mod config;
 mod admin;
 mod app;
 mod cli;
+mod cors;
 #[cfg(feature = "demo")]
 mod demo;
 mod logging;

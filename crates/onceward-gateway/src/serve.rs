@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::admin::Admin;
 use crate::app::App;
 use crate::config::{Config, StoreUrl};
+use crate::cors::Cors;
 use crate::metrics::Metrics;
 use crate::server;
 use crate::upstream::Forwarder;
@@ -55,6 +56,7 @@ async fn serve(config: Config) -> Result<(), String> {
     let mut builder = IdempotencyLayer::builder(store)
         .namespace(config.namespace.clone())
         .limits(config.limits.clone())
+        .issuing(config.issuing)
         .observer(Arc::clone(&metrics) as _)
         .forwarding();
     if let Some(path) = &config.secret_file {
@@ -65,7 +67,8 @@ async fn serve(config: Config) -> Result<(), String> {
     engine.start().await.map_err(|error| format!("store: {}", crate::chain(&error)))?;
     engine.self_test().await.map_err(|error| format!("store: the self-test failed: {}", crate::chain(&error)))?;
 
-    let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, &config));
+    let cors = Cors::new(Forwarder::new(&config)?, &config);
+    let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, cors, &config));
     let connections_max = server::connections_max();
     let admin = Arc::new(Admin::new(engine.clone(), metrics, Arc::clone(&config), connections_max));
 

@@ -22,6 +22,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::ORIGIN;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
 use onceward::claim::Claim;
@@ -43,6 +44,10 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 /// Who sent a request: put into its extensions by whoever accepted the connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// Marks an answer to a page of a browser as the upstream's own, and no word of the gateway.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FromUpstream;
 
 /// What names a request in logs and in the problems of requests without a key.
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +169,13 @@ where
                 Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     tunnel::open(upgrade, response, connection)
                 }
-                _ => self.answer(response, connection, claim.is_some()),
+                _ => {
+                    let mut answer = self.answer(response, connection, claim.is_some());
+                    if parts.headers.contains_key(ORIGIN) {
+                        answer.extensions_mut().insert(FromUpstream);
+                    }
+                    answer
+                }
             },
             Err(failure) => self.failed(&parts, claim.as_ref(), failure),
         }

@@ -192,6 +192,7 @@ impl From<&Print> for PrintFields {
             version: fingerprint::VERSION.into(),
             kind: match print.rules.kind {
                 Kind::Exact => 0,
+                Kind::Form => 2,
             },
             headers: print.rules.headers.iter().map(|name| name.as_str().to_owned()).collect(),
         }
@@ -274,6 +275,7 @@ impl TryFrom<&PrintFields> for Print {
         }
         let kind = match fields.kind {
             0 => Kind::Exact,
+            2 => Kind::Form,
             _ => return Err(unknown()),
         };
         let headers: Result<_, _> = fields.headers.iter().map(|name| name.parse::<HeaderName>()).collect();

@@ -1,4 +1,4 @@
-//! The public paths: `policy` tells what is protected and how, `operation` what became of a key.
+//! The public paths: `policy` tells what is protected and how, `operation` what became of a key, `keys` issues one.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -9,20 +9,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tower_service::Service;
 
 use crate::engine::{Engine, Look};
+use crate::fingerprint::Kind;
 use crate::key::{KEY_BYTES_MAX, Key};
-use crate::policy::{Missing, Policy};
+use crate::policy::{Keys, Missing, Policy};
 use crate::principal::Principal;
 use crate::problem::Code;
 use crate::wire::{self, Outcome};
 
-/// Serves `GET policy` and `GET operation` below wherever it is mounted.
+/// Serves `GET policy`, `GET operation` and `POST keys` below wherever it is mounted.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
     shared: Arc<Shared>,
@@ -33,11 +34,20 @@ struct Shared {
     engine: Engine,
     policy: Policy,
     routes: Vec<(String, Policy)>,
+    /// Which of `routes` a path belongs to.
+    paths: matchit::Router<usize>,
 }
 
 impl Endpoints {
     pub(crate) fn new(engine: Engine, policy: Policy, routes: Vec<(String, Policy)>) -> Self {
-        Self { shared: Arc::new(Shared { engine, policy, routes }) }
+        let mut paths = matchit::Router::new();
+        for (at, (pattern, _)) in routes.iter().enumerate() {
+            // A pattern that is none, or stands twice, matches nothing: its paths are under the policy of all others.
+            if paths.insert(pattern, at).is_err() {
+                tracing::warn!(pattern, "the pattern cannot be matched, so no keys are issued for it");
+            }
+        }
+        Self { shared: Arc::new(Shared { engine, policy, routes, paths }) }
     }
 }
 
@@ -59,12 +69,10 @@ impl<B: Send + 'static> Service<Request<B>> for Endpoints {
             let response = match (name, &head.method) {
                 ("policy", &Method::GET | &Method::HEAD) => shared.policy(&head.headers),
                 ("operation", &Method::GET | &Method::HEAD) => shared.operation(&head.headers).await,
-                ("policy" | "operation", _) => {
-                    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
-                    response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-                    response
-                }
-                _ => plain(StatusCode::NOT_FOUND, "there is policy, and operation\n"),
+                ("keys", &Method::POST) => shared.issue(&head).await,
+                ("policy" | "operation", _) => not_allowed("use GET\n", "GET, HEAD"),
+                ("keys", _) => not_allowed("use POST\n", "POST"),
+                _ => plain(StatusCode::NOT_FOUND, "there are policy, operation and keys\n"),
             };
             Ok(response.map(Full::new))
         })
@@ -92,7 +100,13 @@ impl Shared {
                 route
             })
             .collect();
-        policy["operation"] = format!("{}/operation", self.engine.mount().unwrap_or_default()).into();
+        let mount = self.engine.mount().unwrap_or_default();
+        policy["operation"] = format!("{mount}/operation").into();
+        policy["issue"] = json!({
+            "url": format!("{mount}/keys"),
+            "query": "path: the path that the key is for",
+            "lifetime_seconds": seconds(self.engine.issuing().lifetime),
+        });
         body(StatusCode::OK, "application/json", policy.to_string())
     }
 
@@ -122,6 +136,24 @@ impl Shared {
         }
         page.push_str("</html>\n");
         page
+    }
+
+    /// Issues a key to whoever asks, for the route of the path that the query names.
+    async fn issue(&self, head: &request::Parts) -> Response<Bytes> {
+        let query = head.uri.query().unwrap_or_default();
+        let path = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "path").map(|(_, path)| path);
+        let route = path.and_then(|path| self.paths.at(&path).ok().map(|found| *found.value));
+        let policy = route.and_then(|at| self.routes.get(at)).map_or(&self.policy, |(_, policy)| policy);
+        let Ok(principal) = policy.principal.identify(&head.headers) else {
+            return self.engine.refusal(Code::PrincipalUnknown).into_response();
+        };
+        match self.engine.issue(&principal, policy).await {
+            Ok((key, expires_at)) => {
+                let issued = json!({ "key": key.as_str(), "expires_at": expires_at });
+                body(StatusCode::CREATED, "application/json", issued.to_string())
+            }
+            Err(problem) => problem.into_response(),
+        }
     }
 
     async fn operation(&self, headers: &HeaderMap) -> Response<Bytes> {
@@ -192,7 +224,19 @@ fn in_flight(seconds: u64) -> Response<Bytes> {
 fn describe(policy: &Policy) -> Value {
     json!({
         "methods": policy.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
-        "missing": match policy.missing { Missing::Pass => "pass", Missing::Reject => "reject" },
+        "missing": match policy.missing {
+            Missing::Pass => "pass",
+            Missing::Reject => "reject",
+            Missing::Generate => "generate",
+            Missing::Derive { .. } => "derive",
+        },
+        "derive_window_seconds": match policy.missing {
+            Missing::Derive { window } => Some(seconds(window)),
+            _ => None,
+        },
+        "keys": match policy.keys { Keys::Any => "any", Keys::Issued => "issued" },
+        "form_field": policy.form_field.as_deref(),
+        "fingerprint": match policy.fingerprint.kind { Kind::Exact => "exact", Kind::Form => "form" },
         "guarantee": policy.guarantee.as_str(),
         "retention_seconds": seconds(policy.retention),
         "tombstone_seconds": seconds(policy.tombstone),
@@ -202,6 +246,12 @@ fn describe(policy: &Policy) -> Value {
 
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
+}
+
+fn not_allowed(text: &'static str, allowed: &'static str) -> Response<Bytes> {
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Bytes> {

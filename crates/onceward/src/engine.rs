@@ -5,6 +5,7 @@
 
 mod claiming;
 mod holding;
+mod issuing;
 mod opening;
 mod runners;
 mod sweeping;
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, OnceCell, oneshot, watch};
 use crate::claim::{Claim, Held};
 use crate::clock::{Clock, SystemClock};
 use crate::fingerprint::{Fingerprint, Rules};
+use crate::issued::Issuing;
 use crate::key::Key;
 use crate::limits::Limits;
 use crate::observe::Observer;
@@ -133,6 +135,7 @@ impl Engine {
             namespace: "default".to_owned(),
             limits: Limits::default(),
             secret: None,
+            issuing: Issuing::default(),
             observer: None,
             clock: Arc::new(SystemClock),
         }
@@ -327,6 +330,7 @@ pub struct Builder {
     namespace: String,
     limits: Limits,
     secret: Option<Secret>,
+    issuing: Issuing,
     observer: Option<Arc<dyn Observer>>,
     clock: Arc<dyn Clock>,
 }
@@ -347,6 +351,12 @@ impl Builder {
     /// The secret. Unset: the first process puts one into the store, and all others read it there.
     pub fn secret(mut self, secret: Secret) -> Self {
         self.secret = Some(secret);
+        self
+    }
+
+    /// How keys are issued.
+    pub fn issuing(mut self, issuing: Issuing) -> Self {
+        self.issuing = issuing;
         self
     }
 
@@ -371,6 +381,7 @@ impl Builder {
                 limits: self.limits,
                 namespace: self.namespace,
                 secret: self.secret,
+                issuing: self.issuing,
                 observer: self.observer,
                 opened: OnceCell::new(),
                 waiters: Arc::default(),
@@ -392,6 +403,7 @@ pub(crate) struct Shared {
     limits: Limits,
     namespace: String,
     secret: Option<Secret>,
+    issuing: Issuing,
     observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<Opened>,
     waiters: Arc<Waiters>,

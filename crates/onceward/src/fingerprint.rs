@@ -1,11 +1,14 @@
 //! The fingerprint: a digest of the request. A key that comes back with another one is a mistake, and is refused.
 
+pub(crate) mod form;
+
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName};
 use http::{Method, Uri};
 
 use crate::secret::{Framed, HashKeys};
 use crate::wire::{line, lines};
+use form::Form;
 
 /// The digest of a request, under [`Rules`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +27,8 @@ pub enum Kind {
     /// Byte by byte.
     #[default]
     Exact,
+    /// Forms by their fields and files, whatever the boundary and the escapes; all else byte by byte.
+    Form,
 }
 
 /// What a fingerprint is made of. A record keeps the rules it was made with, and a retry is computed that way, so that a
@@ -59,7 +64,12 @@ impl Rules {
         framed.number(VERSION.into());
         framed.number(match self.kind {
             Kind::Exact => 0,
+            Kind::Form => 2,
         });
+        let form = match self.kind {
+            Kind::Exact => None,
+            Kind::Form => Form::read(request.headers, request.body),
+        };
         framed.field(request.method.as_str().as_bytes());
         let authority = match request.uri.authority() {
             Some(authority) => authority.as_str().as_bytes(),
@@ -75,14 +85,24 @@ impl Rules {
             }
             None => framed.number(0),
         }
+        if let Some(form) = form {
+            framed.field(b"form");
+            framed.field(form.kind());
+            self.headers.iter().for_each(|name| header(&mut framed, request.headers, name));
+            form.frame(&mut framed);
+            return Fingerprint(framed.mac(&keys.fingerprint));
+        }
         values_of(&mut framed, request.headers, &CONTENT_TYPE);
         values_of(&mut framed, request.headers, &CONTENT_ENCODING);
-        for name in &self.headers {
-            framed.field(name.as_str().as_bytes());
-            values_of(&mut framed, request.headers, name);
-        }
-        Fingerprint(framed.mac(&keys.fingerprint, request.body))
+        self.headers.iter().for_each(|name| header(&mut framed, request.headers, name));
+        Fingerprint(framed.mac_with(&keys.fingerprint, request.body))
     }
+}
+
+/// A header that a rule names.
+fn header(framed: &mut Framed, headers: &HeaderMap, name: &HeaderName) {
+    framed.field(name.as_str().as_bytes());
+    values_of(framed, headers, name);
 }
 
 /// How many lines of a header there are, and each.

@@ -61,6 +61,20 @@ impl Key {
         Self::parse(line.as_bytes()).map(Some)
     }
 
+    /// From what was made here of a prefix and hexadecimal digits, and so needs no check.
+    #[cfg(feature = "layer")]
+    pub(crate) fn visible(made: String) -> Self {
+        debug_assert!((1..=KEY_BYTES_MAX).contains(&made.len()) && made.bytes().all(is_key_byte));
+        Self(made.into())
+    }
+
+    /// As an RFC 9651 string: what a header says of it.
+    #[cfg(feature = "layer")]
+    pub(crate) fn header_value(&self) -> http::HeaderValue {
+        let quoted = format!("\"{}\"", self.0.replace('\\', "\\\\").replace('"', "\\\""));
+        http::HeaderValue::from_str(&quoted).unwrap_or_else(|_| unreachable!("a key is visible ASCII"))
+    }
+
     /// The key, unquoted.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -37,6 +37,7 @@
 
 pub mod body;
 mod future;
+mod keys;
 mod service;
 
 use std::sync::Arc;
@@ -46,9 +47,10 @@ use tower_layer::Layer;
 use crate::clock::Clock;
 use crate::endpoints::Endpoints;
 use crate::engine::{self, Engine};
+use crate::issued::Issuing;
 use crate::limits::Limits;
 use crate::observe::Observer;
-use crate::policy::{Missing, Policy};
+use crate::policy::{Keys, Missing, Policy};
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::wire;
@@ -86,7 +88,12 @@ impl IdempotencyLayer {
         self.with_policy(Policy { missing: Missing::Reject, ..(*self.policy).clone() })
     }
 
-    /// The public paths `policy` and `operation`, to be mounted at `/.idempotency`; refusals link to them from then on.
+    /// The same, taking keys alone that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
+    pub fn issued_keys(&self) -> Self {
+        self.with_policy(Policy { keys: Keys::Issued, missing: Missing::Reject, ..(*self.policy).clone() })
+    }
+
+    /// The public paths `policy`, `operation` and `keys`, to be mounted at `/.idempotency`; refusals link to them from then on.
     pub fn endpoints(&self) -> Endpoints {
         self.endpoints_at(wire::ENDPOINTS, Vec::new())
     }
@@ -139,6 +146,12 @@ impl Builder {
     /// The secret. Unset: the first process puts one into the store, and all others read it there.
     pub fn secret(mut self, secret: Secret) -> Self {
         self.engine = self.engine.secret(secret);
+        self
+    }
+
+    /// How keys are issued.
+    pub fn issuing(mut self, issuing: Issuing) -> Self {
+        self.engine = self.engine.issuing(issuing);
         self
     }
 

@@ -49,6 +49,8 @@ pub mod endpoints;
 pub mod engine;
 #[cfg(feature = "engine")]
 pub mod fingerprint;
+#[cfg(feature = "engine")]
+pub mod issued;
 #[cfg(feature = "layer")]
 pub mod layer;
 #[cfg(feature = "engine")]

@@ -21,6 +21,25 @@ pub enum Missing {
     Pass,
     /// It is refused with `key_missing`.
     Reject,
+    /// A key is made for it, and the response tells it in `Idempotency-Key`.
+    Generate,
+    /// A key is derived from who is asking and the fingerprint, so that the same request from the same caller is one: for
+    /// clients that cannot be changed. Never for the anonymous, whose equal requests may be those of many: they pass.
+    Derive {
+        /// How long the same request is the same action, from its completion.
+        window: Duration,
+    },
+}
+
+/// Which keys are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Keys {
+    /// Any that a client makes.
+    #[default]
+    Any,
+    /// Those alone that `POST keys` gave to this caller for this route.
+    Issued,
 }
 
 /// What may be done with a key whose holder was lost.
@@ -54,6 +73,10 @@ pub struct Policy {
     pub methods: Vec<Method>,
     /// What is done without a key.
     pub missing: Missing,
+    /// Which keys are taken.
+    pub keys: Keys,
+    /// The field of a plain HTML form that bears the key where no header does.
+    pub form_field: Option<Arc<str>>,
     /// What may be done with a lost key.
     pub guarantee: Guarantee,
     /// How long an answer is kept, from completion.
@@ -81,6 +104,8 @@ impl Default for Policy {
             route: "default".into(),
             methods: vec![Method::POST, Method::PATCH],
             missing: Missing::Pass,
+            keys: Keys::Any,
+            form_field: None,
             guarantee: Guarantee::AtMostOnce,
             retention: Duration::from_secs(24 * HOUR),
             tombstone: Duration::from_secs(30 * 24 * HOUR),

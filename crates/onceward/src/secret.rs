@@ -35,6 +35,8 @@ pub struct HashKeys {
     /// takes half of BLAKE3's time; the ids are of one block, where it does not.
     pub(crate) fingerprint: MacKey,
     check: [u8; 32],
+    /// What each generation of the keys that are issued here is derived from.
+    pub(crate) issuing: [u8; 32],
 }
 
 impl HashKeys {
@@ -46,6 +48,7 @@ impl HashKeys {
             lookup: derive("onceward v1 key lookup"),
             fingerprint: MacKey::new(&derive("onceward v1 fingerprint")),
             check: derive("onceward v1 check value"),
+            issuing: derive("onceward v1 issued keys"),
         }
     }
 
@@ -149,18 +152,24 @@ impl Framed {
         *blake3::keyed_hash(key, &self.0).as_bytes()
     }
 
-    /// HMAC-SHA-256 under a key, with one more field, which may be large and is not copied then.
-    pub(crate) fn mac(&mut self, key: &MacKey, last: &[u8]) -> [u8; 32] {
-        let mut mac = key.0.clone();
+    /// HMAC-SHA-256 under a key.
+    pub(crate) fn mac(&self, key: &MacKey) -> [u8; 32] {
+        key.0.clone().chain_update(&self.0).finalize().into_bytes().into()
+    }
+
+    /// Whether `mac` is that of these fields; compared in constant time.
+    pub(crate) fn verify(&self, key: &MacKey, mac: &[u8]) -> bool {
+        key.0.clone().chain_update(&self.0).verify_slice(mac).is_ok()
+    }
+
+    /// The same with one more field, which may be large and is not copied then.
+    pub(crate) fn mac_with(&mut self, key: &MacKey, last: &[u8]) -> [u8; 32] {
         if last.len() <= GATHERED / 2 {
             self.field(last);
-            mac.update(&self.0);
-        } else {
-            self.number(last.len());
-            mac.update(&self.0);
-            mac.update(last);
+            return self.mac(key);
         }
-        mac.finalize().into_bytes().into()
+        self.number(last.len());
+        key.0.clone().chain_update(&self.0).chain_update(last).finalize().into_bytes().into()
     }
 }
 
@@ -169,7 +178,7 @@ impl Framed {
 pub(crate) struct MacKey(Hmac<Sha256>);
 
 impl MacKey {
-    fn new(key: &[u8; 32]) -> Self {
+    pub(crate) fn new(key: &[u8; 32]) -> Self {
         let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
         block[..key.len()].copy_from_slice(key);
         Self(Hmac::new(&block))

@@ -4,10 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
-use onceward::policy::{Guarantee, Missing, StatusSet};
+use onceward::fingerprint::Kind;
+use onceward::policy::{Guarantee, Keys, Missing, StatusSet};
 use onceward::principal::{Part, Rule};
 
 use super::source::Item;
@@ -258,8 +260,53 @@ pub(crate) fn host(item: &Item) -> Parsed<Host> {
     one_of(item, &[("preserve", Host::Preserve), ("upstream", Host::Upstream)])
 }
 
-pub(crate) fn missing(item: &Item) -> Parsed<Missing> {
-    one_of(item, &[("pass", Missing::Pass), ("reject", Missing::Reject)])
+/// What is done without a key; `window` is how long a derived one counts, if that is said.
+pub(crate) fn missing(item: &Item, window: Option<Duration>) -> Parsed<Missing> {
+    let derive = Missing::Derive { window: window.unwrap_or_default() };
+    let all =
+        [("pass", Missing::Pass), ("reject", Missing::Reject), ("generate", Missing::Generate), ("derive", derive)];
+    one_of(item, &all)
+}
+
+pub(crate) fn keys(item: &Item) -> Parsed<Keys> {
+    one_of(item, &[("any", Keys::Any), ("issued", Keys::Issued)])
+}
+
+/// The name of a form's field; empty means that there is none.
+pub(crate) fn form_field(item: &Item) -> Parsed<Option<Arc<str>>> {
+    let text = text(item)?;
+    // A browser escapes what it cannot write between quotes, and then it would be another name.
+    match text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"%\\&=+;".contains(&byte)) {
+        true => Ok(Some(text).filter(|text| !text.is_empty()).map(Arc::from)),
+        false => Err(format!("{text:?} is no plain name; write letters, digits, - and _, at most 64")),
+    }
+}
+
+/// Origins, as browsers send them: scheme, host, and a port that is not the scheme's own.
+pub(crate) fn origins(item: &Item) -> Parsed<Vec<String>> {
+    let origins = list(item)?;
+    for origin in &origins {
+        let invalid = || {
+            format!(
+                "{origin:?} is no origin; write scheme and host as browsers send them, such as \"https://shop.example\""
+            )
+        };
+        let uri = Uri::from_str(origin).map_err(|_| invalid())?;
+        let authority = uri.authority().ok_or_else(invalid)?;
+        let is_plain = uri.scheme_str().is_some_and(|scheme| *origin == format!("{scheme}://{authority}"));
+        let own_port = match uri.scheme_str() {
+            Some("http") => Some(80),
+            Some("https") => Some(443),
+            _ => None,
+        };
+        if !is_plain || origin.contains('@') || *origin != origin.to_ascii_lowercase() {
+            return Err(invalid());
+        }
+        if authority.port_u16().is_some() && authority.port_u16() == own_port {
+            return Err(format!("{origin:?} names the port that browsers leave out; leave it out too"));
+        }
+    }
+    Ok(origins)
 }
 
 pub(crate) fn guarantee(item: &Item) -> Parsed<Guarantee> {
@@ -267,8 +314,8 @@ pub(crate) fn guarantee(item: &Item) -> Parsed<Guarantee> {
     one_of(item, &all.map(|guarantee| (guarantee.as_str(), guarantee)))
 }
 
-pub(crate) fn fingerprint(item: &Item) -> Parsed<()> {
-    one_of(item, &[("exact", ())])
+pub(crate) fn fingerprint(item: &Item) -> Parsed<Kind> {
+    one_of(item, &[("exact", Kind::Exact), ("form", Kind::Form)])
 }
 
 fn one_of<T: Copy>(item: &Item, all: &[(&str, T)]) -> Parsed<T> {

@@ -27,6 +27,11 @@ pub(crate) fn plain_order() -> Ask {
 }
 
 impl Ask {
+    /// A request with nothing but its start.
+    pub(crate) fn bare(start: &str) -> Self {
+        Self { start: start.to_owned(), lines: Vec::new(), body: Vec::new(), chunk: None }
+    }
+
     /// Another method and path.
     pub(crate) fn to(mut self, start: &str) -> Self {
         start.clone_into(&mut self.start);
@@ -220,17 +225,20 @@ pub(crate) fn assert_replay(answer: &Answer, first: &Answer) {
     }
 }
 
-/// The table of DESIGN.md, section 5, and the row that it forgot.
-const TABLE: [(&str, u16, &str, &str, &str); 18] = [
+/// The table of DESIGN.md, section 5, and the rows that it forgot.
+const TABLE: [(&str, u16, &str, &str, &str); 21] = [
     ("key_missing", 400, "rejected", "no", "new-key"),
     ("key_invalid", 400, "rejected", "no", "new-key"),
     ("request_incomplete", 400, "rejected", "unknown", "same-key"),
+    ("key_forged", 400, "rejected", "unknown", "stop"),
     ("principal_unknown", 403, "rejected", "unknown", "stop"),
+    ("key_foreign", 403, "rejected", "unknown", "stop"),
     ("operation_unknown", 404, "released", "unknown", "same-key"),
     ("in_flight", 409, "in-flight", "unknown", "wait"),
     ("outcome_unknown", 409, "unknown", "unknown", "stop"),
     ("answer_not_kept", 409, "not-stored", "yes", "stop"),
     ("key_expired", 409, "expired", "yes", "stop"),
+    ("issued_key_expired", 409, "expired", "unknown", "stop"),
     ("request_too_large", 413, "rejected", "unknown", "stop"),
     ("key_reused", 422, "mismatch", "unknown", "stop"),
     ("handler_panicked", 500, "unknown", "unknown", "same-key"),

@@ -2,6 +2,7 @@
 
 mod client;
 mod config;
+mod cors;
 #[cfg(target_os = "linux")]
 mod cost;
 #[cfg(feature = "demo")]
@@ -9,6 +10,7 @@ mod demo;
 mod drain;
 mod faults;
 mod forward;
+mod keys;
 mod kills;
 #[cfg(feature = "demo")]
 mod page;

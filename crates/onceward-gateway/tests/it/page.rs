@@ -1,7 +1,7 @@
 //! The page at `/` of the gateway, in a real Chromium: what a person sees of the story.
 
 #[path = "../../../../examples/orders/tests/it/page.rs"]
-mod browser;
+pub(crate) mod browser;
 
 use crate::demo::Demo;
 use browser::{Page, Screen};

@@ -87,8 +87,12 @@ impl Gateway {
         std::path::Path::new(&root).join(folder.strip_prefix("/").unwrap()).join("disk/filler")
     }
 
-    fn in_folder(folder: tempfile::TempDir, mut command: Command, environment: &[(&str, &str)]) -> Self {
-        command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).envs(environment.iter().copied());
+    fn in_folder(folder: tempfile::TempDir, command: Command, environment: &[(&str, &str)]) -> Self {
+        Self::at("127.0.0.1:0", folder, command, environment)
+    }
+
+    fn at(listen: &str, folder: tempfile::TempDir, mut command: Command, environment: &[(&str, &str)]) -> Self {
+        command.args(["--listen", listen, "--admin", "127.0.0.1:0"]).envs(environment.iter().copied());
         let mut child = command.spawn().unwrap();
         let log = Log::default();
         log.follow(child.stderr.take().unwrap());
@@ -105,6 +109,15 @@ impl Gateway {
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
         let command = command(&folder);
         Self::in_folder(folder, command, &[])
+    }
+
+    /// The same, and clients find it where it was.
+    pub(crate) fn killed_and_back(mut self) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        let command = command(&folder);
+        Self::at(&self.listen.to_string(), folder, command, &[])
     }
 
     /// The process's id.
@@ -240,6 +253,12 @@ impl Answer {
             [value] => std::str::from_utf8(value).unwrap(),
             more => panic!("{name} came {} times", more.len()),
         }
+    }
+
+    /// The same without a header.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.headers.retain(|(header, _)| header != name);
+        self
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {

@@ -16,12 +16,13 @@ use tower_service::Service;
 
 use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
+use super::keys::{self, Known, Settled, Source};
 use crate::claim::Claim;
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
 use crate::limits::Limits;
-use crate::policy::{Fate, Missing, Policy};
+use crate::policy::{Fate, Keys, Policy};
 use crate::problem::{Code, Problem};
 use crate::reply::Reply;
 use crate::secret::HashKeys;
@@ -69,7 +70,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.settings.policy;
         let keyed = policy.covers(request.method())
-            && (policy.missing == Missing::Reject || wire::line(request.headers(), &wire::IDEMPOTENCY_KEY).is_some());
+            && (wire::line(request.headers(), &wire::IDEMPOTENCY_KEY).is_some()
+                || keys::are_wanted(policy, request.headers()));
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
         }
@@ -77,12 +79,13 @@ where
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         let (head, body) = request.into_parts();
-        let call = Box::new(Call {
+        let mut call = Box::new(Call {
             takes: PhantomData,
             inner: ready,
             head,
             body: Bytes::new(),
             trailers: None,
+            source: Source::Header,
             settings: Arc::clone(&self.settings),
         });
         // What needs no waiting is done here, so that little is carried through the future.
@@ -122,9 +125,45 @@ where
         if let Some(code) = refused {
             return Ok(call.refuse(code, body).await);
         }
+        if call.source != Source::Header || ask.policy.keys == Keys::Issued {
+            return settle_and_run(call, ask).await;
+        }
         let settings = Arc::clone(&call.settings);
         answer(&ask, settings.engine.limits(), settings.engine.run(&ask, call).await)
     }
+}
+
+/// A request whose key is issued here, or stands elsewhere than in its header, or is to be made. Boxed, for it is rare.
+fn settle_and_run<S, B, R>(
+    mut call: Box<Call<S, B>>,
+    mut ask: Ask,
+) -> Boxed<'static, Result<Response<Body<R>>, S::Error>>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Error: Send,
+    R: http_body::Body + Send + 'static,
+    R::Error: Send,
+{
+    Box::pin(async move {
+        let mut shown = None;
+        match call.settle(&mut ask).await {
+            Ok(Settled::Sent) => {}
+            Ok(Settled::Made { upstream, client }) => {
+                if upstream {
+                    call.head.headers.insert(wire::IDEMPOTENCY_KEY, ask.key.header_value());
+                }
+                shown = client.then(|| ask.key.header_value());
+            }
+            Ok(Settled::None) => return call.pass().await,
+            Err(problem) => return Ok(refusal(call.early(problem), false)),
+        }
+        let settings = Arc::clone(&call.settings);
+        let answered = answer(&ask, settings.engine.limits(), settings.engine.run(&ask, call).await);
+        answered.map(|response| with_key(response, shown))
+    })
 }
 
 /// What the engine says, as a response.
@@ -166,18 +205,24 @@ struct Call<S, B> {
     head: request::Parts,
     body: Bytes,
     trailers: Option<Box<HeaderMap>>,
+    source: Source,
     settings: Arc<Settings>,
 }
 
 impl<S, B> Call<S, B> {
     /// What the request asks, or why it is refused before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
-    fn ask(&self) -> Result<Ask, Problem> {
-        let Self { head, settings, .. } = self;
+    fn ask(&mut self) -> Result<Ask, Problem> {
+        let sent = Key::of(&self.head.headers, &wire::IDEMPOTENCY_KEY);
+        if let (Ok(None), Some(source)) = (&sent, Source::instead(&self.settings.policy, &self.head.headers)) {
+            self.source = source;
+        }
+        let Self { head, settings, source, .. } = &*self;
         let Settings { policy, engine, .. } = &**settings;
         let refused = |code| self.early(engine.refusal(code));
-        let key = match Key::of(&head.headers, &wire::IDEMPOTENCY_KEY) {
+        let key = match sent {
             Ok(Some(key)) => key,
+            Ok(None) if *source != Source::Header => keys::random(),
             Ok(None) => return Err(refused(Code::KeyMissing)),
             Err(invalid) => return Err(refused(Code::KeyInvalid).detail(invalid.sentence())),
         };
@@ -226,6 +271,32 @@ impl<S, B> Call<S, B> {
                 _ => self.refuse_unread(problem, rest).await,
             }
         })
+    }
+
+    /// Finds or makes the key of a request whose body was read.
+    fn settle<'a>(&'a self, ask: &'a mut Ask) -> Boxed<'a, Result<Settled, Problem>> {
+        // The inner service stays behind: it need not be fit to be shared between threads.
+        let Self { head, body, settings, source, .. } = self;
+        Box::pin(async move {
+            let known = Known { source: *source, headers: &head.headers, body };
+            let print = |rules: &Rules, keys: &HashKeys| {
+                rules.fingerprint(keys, &Parts { method: &head.method, uri: &head.uri, headers: &head.headers, body })
+            };
+            known.settle(&settings.engine, ask, print).await
+        })
+    }
+
+    /// Passes a request on that turned out to bear no key and to need none.
+    #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
+    async fn pass<R>(self: Box<Self>) -> Result<Response<Body<R>>, S::Error>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>>,
+        B: http_body::Body,
+        R: http_body::Body,
+    {
+        let Self { mut inner, head, body, trailers, .. } = *self;
+        let response = inner.call(Request::from_parts(head, Body::buffered(body, trailers))).await?;
+        Ok(response.map(Body::passed))
     }
 
     fn refuse_unread<'a, U, R>(
@@ -376,6 +447,14 @@ fn labelled<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcom
         *response.headers_mut() = headers;
     }
     response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, outcome.value());
+    response
+}
+
+/// Tells the client the key that was made for its request.
+fn with_key<R: http_body::Body>(mut response: Response<Body<R>>, key: Option<HeaderValue>) -> Response<Body<R>> {
+    if let Some(key) = key {
+        response.headers_mut().insert(wire::IDEMPOTENCY_KEY, key);
+    }
     response
 }
 

@@ -27,6 +27,10 @@ fn print() -> Print {
     Print { fingerprint: Fingerprint([0x44; 32]), rules: Arc::new(rules) }
 }
 
+fn form() -> Arc<Rules> {
+    Arc::new(Rules { kind: Kind::Form, headers: vec![HeaderName::from_static("x-tenant")] })
+}
+
 fn completed(kept: Kept) -> Record {
     record(Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
 }
@@ -88,6 +92,11 @@ fn golden() -> Vec<(&'static str, Record, &'static str)> {
             "unknown",
             record(Phase::Unknown { print: print() }),
             "013fdacfdc38326b7a08041210333333333333333333333333333333331a202222222222222222222222222222222222222222222222222222222222222222222e0a20444444444444444444444444444444444444444444444444444444444444444410012208782d74656e616e74",
+        ),
+        (
+            "unknown, a form",
+            record(Phase::Unknown { print: Print { rules: form(), ..print() } }),
+            "017265ed8bbd47341908041210333333333333333333333333333333331a20222222222222222222222222222222222222222222222222222222222222222222300a204444444444444444444444444444444444444444444444444444444444444444100118022208782d74656e616e74",
         ),
         (
             "a tombstone, executed",

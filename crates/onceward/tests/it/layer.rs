@@ -2,6 +2,7 @@
 
 mod ends;
 mod faults;
+mod keys;
 mod late;
 mod paths;
 mod sizes;

@@ -14,16 +14,19 @@ type Row = (Code, u16, &'static str, &'static str, Executed, Retry);
 
 /// What is promised on the wire.
 #[rustfmt::skip]
-const TABLE: [Row; 18] = [
+const TABLE: [Row; 21] = [
     (Code::KeyMissing,          400, "key_missing",          "rejected",   No,      NewKey),
     (Code::KeyInvalid,          400, "key_invalid",          "rejected",   No,      NewKey),
     (Code::RequestIncomplete,   400, "request_incomplete",   "rejected",   Unknown, SameKey),
+    (Code::KeyForged,           400, "key_forged",           "rejected",   Unknown, Stop),
     (Code::PrincipalUnknown,    403, "principal_unknown",    "rejected",   Unknown, Stop),
+    (Code::KeyForeign,          403, "key_foreign",          "rejected",   Unknown, Stop),
     (Code::OperationUnknown,    404, "operation_unknown",    "released",   Unknown, SameKey),
     (Code::InFlight,            409, "in_flight",            "in-flight",  Unknown, Wait),
     (Code::OutcomeUnknown,      409, "outcome_unknown",      "unknown",    Unknown, Stop),
     (Code::AnswerNotKept,       409, "answer_not_kept",      "not-stored", Yes,     Stop),
     (Code::KeyExpired,          409, "key_expired",          "expired",    Yes,     Stop),
+    (Code::IssuedKeyExpired,    409, "issued_key_expired",   "expired",    Unknown, Stop),
     (Code::RequestTooLarge,     413, "request_too_large",    "rejected",   Unknown, Stop),
     (Code::KeyReused,           422, "key_reused",           "mismatch",   Unknown, Stop),
     (Code::HandlerPanicked,     500, "handler_panicked",     "unknown",    Unknown, SameKey),

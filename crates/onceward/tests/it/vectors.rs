@@ -114,7 +114,16 @@ fn a_key_is_never_shown() {
 
 #[test]
 fn each_fingerprint_is_what_the_vectors_say() {
-    let cases = cases("fingerprints");
+    assert_fingerprints("fingerprints", Kind::Exact);
+}
+
+#[test]
+fn each_form_has_the_fingerprint_that_the_vectors_say() {
+    assert_fingerprints("forms", Kind::Form);
+}
+
+fn assert_fingerprints(part: &str, kind: Kind) {
+    let cases = cases(part);
     let mut groups: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for case in &cases {
         let name = text(case, "name");
@@ -136,7 +145,7 @@ fn each_fingerprint_is_what_the_vectors_say() {
         .expect("a target");
         let names = case["rules"]["headers"].as_array().expect("a list");
         let rules = Rules {
-            kind: Kind::Exact,
+            kind,
             headers: names.iter().map(|name| name.as_str().expect("a name").parse().expect("a name")).collect(),
         };
         let method = Method::from_bytes(text(case, "method").as_bytes()).expect("a method");

@@ -90,6 +90,13 @@ const LOOK: &str = "
 impl Page {
     /// Opens `url` in a fresh browser that knows nothing yet.
     pub(crate) async fn open(url: &str, screen: Screen) -> Self {
+        let page = Self::blank(url, screen).await;
+        page.until("how many orders there are", |seen| !seen.total.is_empty()).await;
+        page
+    }
+
+    /// Opens any page in a fresh browser.
+    pub(crate) async fn blank(url: &str, screen: Screen) -> Self {
         let seat = SEAT.lock().await;
         let driver = Driver::start();
         let mut options = json!({ "args": driver.chromium_args() });
@@ -106,7 +113,6 @@ impl Page {
             });
         let page = Self { client, _driver: driver, _seat: seat };
         page.client.goto(url).await.expect("the page loads");
-        page.until("how many orders there are", |seen| !seen.total.is_empty()).await;
         page
     }
 

@@ -84,7 +84,9 @@ async fn other_methods_and_paths() {
         let got = shop.send(&request("DELETE", &format!("/.idempotency/{path}"), &[], "")).await;
         assert_eq!((got.status, got.header("allow")), (405, Some("GET, HEAD")));
     }
-    assert_eq!(shop.send(&request("GET", "/.idempotency/keys", &[], "")).await.status, 404);
+    let got = shop.send(&request("GET", "/.idempotency/keys", &[], "")).await;
+    assert_eq!((got.status, got.header("allow")), (405, Some("POST")));
+    assert_eq!(shop.send(&request("GET", "/.idempotency/else", &[], "")).await.status, 404);
 }
 
 async fn ask(shop: &Shop, key: &str) -> crate::shop::Got {

@@ -1,0 +1,75 @@
+//! What a request ends in if there is no answer to hand over.
+
+use std::fmt;
+
+use onceward::problem::Executed;
+
+use crate::decide::{Kind, Reason};
+
+/// A keyed request that has no answer to hand over. `Display` says what is known and what to do.
+///
+/// It travels within [`reqwest_middleware::Error::Middleware`]; [`Error::of`] finds it there.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Error {
+    /// Which failure it is.
+    pub kind: Kind,
+    /// Whether the operation was executed, as far as that is known.
+    pub executed: Executed,
+    /// Why it ended so.
+    pub because: Reason,
+    /// The problem's code, if somebody who knows of keys said no.
+    pub code: Option<String>,
+    source: Option<anyhow::Error>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind, executed: Executed, because: Reason) -> Self {
+        Self { kind, executed, because, code: None, source: None }
+    }
+
+    pub(crate) fn code(mut self, code: Option<String>) -> Self {
+        self.code = code;
+        self
+    }
+
+    pub(crate) fn because_of(mut self, source: Option<anyhow::Error>) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// The error of a keyed request, if that is what a client's error is.
+    pub fn of(error: &reqwest_middleware::Error) -> Option<&Self> {
+        match error {
+            reqwest_middleware::Error::Middleware(error) => error.downcast_ref(),
+            reqwest_middleware::Error::Reqwest(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.kind, self.because) {
+            (Kind::AnswerNotKept, _) => "it was executed, and its answer was not kept: look at its effect",
+            (Kind::InFlight, _) => "it is still running: ask again later, with the same key",
+            (Kind::KeyExpired, _) => "the key is older than what is remembered: look at the effect before a new action",
+            (Kind::KeyRefused, _) => "the request was refused before it could execute",
+            (Kind::KeyReused, _) => "the key was used for another request",
+            (Kind::NotSent, _) => "nothing was sent: it is safe to try again",
+            (Kind::OutcomeUnknown, Reason::NotHonoured) => {
+                "it may have been executed, and keys are not honoured there, so that it was not sent again: look at its effect"
+            }
+            (Kind::OutcomeUnknown, _) => "it may have been executed or not: look at its effect, or ask a person",
+        })?;
+        match &self.code {
+            Some(code) => write!(f, " ({code})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}

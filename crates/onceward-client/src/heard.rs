@@ -1,0 +1,102 @@
+//! What counts of an answer, read from the headers and, where it is a problem, from the body.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
+use onceward::problem::{Executed, Retry};
+use onceward::wire::{IDEMPOTENCY_OUTCOME, Outcome};
+use reqwest::{Response, ResponseBuilderExt};
+use serde::Deserialize;
+
+use crate::decide::{Answered, Failure};
+
+/// The largest answer that is read whole before it is handed over, in bytes, so that one that is cut on its way is asked for
+/// again. Larger ones, and those that do not say how large they are, are handed over as they come.
+pub const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Default, Deserialize)]
+struct Problem {
+    code: Option<String>,
+    executed: Option<String>,
+    retry: Option<String>,
+}
+
+/// Reads an answer, as far as that is needed to judge it.
+pub(crate) async fn read(response: Response, now: SystemTime) -> Result<(Response, Answered), Failure> {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    // What `GET operation` tells the anonymous is JSON too.
+    let is_problem =
+        kind.eq_ignore_ascii_case("application/problem+json") || kind.eq_ignore_ascii_case("application/json");
+    let mut answered = Answered {
+        status: response.status().as_u16(),
+        outcome: outcome(response.headers()),
+        retry_after: retry_after(response.headers(), now),
+        ..Answered::default()
+    };
+    if response.content_length().is_none_or(|length| length > ANSWER_BYTES_MAX) {
+        return Ok((response, answered));
+    }
+    let (response, body) = whole(response).await?;
+    let problem = match is_problem && (answered.outcome.is_some() || answered.status >= 400) {
+        true => serde_json::from_slice::<Problem>(&body).unwrap_or_default(),
+        false => Problem::default(),
+    };
+    let is_ours = problem.retry.is_some() || matches!(answered.status, 200 | 202);
+    if is_ours {
+        answered.executed = problem.executed.as_deref().and_then(executed);
+    }
+    answered.retry = problem.retry.as_deref().and_then(retry);
+    answered.code = problem.code.filter(|_| answered.retry.is_some());
+    Ok((response, answered))
+}
+
+async fn whole(mut response: Response) -> Result<(Response, bytes::Bytes), Failure> {
+    let mut head = http::Response::builder().status(response.status()).version(response.version());
+    head = head.url(response.url().clone());
+    if let Some(headers) = head.headers_mut() {
+        *headers = response.headers().clone();
+    }
+    if let Some(extensions) = head.extensions_mut() {
+        extensions.extend(std::mem::take(response.extensions_mut()));
+    }
+    let body = response.bytes().await.map_err(|error| failure(&error))?;
+    let response = head.body(body.clone()).map_err(|_| Failure::Network)?;
+    Ok((response.into(), body))
+}
+
+/// Which failure an error is.
+pub(crate) fn failure(error: &reqwest::Error) -> Failure {
+    match error {
+        error if error.is_connect() => Failure::Unsent,
+        error if error.is_timeout() => Failure::Timeout,
+        _ => Failure::Network,
+    }
+}
+
+fn outcome(headers: &HeaderMap) -> Option<Outcome> {
+    match headers.get(IDEMPOTENCY_OUTCOME)?.as_bytes() {
+        // An answer that was found out about later is one that comes again.
+        b"reconciled" => Some(Outcome::Replayed),
+        _ => Outcome::of(headers),
+    }
+}
+
+fn executed(word: &str) -> Option<Executed> {
+    [Executed::Yes, Executed::No, Executed::Unknown].into_iter().find(|executed| executed.as_str() == word)
+}
+
+fn retry(word: &str) -> Option<Retry> {
+    [Retry::SameKey, Retry::Wait, Retry::NewKey, Retry::Stop].into_iter().find(|retry| retry.as_str() == word)
+}
+
+/// `Retry-After` in both its forms. A date is measured from the response's own `Date`, for our clock may be wrong.
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return value.parse().ok().map(Duration::from_secs);
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    Some(until.duration_since(date.unwrap_or(now)).unwrap_or_default())
+}

@@ -1,0 +1,304 @@
+//! What was begun and has no outcome yet, on the disk: one file a request, written and synced before its first byte is sent,
+//! and taken away when its outcome is definite.
+//!
+//! Credentials are not written: `Authorization`, `Cookie` and `Proxy-Authorization`, and headers that are marked as
+//! sensitive. Whoever resumes sends through a client that adds them, by default headers or a middleware.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
+use http::{Extensions, HeaderName, HeaderValue, Method};
+use parking_lot::Mutex;
+use reqwest::{Request, Response, Url};
+use reqwest_middleware::ClientWithMiddleware;
+use serde::{Deserialize, Serialize};
+
+use crate::intent::{Digest, Keyed};
+
+/// The version that is written.
+const VERSION: u32 = 1;
+const LOCK: &str = "lock";
+const ENDING: &str = "json";
+
+/// A folder of requests without an outcome. Clones share it; one process at a time has it.
+#[derive(Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    folder: PathBuf,
+    /// Held as long as the journal is.
+    _lock: File,
+    open: Mutex<BTreeMap<String, Entry>>,
+}
+
+/// A request, as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    version: u32,
+    key: String,
+    intent: Option<String>,
+    first_sent: String,
+    method: String,
+    url: String,
+    /// Values in base64.
+    headers: Vec<(String, String)>,
+    /// In base64.
+    body: String,
+    digest: String,
+}
+
+/// Marks a request that was begun by an earlier run.
+#[derive(Clone, Debug)]
+pub(crate) struct Resumed(pub(crate) Keyed);
+
+impl Journal {
+    /// Opens a folder, which is made if it is not there, and reads what it holds.
+    ///
+    /// # Errors
+    ///
+    /// Another process has it, it cannot be written, or a file in it cannot be read: that is never passed over, for it may
+    /// be of a request that was executed.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, JournalError> {
+        let folder = folder.as_ref();
+        let failed = |what: &str, error: io::Error| JournalError::new(folder, what, Some(error));
+        fs::create_dir_all(folder).map_err(|error| failed("cannot be made", error))?;
+        let lock = File::create(folder.join(LOCK)).map_err(|error| failed("cannot be written", error))?;
+        lock.try_lock()
+            .map_err(|_| JournalError::new(folder, "is used by another process; give each its own", None))?;
+        let mut open = BTreeMap::new();
+        for file in fs::read_dir(folder).map_err(|error| failed("cannot be read", error))? {
+            let path = file.map_err(|error| failed("cannot be read", error))?.path();
+            if path.extension().is_none_or(|ending| ending != ENDING) {
+                continue;
+            }
+            let text = fs::read(&path).map_err(|error| JournalError::new(&path, "cannot be read", Some(error)))?;
+            let entry: Entry = serde_json::from_slice(&text).map_err(|error| {
+                let what = "is damaged; look whether its request was executed, then move it away";
+                JournalError::new(&path, what, Some(error.into()))
+            })?;
+            if entry.version != VERSION {
+                return Err(JournalError::new(&path, "was written by another version of this program", None));
+            }
+            open.insert(entry.key.clone(), entry);
+        }
+        Ok(Self { shared: Arc::new(Shared { folder: folder.into(), _lock: lock, open: Mutex::new(open) }) })
+    }
+
+    /// What has no outcome yet: begun by an earlier run that did not hear the end, or by this one.
+    pub fn pending(&self) -> Vec<Pending> {
+        self.shared.open.lock().values().map(|entry| Pending { entry: entry.clone() }).collect()
+    }
+
+    /// Lets a request go whose fate a person has looked up.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be written.
+    pub async fn settle(&self, pending: &Pending) -> Result<(), JournalError> {
+        self.forget(&pending.entry.key).await
+    }
+
+    /// The key of an intent that is open, if it was for the same request.
+    pub(crate) fn open_intent(&self, intent: &str, digest: Digest) -> Option<Keyed> {
+        let open = self.shared.open.lock();
+        let is_it = |entry: &&Entry| entry.intent.as_deref() == Some(intent) && entry.digest == digest.hex();
+        open.values().find(is_it).map(|entry| entry.keyed(digest))
+    }
+
+    /// Writes a request down, durably.
+    pub(crate) async fn write(
+        &self,
+        request: &Request,
+        keyed: &Keyed,
+        intent: Option<String>,
+    ) -> Result<(), JournalError> {
+        if self.shared.open.lock().contains_key(&keyed.key) {
+            return Ok(());
+        }
+        let Some(entry) = Entry::of(request, keyed, intent) else {
+            let what = "takes no body that is streamed, for it could not be sent again; give it as bytes";
+            return Err(JournalError::new(&self.shared.folder, what, None));
+        };
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let path = shared.path(&entry.key);
+            let written = serde_json::to_vec(&entry).map_err(io::Error::from).and_then(|text| {
+                // Readable by its owner alone, as all temporary files are.
+                let mut file = tempfile::NamedTempFile::new_in(&shared.folder)?;
+                file.write_all(&text)?;
+                file.as_file().sync_all()?;
+                file.persist(&path)?;
+                shared.sync()
+            });
+            written.map_err(|error| JournalError::new(&path, "cannot be written, so nothing was sent", Some(error)))?;
+            shared.open.lock().insert(entry.key.clone(), entry);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes a request away whose outcome is definite. Should the process die before that is durable, its answer is asked for
+    /// once more.
+    pub(crate) async fn forget(&self, key: &str) -> Result<(), JournalError> {
+        let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
+        blocking(move || {
+            let path = shared.path(&key);
+            let removed = match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => shared.sync(),
+            };
+            removed.map_err(|error| JournalError::new(&path, "cannot be taken away", Some(error)))?;
+            shared.open.lock().remove(&key);
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn blocking(work: impl FnOnce() -> Result<(), JournalError> + Send + 'static) -> Result<(), JournalError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(JournalError {
+            what: "the journal was left in the middle".into(),
+            source: Some(io::Error::other(error)),
+        }),
+    }
+}
+
+impl Shared {
+    /// A key may have a slash in it.
+    fn path(&self, key: &str) -> PathBuf {
+        self.folder.join(format!("{}.{ENDING}", &blake3::hash(key.as_bytes()).to_hex()[..32]))
+    }
+
+    /// Makes names durable.
+    fn sync(&self) -> io::Result<()> {
+        match cfg!(unix) {
+            true => File::open(&self.folder)?.sync_all(),
+            false => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").field("folder", &self.shared.folder).finish_non_exhaustive()
+    }
+}
+
+impl Entry {
+    /// `None`: its body is streamed.
+    fn of(request: &Request, keyed: &Keyed, intent: Option<String>) -> Option<Self> {
+        let body = match request.body() {
+            Some(body) => body.as_bytes()?,
+            None => &[],
+        };
+        let is_kept = |name: &HeaderName, value: &HeaderValue| {
+            !value.is_sensitive() && ![AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name)
+        };
+        let headers = request.headers().iter().filter(|(name, value)| is_kept(name, value));
+        Some(Self {
+            version: VERSION,
+            key: keyed.key.clone(),
+            intent,
+            first_sent: keyed.first_sent.clone(),
+            method: request.method().to_string(),
+            url: request.url().to_string(),
+            headers: headers.map(|(name, value)| (name.to_string(), BASE64.encode(value.as_bytes()))).collect(),
+            body: BASE64.encode(body),
+            digest: keyed.digest.hex(),
+        })
+    }
+
+    /// It was written down, so that it may have been sent.
+    fn keyed(&self, digest: Digest) -> Keyed {
+        Keyed { key: self.key.clone(), first_sent: self.first_sent.clone(), doubt: true, digest }
+    }
+
+    fn request(&self) -> Option<Request> {
+        let mut request = Request::new(Method::from_bytes(self.method.as_bytes()).ok()?, Url::parse(&self.url).ok()?);
+        for (name, value) in &self.headers {
+            let value = HeaderValue::from_bytes(&BASE64.decode(value).ok()?).ok()?;
+            request.headers_mut().append(HeaderName::from_bytes(name.as_bytes()).ok()?, value);
+        }
+        *request.body_mut() = Some(BASE64.decode(&self.body).ok()?.into());
+        Some(request)
+    }
+}
+
+/// A request without an outcome.
+#[derive(Clone)]
+pub struct Pending {
+    entry: Entry,
+}
+
+impl Pending {
+    /// Where it goes.
+    pub fn url(&self) -> &str {
+        &self.entry.url
+    }
+
+    /// What it was for, if that was said.
+    pub fn intent(&self) -> Option<&str> {
+        self.entry.intent.as_deref()
+    }
+
+    /// Sends it with its key, until it is settled. The client has an [`Idempotent`](crate::Idempotent) over the same journal,
+    /// and adds the credentials, which are not written.
+    ///
+    /// # Errors
+    ///
+    /// As any request of that client.
+    pub async fn resume(&self, client: &ClientWithMiddleware) -> reqwest_middleware::Result<Response> {
+        let damaged =
+            || JournalError { what: "the request cannot be made again from the journal".into(), source: None };
+        let request = self.entry.request().ok_or_else(|| reqwest_middleware::Error::middleware(damaged()))?;
+        let mut extensions = Extensions::new();
+        extensions.insert(Resumed(self.entry.keyed(Digest::of(&request))));
+        client.execute_with_extensions(request, &mut extensions).await
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("url", &self.entry.url)
+            .field("intent", &self.entry.intent)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The journal cannot be read or written. `Display` gives one line, with the file and the mend.
+#[derive(Debug)]
+pub struct JournalError {
+    what: String,
+    source: Option<io::Error>,
+}
+
+impl JournalError {
+    fn new(path: &Path, what: &str, source: Option<io::Error>) -> Self {
+        Self { what: format!("{} {what}", path.display()), source }
+    }
+}
+
+impl fmt::Display for JournalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for JournalError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,209 @@
+//! CORS (the Fetch standard): pages of other origins may send keys, and read what is said of them.
+//!
+//! The upstream alone says which origins, methods and headers it takes. Where it answers a preflight, the request headers
+//! that clients of ours send are added to what it allows, and our response headers to what it exposes. What the gateway says
+//! itself, refusals, replays and its own paths, bears what the upstream last gave to that origin and path; where that is not
+//! known, as after a restart, the upstream is asked by a preflight of our own. `[cors] origins` says it instead.
+
+mod learned;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Empty;
+use onceward::wire::{self, Outcome};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tower_service::Service;
+
+use crate::config::Config;
+use crate::upstream::{Forwarder, FromUpstream};
+use learned::{Given, Learned};
+
+/// What our clients send besides what a service knows.
+const SENT: &str = "idempotency-key, prefer, idempotency-first-sent";
+/// What the answers of keyed requests say.
+const SAID: HeaderValue = HeaderValue::from_static(
+    "idempotency-outcome, idempotency-replayed, idempotency-key, preference-applied, retry-after, link",
+);
+/// How long a refusal waits for the upstream's word on an origin.
+const ASK_MAX: Duration = Duration::from_secs(1);
+/// How many such questions are under way at once; what comes besides goes without.
+const ASKS_AT_ONCE_MAX: usize = 8;
+/// Longer ones are no origins of a browser.
+const ORIGIN_BYTES_MAX: usize = 256;
+/// Longer paths are not remembered.
+const PATH_BYTES_MAX: usize = 1024;
+/// How long a browser may remember what is said of the gateway's own paths.
+const MAX_AGE_SECONDS: u64 = 600;
+
+/// What a request from a page asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    origin: HeaderValue,
+    path: String,
+    method: Method,
+    /// By host and port: its page need not be allowed anything.
+    is_own: bool,
+    pub(crate) is_preflight: bool,
+}
+
+impl Asked {
+    /// `None`: not from a page, or not one whose origin anybody could remember.
+    pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
+        let headers = request.headers();
+        let origin = headers.get(ORIGIN).filter(|origin| origin.len() <= ORIGIN_BYTES_MAX)?;
+        let path = request.uri().path();
+        if path.len() > PATH_BYTES_MAX {
+            return None;
+        }
+        let host = headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+        let authority =
+            origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+        let preflight = headers.get(ACCESS_CONTROL_REQUEST_METHOD).filter(|_| *request.method() == Method::OPTIONS);
+        Some(Self {
+            origin: origin.clone(),
+            path: path.to_owned(),
+            method: preflight
+                .and_then(|method| Method::from_bytes(method.as_bytes()).ok())
+                .unwrap_or(request.method().clone()),
+            is_own: authority.is_some_and(|authority| authority.as_bytes().eq_ignore_ascii_case(host)),
+            is_preflight: preflight.is_some(),
+        })
+    }
+}
+
+/// Knows whose pages may read what.
+pub(crate) struct Cors {
+    origins: Vec<String>,
+    learned: Learned,
+    forwarder: Forwarder<Empty<Bytes>>,
+    asks: Semaphore,
+    /// What the upstream is asked about for the gateway's own paths.
+    probe: String,
+}
+
+impl Cors {
+    pub(crate) fn new(forwarder: Forwarder<Empty<Bytes>>, config: &Config) -> Self {
+        let plain = config.routes.iter().map(|(path, _)| path).find(|path| !path.contains('{'));
+        Self {
+            origins: config.origins.clone(),
+            learned: Learned::default(),
+            forwarder,
+            asks: Semaphore::new(ASKS_AT_ONCE_MAX),
+            probe: plain.map_or_else(|| "/".to_owned(), Clone::clone),
+        }
+    }
+
+    /// A preflight on its way to the upstream: without what is answered here, which it need not know.
+    pub(crate) fn to_upstream(headers: &mut HeaderMap) {
+        let Some(rest) = without_ours(headers) else { return };
+        let others = headers.iter().filter(|(name, _)| **name != ACCESS_CONTROL_REQUEST_HEADERS);
+        let mut left: HeaderMap = others.map(|(name, value)| (name.clone(), value.clone())).collect();
+        if !rest.is_empty()
+            && let Ok(rest) = HeaderValue::from_str(&rest)
+        {
+            left.insert(ACCESS_CONTROL_REQUEST_HEADERS, rest);
+        }
+        *headers = left;
+    }
+
+    /// Completes an answer to a page, whoever made it.
+    pub(crate) async fn complete<B>(&self, asked: &Asked, response: &mut Response<B>) {
+        if response.extensions().get::<FromUpstream>().is_none() {
+            self.give(asked, &asked.path, response.headers_mut()).await;
+            return;
+        }
+        self.learned.learn(asked, response.status(), response.headers());
+        let is_keyed = Outcome::of(response.headers()).is_some();
+        let headers = response.headers_mut();
+        if !Given::of(headers).is_some_and(|given| given.allows(&asked.origin)) {
+            return;
+        }
+        match asked.is_preflight {
+            true => drop(headers.append(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(SENT))),
+            false if is_keyed => drop(headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, SAID)),
+            false => {}
+        }
+    }
+
+    /// Completes an answer of the gateway's own paths.
+    pub(crate) async fn complete_own<B>(&self, asked: &Asked, response: &mut Response<B>) {
+        self.give(asked, &self.probe, response.headers_mut()).await;
+    }
+
+    /// Answers a preflight for one of the gateway's own paths.
+    pub(crate) async fn preflight<B>(&self, asked: &Asked, requested: &HeaderMap, empty: B) -> Response<B> {
+        let mut response = Response::new(empty);
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        self.give(asked, &self.probe, headers).await;
+        if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST"));
+            headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(MAX_AGE_SECONDS));
+            // Nothing that a header says is passed on from there, so that any may come.
+            for line in requested.get_all(ACCESS_CONTROL_REQUEST_HEADERS) {
+                headers.append(ACCESS_CONTROL_ALLOW_HEADERS, line.clone());
+            }
+        }
+        response
+    }
+
+    /// Puts in what the page's origin may read.
+    async fn give(&self, asked: &Asked, path: &str, headers: &mut HeaderMap) {
+        let listed = || self.origins.iter().any(|origin| origin.as_bytes() == asked.origin.as_bytes());
+        let given = match self.origins.is_empty() {
+            false => listed().then(|| Given::to(&asked.origin)),
+            true => match self.learned.find(&asked.origin, path) {
+                Some(known) => known,
+                // A page of the same host asks for nothing, and its refusals need not wait for an answer.
+                None if asked.is_own => None,
+                None => self.ask(asked, path).await,
+            },
+        };
+        let Some(given) = given else { return };
+        for exposed in given.exposed {
+            headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
+        headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, SAID);
+        if given.credentials {
+            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+        if given.origin != "*" {
+            headers.append(VARY, HeaderValue::from_static("Origin"));
+        }
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, given.origin);
+    }
+
+    /// Asks the upstream as a browser would, and remembers what it says.
+    async fn ask(&self, asked: &Asked, path: &str) -> Option<Given> {
+        let _permit = self.asks.try_acquire().ok()?;
+        let request = Request::builder()
+            .method(Method::OPTIONS)
+            .uri(path)
+            .header(ORIGIN, &asked.origin)
+            .header(ACCESS_CONTROL_REQUEST_METHOD, asked.method.as_str())
+            .body(Empty::new())
+            .ok()?;
+        let Ok(Ok(response)) = timeout(ASK_MAX, self.forwarder.clone().call(request)).await else { return None };
+        // What the forwarder says itself, for want of an answer, is nothing to remember.
+        response.extensions().get::<FromUpstream>()?;
+        let asked = Asked { path: path.to_owned(), is_preflight: true, ..asked.clone() };
+        self.learned.learn(&asked, response.status(), response.headers());
+        self.learned.find(&asked.origin, path).flatten()
+    }
+}
+
+/// What a preflight asks for besides what our clients send; `None`: nothing of ours is asked for.
+fn without_ours(headers: &HeaderMap) -> Option<String> {
+    let is_ours = |name: &&str| SENT.split(", ").any(|ours| name.eq_ignore_ascii_case(ours));
+    let (ours, rest): (Vec<&str>, Vec<&str>) =
+        wire::names_in(headers, &ACCESS_CONTROL_REQUEST_HEADERS).partition(is_ours);
+    (!ours.is_empty()).then(|| rest.join(","))
+}

@@ -1,0 +1,52 @@
+//! Keys that are made here: issued to a caller, or derived from a request.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::Engine;
+use crate::issued::{self, Holder, Issuing};
+use crate::key::Key;
+use crate::policy::Policy;
+use crate::principal::Principal;
+use crate::problem::{Code, Problem};
+use crate::secret::HashKeys;
+
+impl Engine {
+    /// Issues a key to a caller for a route, and says when it expires, as an IMF-fixdate.
+    pub(crate) async fn issue(&self, principal: &Principal, policy: &Policy) -> Result<(Key, String), Problem> {
+        let keys = self.hash_keys().await?;
+        let shared = &self.shared;
+        let holder = Holder { namespace: &shared.namespace, principal, route: &policy.route };
+        let issued = issued::issue(keys, &shared.issuing, holder, shared.clock.wall());
+        let (key, expiry) = issued.ok_or_else(|| self.refusal(Code::StoreUnavailable))?;
+        Ok((key, httpdate::fmt_http_date(UNIX_EPOCH + expiry)))
+    }
+
+    /// Whether a key was issued to this caller for this route, and still counts.
+    pub(crate) async fn check_issued(&self, key: &Key, principal: &Principal, policy: &Policy) -> Result<(), Problem> {
+        let keys = self.hash_keys().await?;
+        let shared = &self.shared;
+        let holder = Holder { namespace: &shared.namespace, principal, route: &policy.route };
+        issued::check(keys, &shared.issuing, key, holder, shared.clock.wall()).map_err(|refused| {
+            self.refusal(match refused {
+                issued::Refused::Forged => Code::KeyForged,
+                issued::Refused::Foreign => Code::KeyForeign,
+                issued::Refused::Expired => Code::IssuedKeyExpired,
+            })
+        })
+    }
+
+    /// The hashes' keys; read from the store by the first who asks, and kept from then on.
+    pub(crate) async fn hash_keys(&self) -> Result<&HashKeys, Problem> {
+        let opened = self.shared.open().await.map_err(|error| self.shared.store_refusal(None, &error))?;
+        Ok(&opened.keys)
+    }
+
+    pub(crate) fn issuing(&self) -> &Issuing {
+        &self.shared.issuing
+    }
+
+    /// How long an issued key may be used.
+    pub fn issued_for(&self) -> Duration {
+        self.shared.issuing.lifetime
+    }
+}

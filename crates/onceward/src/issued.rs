@@ -1,0 +1,129 @@
+//! Keys that are issued here: to one caller, for one route, for a while. Checked without asking the store.
+//!
+//! A key is `i1-` and, in hexadecimal digits, `generation (4 bytes) · expiry (8) · nonce (16) · seal (32) · bond (32)`. The
+//! seal says that it was issued here, the bond to whom and for what, so that a key of somebody else is told from one that
+//! nobody issued. Both are HMAC-SHA-256 under a key of their generation, which is derived from the store's secret: raise
+//! the generation and the old one is out of use as soon as what it issued has expired, while processes that were not
+//! restarted yet go on.
+
+use std::time::Duration;
+
+use crate::key::Key;
+use crate::principal::Principal;
+use crate::secret::{Framed, HashKeys, MacKey, hex};
+
+/// How keys are issued. [`Default`] gives the documented defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Issuing {
+    /// How long a key may be used, from when it was issued, by the wall clock of the processes that issue and check.
+    pub lifetime: Duration,
+    /// Which key signs. Raised by one to rotate; keys of the one before and the one after are taken too.
+    pub generation: u32,
+}
+
+impl Default for Issuing {
+    fn default() -> Self {
+        Self { lifetime: Duration::from_secs(24 * 3600), generation: 1 }
+    }
+}
+
+/// Why a key is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It was not issued here, or so long ago that its generation is gone.
+    Forged,
+    /// It was issued to another caller, or for another route.
+    Foreign,
+    /// Its time is over.
+    Expired,
+}
+
+/// To whom, and for what.
+#[derive(Clone, Copy)]
+pub(crate) struct Holder<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) principal: &'a Principal,
+    pub(crate) route: &'a str,
+}
+
+const PREFIX: &str = "i1-";
+const BODY: usize = 28;
+const BYTES: usize = BODY + 64;
+
+/// A key for `holder`, and when it expires, since 1970.
+pub(crate) fn issue(keys: &HashKeys, issuing: &Issuing, holder: Holder<'_>, now: Duration) -> Option<(Key, Duration)> {
+    let expiry = now + issuing.lifetime;
+    let mut token = Vec::with_capacity(BYTES);
+    token.extend_from_slice(&issuing.generation.to_be_bytes());
+    token.extend_from_slice(&expiry.as_secs().to_be_bytes());
+    token.extend_from_slice(&rand::random::<[u8; 16]>());
+    let signing = signing(keys, issuing.generation);
+    let (seal, bond) = (seal(&token).mac(&signing), bond(&token, holder).mac(&signing));
+    token.extend_from_slice(&seal);
+    token.extend_from_slice(&bond);
+    let key = Key::parse(format!("{PREFIX}{}", hex(&token)).as_bytes()).ok()?;
+    Some((key, Duration::from_secs(expiry.as_secs())))
+}
+
+/// Whether a key was issued to `holder`, and still counts.
+pub(crate) fn check(
+    keys: &HashKeys,
+    issuing: &Issuing,
+    key: &Key,
+    holder: Holder<'_>,
+    now: Duration,
+) -> Result<(), Refused> {
+    let token = key.as_str().strip_prefix(PREFIX).and_then(unhex).ok_or(Refused::Forged)?;
+    let (body, hashes) = token.split_at(BODY);
+    let generation = body[..4].try_into().map(u32::from_be_bytes).map_err(|_| Refused::Forged)?;
+    if generation.abs_diff(issuing.generation) > 1 {
+        return Err(Refused::Forged);
+    }
+    let signing = signing(keys, generation);
+    let (its_seal, its_bond) = hashes.split_at(32);
+    if !seal(body).verify(&signing, its_seal) {
+        return Err(Refused::Forged);
+    }
+    if !bond(body, holder).verify(&signing, its_bond) {
+        return Err(Refused::Foreign);
+    }
+    let expiry = body[4..12].try_into().map(u64::from_be_bytes).map_err(|_| Refused::Forged)?;
+    if now.as_secs() >= expiry { Err(Refused::Expired) } else { Ok(()) }
+}
+
+fn signing(keys: &HashKeys, generation: u32) -> MacKey {
+    MacKey::new(blake3::keyed_hash(&keys.issuing, &generation.to_be_bytes()).as_bytes())
+}
+
+fn seal(body: &[u8]) -> Framed {
+    let mut framed = Framed::default();
+    framed.field(b"seal");
+    framed.field(body);
+    framed
+}
+
+fn bond(body: &[u8], holder: Holder<'_>) -> Framed {
+    let mut framed = Framed::default();
+    framed.field(b"bond");
+    framed.field(body);
+    framed.field(holder.namespace.as_bytes());
+    match holder.principal {
+        Principal::Anonymous => framed.field(b"anonymous"),
+        Principal::Named(digest) => framed.field(&digest.0),
+    }
+    framed.field(holder.route.as_bytes());
+    framed
+}
+
+/// Lower-case digits alone: a key that is spelt otherwise would be another record.
+fn unhex(digits: &str) -> Option<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
+    if digits.len() != 2 * BYTES || !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
