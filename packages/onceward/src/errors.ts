@@ -1,0 +1,87 @@
+/** Errors with literal names, each with a guard that also knows those of another copy of this package. */
+
+import type { ErrorName } from './retry.js'
+import type { Executed, Problem } from './wire.js'
+
+export interface Circumstances {
+  /** Whether the operation was executed, as far as anybody knows. */
+  readonly executed: Executed
+  readonly intent: string
+  /** The refusal, where the server said why. */
+  readonly problem?: Problem | undefined
+  /** The last response, where there was one. */
+  readonly response?: Response | undefined
+  readonly cause?: unknown
+}
+
+/** What all errors of this package have. */
+export class OncewardError extends Error {
+  readonly executed: Executed
+  readonly intent: string
+  readonly problem: Problem | undefined
+  readonly response: Response | undefined
+  constructor(message: string, { executed, intent, problem, response, cause }: Circumstances) {
+    super(problem?.detail ? `${message}: ${problem.detail}` : message, cause === undefined ? undefined : { cause })
+    this.executed = executed
+    this.intent = intent
+    this.problem = problem
+    this.response = response
+  }
+}
+
+/** It may have been executed or not. The key is kept: sending the same again later is safe where keys are honoured. */
+export class OutcomeUnknownError extends OncewardError {
+  override readonly name = 'OutcomeUnknownError'
+}
+/** It is still running, longer than the deadline. The key is kept: the same call later gets the answer. */
+export class InFlightError extends OncewardError {
+  override readonly name = 'InFlightError'
+}
+/** The key came with another request before. */
+export class KeyReusedError extends OncewardError {
+  override readonly name = 'KeyReusedError'
+}
+/** It was executed longer ago than answers are kept, or before what the server remembers. */
+export class KeyExpiredError extends OncewardError {
+  override readonly name = 'KeyExpiredError'
+}
+/** It was executed, and its answer was not kept. `problem.first_status` and `first_location` tell how it ended. */
+export class AnswerNotKeptError extends OncewardError {
+  override readonly name = 'AnswerNotKeptError'
+}
+/** The server does not take the key or the request. */
+export class KeyRefusedError extends OncewardError {
+  override readonly name = 'KeyRefusedError'
+}
+/** Nothing was sent, or nothing could be: it was not executed. */
+export class NotSentError extends OncewardError {
+  override readonly name = 'NotSentError'
+}
+
+const ALL = {
+  OutcomeUnknownError, InFlightError, KeyReusedError, KeyExpiredError, AnswerNotKeptError, KeyRefusedError, NotSentError,
+}
+const MESSAGES: Record<ErrorName, string> = {
+  OutcomeUnknownError: 'nobody knows whether it was executed',
+  InFlightError: 'it is still running',
+  KeyReusedError: 'the key was used for another request',
+  KeyExpiredError: 'the server no longer knows the answer',
+  AnswerNotKeptError: 'it was executed, and its answer was not kept',
+  KeyRefusedError: 'the server refused the key or the request',
+  NotSentError: 'nothing was sent',
+}
+
+export function errorOf(name: ErrorName, circumstances: Circumstances, more = ''): OncewardError {
+  return new ALL[name](MESSAGES[name] + more, circumstances)
+}
+
+const named = (error: unknown, name: string) => error instanceof Error && error.name === name && 'executed' in error
+export const isOncewardError = (error: unknown): error is OncewardError =>
+  error instanceof Error && error.name in ALL && 'executed' in error
+export const isOutcomeUnknownError = (error: unknown): error is OutcomeUnknownError => named(error, 'OutcomeUnknownError')
+export const isInFlightError = (error: unknown): error is InFlightError => named(error, 'InFlightError')
+export const isKeyReusedError = (error: unknown): error is KeyReusedError => named(error, 'KeyReusedError')
+export const isKeyExpiredError = (error: unknown): error is KeyExpiredError => named(error, 'KeyExpiredError')
+export const isAnswerNotKeptError = (error: unknown): error is AnswerNotKeptError => named(error, 'AnswerNotKeptError')
+export const isKeyRefusedError = (error: unknown): error is KeyRefusedError => named(error, 'KeyRefusedError')
+export const isNotSentError = (error: unknown): error is NotSentError => named(error, 'NotSentError')

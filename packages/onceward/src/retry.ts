@@ -1,0 +1,163 @@
+/** May we, and when? A pure function over what was heard, with its reasons; `wire/cases.json` has its cases. */
+
+import { outcomeOf, type Executed, type Outcome, type Problem } from './wire.js'
+
+/** How a request ended without a whole response. `network`: it was sent, or perhaps sent. `unsent`: no byte of it was. */
+export type Failure = 'network' | 'timeout' | 'unsent' | 'aborted'
+
+export type Heard =
+  | { readonly failure: Failure }
+  | {
+      readonly status: number
+      /** The value of `Idempotency-Outcome`. */
+      readonly outcome?: string | undefined
+      /** `code`, `executed` and `retry` of the problem. */
+      readonly code?: string | undefined
+      readonly executed?: Executed | undefined
+      readonly retry?: Problem['retry'] | undefined
+      readonly retry_after_ms?: number | undefined
+    }
+
+export interface Given {
+  /** Whether this answers `GET operation` and not the request itself. */
+  readonly asked: boolean
+  /** Whether keys are honoured at the origin; `undefined`: not known yet. */
+  readonly honoured: boolean | undefined
+  /** Whether an earlier send of the key may have been executed. */
+  readonly doubt: boolean
+  /** What is left of the total deadline, in milliseconds. */
+  readonly left_ms: number
+}
+
+export type Reason =
+  | 'answer' | 'plain' | 'not-executed' | 'busy' | 'in-flight' | 'answer-lost' | 'unsent' | 'kept' | 'free' | 'unknown'
+  | 'not-kept' | 'mismatch' | 'expired' | 'refused' | 'not-honoured' | 'not-known-to-be-honoured' | 'deadline' | 'aborted'
+
+export type ErrorName =
+  | 'AnswerNotKeptError' | 'InFlightError' | 'KeyExpiredError' | 'KeyRefusedError' | 'KeyReusedError' | 'NotSentError'
+  | 'OutcomeUnknownError'
+
+/** Milliseconds, or our own {@link backoff}. */
+export type After = number | 'backoff'
+
+export type Decision = {
+  /** Only a definite outcome lets a key go. */
+  readonly key: 'keep' | 'drop'
+  /** What is known of the key's operation over all attempts; unless it is `no`, there is a doubt from now on. */
+  readonly executed: Executed
+  readonly because: Reason
+} & (
+  | { readonly do: 'return' | 'check' }
+  | { readonly do: 'resend' | 'ask'; readonly after: After }
+  | { readonly do: 'throw'; readonly error: ErrorName | 'AbortError' }
+)
+
+/** Said by a proxy, or a service, that may have executed the request; and by one that did not. */
+const isLost = (status: number) => [408, 502, 503, 504].includes(status) || (status >= 520 && status <= 527)
+const isBusy = (status: number) => status === 425 || status === 429
+/** What may be mended, waited for or signed in to without a new intent, so that the same key goes on. */
+const KEPT = [401, 403, 407, 409, 410, 421, 422, 423, 425, 426, 429, 431]
+/** The refusals that come before anything of this attempt was executed. */
+const BEFORE = ['store_unavailable', 'draining', 'request_incomplete', 'request_too_large', 'principal_unknown']
+/** The outcomes of codes, for pages of other origins that can read the body and not the header. */
+const BY_CODE: Record<string, Outcome> = {
+  key_missing: 'rejected', key_invalid: 'rejected', request_incomplete: 'rejected', principal_unknown: 'rejected',
+  request_too_large: 'rejected', record_unreadable: 'rejected', store_unavailable: 'rejected', draining: 'rejected',
+  operation_unknown: 'released', upstream_unreachable: 'released', in_flight: 'in-flight', upstream_timeout: 'in-flight',
+  outcome_unknown: 'unknown', handler_panicked: 'unknown', upstream_lost: 'unknown', answer_not_kept: 'not-stored',
+  key_expired: 'expired', key_reused: 'mismatch',
+}
+
+/** What to do after what was heard. */
+export function decide(given: Given, heard: Heard): Decision {
+  const { asked, doubt, left_ms } = given
+  const keep = (executed: Executed, because: Reason) => ({ key: 'keep', executed, because }) as const
+  const drop = (executed: Executed, because: Reason) => ({ key: 'drop', executed, because }) as const
+  const giveUp = (executed: Executed, because: Reason): Decision => {
+    if (because === 'deadline' && inFlight) return { do: 'throw', error: 'InFlightError', ...keep(executed, because) }
+    if (executed !== 'no') return { do: 'throw', error: 'OutcomeUnknownError', ...keep(executed, because) }
+    if ('failure' in heard) return { do: 'throw', error: 'NotSentError', ...keep(executed, because) }
+    return { do: 'return', ...keep(executed, because) }
+  }
+  let inFlight = false
+  let honoured = given.honoured
+
+  /** Once more with the same key, if that is safe and there is time. */
+  const again = (executed: Executed, because: Reason, how: 'resend' | 'ask' = asked ? 'ask' : 'resend', at?: number): Decision => {
+    const wait = at ?? (('failure' in heard ? 0 : heard.retry_after_ms) || 'backoff')
+    if (left_ms <= (wait === 'backoff' ? 0 : wait)) return giveUp(executed, 'deadline')
+    // Never the duplicate itself: a request that perhaps was executed is sent again only to where keys are honoured.
+    const isFirst = because === 'unsent' && !doubt
+    if (!honoured && !isFirst && !asked) {
+      if (honoured === undefined) return { do: 'check', ...keep(executed, 'not-known-to-be-honoured') }
+      return giveUp(executed, 'not-honoured')
+    }
+    return { do: how, after: wait, ...keep(executed, because) }
+  }
+  const before: Executed = doubt ? 'unknown' : 'no'
+
+  if ('failure' in heard) {
+    switch (heard.failure) {
+      case 'aborted': return { do: 'throw', error: 'AbortError', ...keep('unknown', 'aborted') }
+      case 'unsent': return again(before, 'unsent')
+      default: return again('unknown', 'answer-lost')
+    }
+  }
+
+  const { status, code, retry } = heard
+  const outcome = outcomeOf(heard.outcome) ?? (code === undefined ? undefined : BY_CODE[code])
+  if (outcome) honoured = true
+  switch (outcome) {
+    case 'stored':
+      // Whoever has no name is told that it is kept, and not the answer itself: sending again brings that.
+      if (asked) return again('yes', 'kept', 'resend', 0)
+    // falls through
+    case 'replayed':
+    case 'reconciled':
+      return { do: 'return', ...drop('yes', 'answer') }
+    case 'not-stored':
+      if (code === 'answer_not_kept' || asked) return { do: 'throw', error: 'AnswerNotKeptError', ...drop('yes', 'not-kept') }
+      if (isLost(status) || retry === 'same-key') return again('unknown', 'answer-lost')
+      return { do: 'return', ...drop('yes', 'answer') }
+    case 'released':
+      // Never seen here, or released: what was sent earlier may yet arrive, so `executed` stays open.
+      if (asked) return again('unknown', 'free', 'resend', 0)
+      if (isBusy(status) || status === 503 || retry === 'same-key') return again('no', 'busy')
+      return { do: 'return', ...keep('no', 'not-executed') }
+    case 'in-flight':
+      inFlight = true
+      return again('unknown', 'in-flight')
+    case 'unknown':
+      if (asked && retry !== 'wait') return { do: 'throw', error: 'OutcomeUnknownError', ...keep('unknown', 'unknown') }
+      if (retry === 'same-key' || (!code && isLost(status))) return again('unknown', 'answer-lost')
+      return again('unknown', 'unknown', 'ask', retry === 'wait' ? undefined : 0)
+    case 'mismatch':
+      return { do: 'throw', error: 'KeyReusedError', ...keep('unknown', 'mismatch') }
+    case 'expired': {
+      const executed = heard.executed ?? 'unknown'
+      return { do: 'throw', error: 'KeyExpiredError', key: executed === 'yes' ? 'drop' : 'keep', executed, because: 'expired' }
+    }
+    case 'rejected': {
+      const executed = heard.executed === 'unknown' && code && BEFORE.includes(code) ? before : (heard.executed ?? before)
+      if (retry === 'same-key' || retry === 'wait') return again(executed, 'busy')
+      return { do: 'throw', error: 'KeyRefusedError', key: retry === 'new-key' ? 'drop' : 'keep', executed, because: 'refused' }
+    }
+  }
+
+  // Nobody who knows of keys spoke: a service without them, or a proxy on the way.
+  if (isBusy(status)) return again(before, 'busy')
+  if (isLost(status)) return again('unknown', 'answer-lost')
+  if (asked) return { do: 'throw', error: 'OutcomeUnknownError', ...keep('unknown', 'unknown') }
+  if (status < 400) return { do: 'return', ...drop('yes', 'plain') }
+  if (status >= 500 || status === 409) return { do: 'return', ...keep('unknown', 'plain') }
+  return { do: 'return', key: doubt || KEPT.includes(status) ? 'keep' : 'drop', executed: before, because: 'plain' }
+}
+
+const BACKOFF_FIRST_MS = 500
+const BACKOFF_MS_MAX = 15_000
+
+/** Our own backoff after so many sends, in milliseconds, given a random number of [0, 1). */
+export function backoff(sends: number, random: number): number {
+  const most = Math.min(BACKOFF_MS_MAX, BACKOFF_FIRST_MS * 2 ** (sends - 1))
+  return Math.floor(most / 2 + (most / 2) * random)
+}
