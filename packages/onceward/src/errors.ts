@@ -14,18 +14,16 @@ export interface Circumstances {
   readonly cause?: unknown
 }
 
-/** What all errors of this package have. */
-export class OncewardError extends Error {
-  readonly executed: Executed
-  readonly intent: string
-  readonly problem: Problem | undefined
-  readonly response: Response | undefined
-  constructor(message: string, { executed, intent, problem, response, cause }: Circumstances) {
-    super(problem?.detail ? `${message}: ${problem.detail}` : message, cause === undefined ? undefined : { cause })
-    this.executed = executed
-    this.intent = intent
-    this.problem = problem
-    this.response = response
+/** What all errors of this package are. */
+export class OncewardError extends Error implements Circumstances {
+  declare readonly executed: Executed
+  declare readonly intent: string
+  declare readonly problem: Problem | undefined
+  declare readonly response: Response | undefined
+  constructor(message: string, circumstances: Circumstances) {
+    super(message)
+    const { executed, intent, problem, response, cause } = circumstances
+    Object.assign(this, { executed, intent, problem, response, cause })
   }
 }
 
@@ -61,23 +59,16 @@ export class NotSentError extends OncewardError {
 const ALL = {
   OutcomeUnknownError, InFlightError, KeyReusedError, KeyExpiredError, AnswerNotKeptError, KeyRefusedError, NotSentError,
 }
-const MESSAGES: Record<ErrorName, string> = {
-  OutcomeUnknownError: 'nobody knows whether it was executed',
-  InFlightError: 'it is still running',
-  KeyReusedError: 'the key was used for another request',
-  KeyExpiredError: 'the server no longer knows the answer',
-  AnswerNotKeptError: 'it was executed, and its answer was not kept',
-  KeyRefusedError: 'the server refused the key or the request',
-  NotSentError: 'nothing was sent',
-}
 
+/** The server's own words, where there are some, say more than ours. */
 export function errorOf(name: ErrorName, circumstances: Circumstances, more = ''): OncewardError {
-  return new ALL[name](MESSAGES[name] + more, circumstances)
+  const { executed, problem } = circumstances
+  return new ALL[name]((problem?.detail ?? `executed: ${executed}`) + more, circumstances)
 }
 
-const named = (error: unknown, name: string) => error instanceof Error && error.name === name && 'executed' in error
 export const isOncewardError = (error: unknown): error is OncewardError =>
   error instanceof Error && error.name in ALL && 'executed' in error
+const named = (error: unknown, name: ErrorName) => isOncewardError(error) && error.name === name
 export const isOutcomeUnknownError = (error: unknown): error is OutcomeUnknownError => named(error, 'OutcomeUnknownError')
 export const isInFlightError = (error: unknown): error is InFlightError => named(error, 'InFlightError')
 export const isKeyReusedError = (error: unknown): error is KeyReusedError => named(error, 'KeyReusedError')

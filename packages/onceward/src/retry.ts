@@ -61,11 +61,8 @@ const KEPT = [401, 403, 407, 409, 410, 421, 422, 423, 425, 426, 429, 431]
 const BEFORE = ['store_unavailable', 'draining', 'request_incomplete', 'request_too_large', 'principal_unknown']
 /** The outcomes of codes, for pages of other origins that can read the body and not the header. */
 const BY_CODE: Record<string, Outcome> = {
-  key_missing: 'rejected', key_invalid: 'rejected', request_incomplete: 'rejected', principal_unknown: 'rejected',
-  request_too_large: 'rejected', record_unreadable: 'rejected', store_unavailable: 'rejected', draining: 'rejected',
-  operation_unknown: 'released', upstream_unreachable: 'released', in_flight: 'in-flight', upstream_timeout: 'in-flight',
-  outcome_unknown: 'unknown', handler_panicked: 'unknown', upstream_lost: 'unknown', answer_not_kept: 'not-stored',
-  key_expired: 'expired', key_reused: 'mismatch',
+  in_flight: 'in-flight', upstream_timeout: 'in-flight', outcome_unknown: 'unknown', upstream_lost: 'unknown',
+  answer_not_kept: 'not-stored', key_expired: 'expired', key_reused: 'mismatch',
 }
 
 /** What to do after what was heard. */
@@ -105,7 +102,7 @@ export function decide(given: Given, heard: Heard): Decision {
   }
 
   const { status, code, retry } = heard
-  const outcome = outcomeOf(heard.outcome) ?? (code === undefined ? undefined : BY_CODE[code])
+  const outcome = outcomeOf(heard.outcome) ?? (retry && (BY_CODE[code!] ?? 'rejected'))
   if (outcome) honoured = true
   switch (outcome) {
     case 'stored':

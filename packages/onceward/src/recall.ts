@@ -1,0 +1,49 @@
+/** What became of a request of an earlier page, asked without sending anything that could take effect. */
+
+import type { IdempotentFetch } from './idempotentFetch.js'
+import { isForeign } from './origin.js'
+import { decide } from './retry.js'
+import { endpoint, headersOf, listen, question, WAIT_SECONDS } from './send.js'
+import { KEY, type Executed, type Problem } from './wire.js'
+
+export type Recalled =
+  /** Nothing is open: the next request is the first. */
+  | { readonly state: 'none' }
+  /** It is running. Ask again after this many milliseconds. */
+  | { readonly state: 'in-flight'; readonly after_ms: number }
+  /** It was executed, and this is its answer. The key is let go. */
+  | { readonly state: 'answered'; readonly response: Response }
+  /** It is open, and its answer is not here: sending the same again is safe where keys are honoured. */
+  | { readonly state: 'interrupted'; readonly executed: Executed; readonly problem?: Problem | undefined }
+
+const POLL_MS = 1000
+
+/** What became of the youngest open request of an intent. Asks this page's origin, unless `endpoints` is a URL. */
+export async function recall(
+  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { user, signal = new AbortController().signal }: { readonly user?: string; readonly signal?: AbortSignal } = {},
+): Promise<Recalled> {
+  // One that was never sent is nothing to ask for.
+  const entry = (await keys.of(group(intent, user))).find(({ doubt }) => doubt)
+  if (!entry) return { state: 'none' }
+  const here = typeof location === 'undefined' ? undefined : location.href
+  if (here === undefined && !/^https?:/.test(options.endpoints ?? '')) return { state: 'interrupted', executed: 'unknown' }
+  const url = endpoint(options, here ?? options.endpoints!, 'operation')
+  const prefer = isForeign(new URL(url).origin) ? {} : { prefer: `wait=${options.wait ?? WAIT_SECONDS}` }
+  try {
+    const asked = question(new Request(url), url, { ...headersOf(options), ...prefer, [KEY]: JSON.stringify(entry.key) }, signal)
+    const response = await (options.fetch ?? fetch)(asked)
+    const { heard, problem } = await listen(response, true)
+    const decision = decide({ asked: true, honoured: true, doubt: true, left_ms: Infinity }, heard)
+    if (decision.do === 'return') {
+      await keys.remove(entry.id)
+      return { state: 'answered', response }
+    }
+    if (decision.because === 'in-flight') {
+      return { state: 'in-flight', after_ms: 'after' in decision && decision.after !== 'backoff' ? decision.after : POLL_MS }
+    }
+    return { state: 'interrupted', executed: decision.executed, problem }
+  } catch {
+    signal.throwIfAborted()
+    return { state: 'interrupted', executed: 'unknown' }
+  }
+}
