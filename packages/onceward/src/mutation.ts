@@ -4,8 +4,10 @@ import { canonical } from './canonical.js'
 import { idempotentFetch } from './default.js'
 import type { AdapterInit, IdempotentFetch } from './idempotentFetch.js'
 import { newKey } from './key.js'
+import { sleep } from './patience.js'
 import { recall } from './recall.js'
 import type { Decision } from './retry.js'
+import { WAIT_SECONDS } from './send.js'
 import { sha256 } from './sha256.js'
 import type { Executed } from './wire.js'
 
@@ -140,8 +142,9 @@ export class Mutation<Data, Variables> {
 
   async #recall(signal: AbortSignal): Promise<void> {
     const { intent, fetch = idempotentFetch, restore = read } = this.#options
-    for (;;) {
-      const recalled = await recall(fetch, intent, { signal })
+    // At once, so that the page can say that it is pending; from then on the server holds the question.
+    for (let wait = 0; ; wait = fetch.inner.options.wait ?? WAIT_SECONDS) {
+      const recalled = await recall(fetch, intent, { signal, wait })
       if (signal.aborted || this.#running) return
       switch (recalled.state) {
         case 'none':
@@ -158,8 +161,7 @@ export class Mutation<Data, Variables> {
           return this.#set({ status: 'interrupted', data: undefined, error: null, variables: undefined, executed: recalled.executed })
         case 'in-flight':
           this.#set({ status: 'pending', data: undefined, error: null, variables: undefined })
-          await new Promise((resolve) => setTimeout(resolve, recalled.after_ms))
-          if (signal.aborted) return
+          if (wait > 0) await sleep(recalled.after_ms, signal)
       }
     }
   }

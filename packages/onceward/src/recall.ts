@@ -3,7 +3,7 @@
 import type { IdempotentFetch } from './idempotentFetch.js'
 import { isForeign } from './origin.js'
 import { decide } from './retry.js'
-import { endpoint, headersOf, listen, question, WAIT_SECONDS } from './send.js'
+import { endpoint, headersOf, listen, question } from './send.js'
 import { KEY, type Executed, type Problem } from './wire.js'
 
 export type Recalled =
@@ -20,7 +20,7 @@ const POLL_MS = 1000
 
 /** What became of the youngest open request of an intent. Asks this page's origin, unless `endpoints` is a URL. */
 export async function recall(
-  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { user, signal = new AbortController().signal }: { readonly user?: string; readonly signal?: AbortSignal } = {},
+  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { user, signal = new AbortController().signal, wait = 0 }: { readonly user?: string; readonly signal?: AbortSignal; /** How long the server may hold the question until there is an answer, in seconds. */ readonly wait?: number } = {},
 ): Promise<Recalled> {
   // One that was never sent is nothing to ask for.
   const entry = (await keys.of(group(intent, user))).find(({ doubt }) => doubt)
@@ -28,7 +28,7 @@ export async function recall(
   const here = typeof location === 'undefined' ? undefined : location.href
   if (here === undefined && !/^https?:/.test(options.endpoints ?? '')) return { state: 'interrupted', executed: 'unknown' }
   const url = endpoint(options, here ?? options.endpoints!, 'operation')
-  const prefer = isForeign(new URL(url).origin) ? {} : { prefer: `wait=${options.wait ?? WAIT_SECONDS}` }
+  const prefer = isForeign(new URL(url).origin) ? {} : { prefer: `wait=${wait}` }
   try {
     const asked = question(new Request(url), url, { ...headersOf(options), ...prefer, [KEY]: JSON.stringify(entry.key) }, signal)
     const response = await (options.fetch ?? fetch)(asked)

@@ -70,6 +70,8 @@ export class Door {
 
   async #pass(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
     const { method = '', url = '', headers } = incoming
+    // A browser that loses a connection that it used before sends the request once more by itself, and hides the loss.
+    outgoing.shouldKeepAlive = false
     const page = this.pages.get(url.split('?')[0]!)
     if (page) {
       outgoing.writeHead(200, { 'content-type': page.type, 'cache-control': 'no-store' }).end(page.body)
@@ -103,7 +105,7 @@ export class Door {
         }
         void (isPost ? (hold ?? Promise.resolve()) : Promise.resolve()).then(() => {
           if (outgoing.destroyed) return
-          outgoing.writeHead(answer.statusCode!, answer.statusMessage, answer.rawHeaders.filter((_, i, all) => !/^(transfer-encoding|connection)$/i.test(all[i - (i % 2)]!)))
+          outgoing.writeHead(answer.statusCode!, answer.statusMessage, answer.rawHeaders.filter((_, i, all) => !/^(transfer-encoding|connection|keep-alive)$/i.test(all[i - (i % 2)]!)))
           outgoing.end(Buffer.concat(parts))
         })
       })

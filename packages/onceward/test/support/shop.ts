@@ -68,7 +68,7 @@ ${settings}`)
 
 /** Starts a program and waits until it says that it listens. */
 async function start(args: string[]): Promise<ChildProcess> {
-  // Its end of the pipe closes with us: whatever becomes of the tests, nothing is left behind.
+  // Both end when their end of the pipe closes: whatever becomes of the tests, nothing is left behind.
   const child = spawn(BINARY, args, { stdio: ['pipe', 'pipe', 'pipe'] })
   let said = ''
   await new Promise<void>((resolve, reject) => {
@@ -80,7 +80,6 @@ async function start(args: string[]): Promise<ChildProcess> {
     child.stderr.on('data', hear)
     child.once('exit', (code) => reject(new Error(`${args[0]} ended (${code}): ${said}`)))
   })
-  process.once('exit', () => child.kill('SIGKILL'))
   return child
 }
 
