@@ -29,31 +29,31 @@ export class OncewardError extends Error implements Circumstances {
 
 /** It may have been executed or not. The key is kept: sending the same again later is safe where keys are honoured. */
 export class OutcomeUnknownError extends OncewardError {
-  override readonly name = 'OutcomeUnknownError'
+  override readonly name = 'OutcomeUnknownError' as const
 }
 /** It is still running, longer than the deadline. The key is kept: the same call later gets the answer. */
 export class InFlightError extends OncewardError {
-  override readonly name = 'InFlightError'
+  override readonly name = 'InFlightError' as const
 }
 /** The key came with another request before. */
 export class KeyReusedError extends OncewardError {
-  override readonly name = 'KeyReusedError'
+  override readonly name = 'KeyReusedError' as const
 }
 /** It was executed longer ago than answers are kept, or before what the server remembers. */
 export class KeyExpiredError extends OncewardError {
-  override readonly name = 'KeyExpiredError'
+  override readonly name = 'KeyExpiredError' as const
 }
 /** It was executed, and its answer was not kept. `problem.first_status` and `first_location` tell how it ended. */
 export class AnswerNotKeptError extends OncewardError {
-  override readonly name = 'AnswerNotKeptError'
+  override readonly name = 'AnswerNotKeptError' as const
 }
 /** The server does not take the key or the request. */
 export class KeyRefusedError extends OncewardError {
-  override readonly name = 'KeyRefusedError'
+  override readonly name = 'KeyRefusedError' as const
 }
 /** Nothing was sent, or nothing could be: it was not executed. */
 export class NotSentError extends OncewardError {
-  override readonly name = 'NotSentError'
+  override readonly name = 'NotSentError' as const
 }
 
 const ALL = {

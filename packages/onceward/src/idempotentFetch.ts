@@ -1,5 +1,6 @@
 /** `fetch` that takes effect once: it finds the key of an intent, sends until it is settled, and lets the key go. */
 
+import { digest as digestOf, encode } from './digest.js'
 import { newKey } from './key.js'
 import type { IdempotentInit, Options } from './options.js'
 import { isHonoured } from './origin.js'
@@ -7,9 +8,8 @@ import { Deadline, follow } from './patience.js'
 import { prepare, type Prepared } from './prepare.js'
 import type { Decision } from './retry.js'
 import { DEADLINE_MS, send } from './send.js'
-import { sha256 } from './sha256.js'
-import { revive, sharedError, type Shared } from './shared.js'
-import { Keys, memoryStorage, webStorage } from './storage.js'
+import { sharedError, type Shared } from './shared.js'
+import { keysIn, memoryStorage, webStorage, type Keys } from './storage.js'
 import { turn } from './tabs.js'
 import { KEY } from './wire.js'
 
@@ -28,7 +28,7 @@ export interface Inner {
   readonly keys: Keys
   readonly user: (user?: string) => string
   /** Names the open keys of a user's intent. */
-  readonly group: (intent: string, user?: string) => string
+  readonly group: (intent: string, user?: string) => Promise<string>
   /** Names the key of one payload in such a group. */
   readonly id: (group: string, digest: string) => string
 }
@@ -59,13 +59,13 @@ interface Wanted {
 export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
   const { storage = typeof document === 'undefined' ? 'memory' : 'session' } = options
   const place = typeof storage === 'object' ? storage : storage === 'memory' ? memoryStorage() : webStorage(storage)
-  const keys = new Keys(place, options.onWarning ?? ((message) => console.warn(`onceward: ${message}`)))
+  const keys = keysIn(place, options.onWarning ?? ((message) => console.warn(`onceward: ${message}`)))
   const shops = new Map<string, Shop>()
   const inner: Inner = {
     options,
     keys,
     user: (user = typeof options.user === 'function' ? options.user() : options.user) => user ?? '',
-    group: (intent, user) => sha256(JSON.stringify([inner.user(user), intent])).slice(0, 24),
+    group: async (intent, user) => (await digestOf(encode(JSON.stringify([inner.user(user), intent])))).slice(0, 24),
     id: (group, digest) => `${group}:${digest.slice(0, 32)}`,
   }
 
@@ -77,9 +77,9 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
     }
     request.signal.throwIfAborted()
     const prepared = await prepare(request)
-    const digest = init.payload === undefined ? prepared.digest : sha256(init.payload)
+    const digest = init.payload === undefined ? prepared.digest : await digestOf(encode(init.payload))
     const intent = init.intent ?? `${request.method} ${prepared.url} ${digest.slice(0, 16)}`
-    const id = given === null ? inner.id(inner.group(intent, init.user), digest) : sha256(given + digest)
+    const id = given === null ? inner.id(await inner.group(intent, init.user), digest) : await digestOf(encode(given + digest))
 
     let shop = shops.get(id)
     if (!shop) {
@@ -101,7 +101,7 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
   /** One request of an intent, in turn with those of other tabs. */
   async function once({ prepared, init, intent, digest, id, given, signal }: Wanted): Promise<Response> {
     const mine = await turn(id, signal)
-    if (!('done' in mine)) return revive(mine)
+    if (mine instanceof Response) return mine
     let result: Shared | undefined
     try {
       const deadline = new Deadline(init.deadline ?? options.deadline ?? DEADLINE_MS)
@@ -112,7 +112,7 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
       const born = found?.born ?? Date.now()
       const note = async (doubt: boolean) => given === null && keys.put(id, { key, intent, digest, born, doubt })
       await note(true)
-      await mine.announce(key)
+      await mine.announce?.(key)
       let ended: Decision | undefined
       const errand = {
         prepared, key, given, intent, born, deadline, signal, onAttempt: init.onAttempt,
@@ -132,14 +132,14 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
         else if (ended?.executed === 'no' || (ended?.do === 'return' && !isHonoured(prepared.origin, options))) await note(false)
       }
     } finally {
-      mine.done(result)
+      mine.done?.(result)
     }
   }
 
   return Object.assign(idempotentFetch, {
     inner,
     forget: async (intent: string, user?: string) => {
-      for (const { id } of await keys.of(inner.group(intent, user))) await keys.remove(id)
+      for (const id of await keys.ids(await inner.group(intent, user))) await keys.remove(id)
     },
   })
 }

@@ -3,13 +3,15 @@
 import { canonical } from './canonical.js'
 import { sha256 } from './sha256.js'
 
+export const hex = (bytes: Uint8Array) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
+
 /** A UUIDv7: random, and sorted by when it was made. Works on plain `http://` too, where there is no `randomUUID`. */
 export function newKey(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16))
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
+  const random = hex(bytes)
   const time = Date.now().toString(16).padStart(12, '0')
   const variant = ((bytes[8]! & 0x3f) | 0x80).toString(16)
-  return `${time.slice(0, 8)}-${time.slice(8)}-7${hex.slice(13, 16)}-${variant}${hex.slice(18, 20)}-${hex.slice(20)}`
+  return `${time.slice(0, 8)}-${time.slice(8)}-7${random.slice(13, 16)}-${variant}${random.slice(18, 20)}-${random.slice(20)}`
 }
 
 /**

@@ -1,6 +1,8 @@
 /** Turns by a lease in `localStorage`, where there are no Web Locks: plain `http://` on a LAN. */
 
-import type { Hold, Holder } from './tabs.js'
+import { sleep } from './patience.js'
+import { tell, type Turn } from './tabs.js'
+import type { Holder } from './wait.js'
 
 interface Lease {
   /** Who holds it; empty: it was given back. */
@@ -15,8 +17,6 @@ const LEASE_MS = 5000
 /** Longer than two tabs take to see each other's writes. */
 const SETTLE_MS = 40
 const POLL_MS = 100
-
-const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms))
 
 /** Two tabs that write at once see who wrote last, and the other waits. `undefined`: there is no storage to share. */
 export function byLease(): Holder | undefined {
@@ -39,7 +39,7 @@ export function byLease(): Holder | undefined {
     try { storage.setItem(name(id), JSON.stringify(lease)) } catch { /* as said */ }
   }
 
-  const take = async (id: string): Promise<Hold | undefined> => {
+  const take = async (id: string): Promise<Turn | undefined> => {
     const found = read(id)
     if (found?.holder && found.until > Date.now()) return undefined
     const holder = `${Date.now()}.${Math.random()}`
@@ -56,7 +56,8 @@ export function byLease(): Holder | undefined {
         key = next
         renew()
       },
-      release: () => {
+      done: (result) => {
+        tell(id, result)
         clearInterval(timer)
         if (read(id)?.holder !== holder) return
         write(id, { holder: '', key, until: Date.now() + LINGER_MS })
@@ -69,8 +70,8 @@ export function byLease(): Holder | undefined {
     wait: async (id, signal) => {
       for (;;) {
         signal.throwIfAborted()
-        const hold = await take(id)
-        if (hold) return hold
+        const turn = await take(id)
+        if (turn) return turn
         await sleep(POLL_MS)
       }
     },

@@ -3,12 +3,12 @@
 import { canonical } from './canonical.js'
 import { idempotentFetch } from './default.js'
 import type { AdapterInit, IdempotentFetch } from './idempotentFetch.js'
+import { digest as digestOf, encode } from './digest.js'
 import { newKey } from './key.js'
 import { sleep } from './patience.js'
 import { recall } from './recall.js'
 import type { Decision } from './retry.js'
 import { WAIT_SECONDS } from './send.js'
-import { sha256 } from './sha256.js'
 import type { Executed } from './wire.js'
 
 export interface MutationContext {
@@ -187,8 +187,8 @@ function textOf(variables: unknown): string {
 /** The key for this payload of an intent, kept from now on, also for transports that are not ours. */
 async function reserve({ inner }: IdempotentFetch, intent: string, payload: string) {
   const { keys, options } = inner
-  const digest = sha256(payload)
-  const id = inner.id(inner.group(intent), digest)
+  const digest = await digestOf(encode(payload))
+  const id = inner.id(await inner.group(intent), digest)
   // One from another source is made when there is a request to make it for.
   const key = (await keys.get(id))?.key ?? (options.keys ? undefined : newKey())
   if (key !== undefined && !(await keys.get(id))) await keys.put(id, { key, intent, digest, born: Date.now(), doubt: false })

@@ -23,7 +23,8 @@ export async function recall(
   { inner: { keys, group, options } }: IdempotentFetch, intent: string, { user, signal = new AbortController().signal, wait = 0 }: { readonly user?: string; readonly signal?: AbortSignal; /** How long the server may hold the question until there is an answer, in seconds. */ readonly wait?: number } = {},
 ): Promise<Recalled> {
   // One that was never sent is nothing to ask for.
-  const entry = (await keys.of(group(intent, user))).find(({ doubt }) => doubt)
+  const entries = await Promise.all((await keys.ids(await group(intent, user))).map(async (id) => ({ ...(await keys.get(id)), id })))
+  const [entry] = entries.filter(({ doubt }) => doubt).sort((a, b) => b.born! - a.born!)
   if (!entry) return { state: 'none' }
   const here = typeof location === 'undefined' ? undefined : location.href
   if (here === undefined && !/^https?:/.test(options.endpoints ?? '')) return { state: 'interrupted', executed: 'unknown' }

@@ -57,8 +57,6 @@ const isLost = (status: number) => [408, 502, 503, 504].includes(status) || (sta
 const isBusy = (status: number) => status === 425 || status === 429
 /** What may be mended, waited for or signed in to without a new intent, so that the same key goes on. */
 const KEPT = [401, 403, 407, 409, 410, 421, 422, 423, 425, 426, 429, 431]
-/** The refusals that come before anything of this attempt was executed. */
-const BEFORE = ['store_unavailable', 'draining', 'request_incomplete', 'request_too_large', 'principal_unknown']
 /** The outcomes of codes, for pages of other origins that can read the body and not the header. */
 const BY_CODE: Record<string, Outcome> = {
   in_flight: 'in-flight', upstream_timeout: 'in-flight', outcome_unknown: 'unknown', upstream_lost: 'unknown',
@@ -135,7 +133,8 @@ export function decide(given: Given, heard: Heard): Decision {
       return { do: 'throw', error: 'KeyExpiredError', key: executed === 'yes' ? 'drop' : 'keep', executed, because: 'expired' }
     }
     case 'rejected': {
-      const executed = heard.executed === 'unknown' && code && BEFORE.includes(code) ? before : (heard.executed ?? before)
+      // Refused before it could execute; but a record that cannot be read may be one of an earlier execution.
+      const executed = heard.executed === 'unknown' && status !== 500 ? before : (heard.executed ?? 'unknown')
       if (retry === 'same-key' || retry === 'wait') return again(executed, 'busy')
       return { do: 'throw', error: 'KeyRefusedError', key: retry === 'new-key' ? 'drop' : 'keep', executed, because: 'refused' }
     }

@@ -4,7 +4,7 @@ import { errorOf } from './errors.js'
 import type { Attempt, Options } from './options.js'
 import { check, isForeign, isHonoured, learn } from './origin.js'
 import { follow, sleep, type Deadline } from './patience.js'
-import { attempt, type Prepared } from './prepare.js'
+import { attempt, withHeaders, type Prepared } from './prepare.js'
 import { backoff, decide, type Decision, type Heard } from './retry.js'
 import { retryAfter } from './retryAfter.js'
 import { whole, type Shared } from './shared.js'
@@ -62,7 +62,7 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     onEnd(decision)
     if (decision.error === 'AbortError') throw signal.reason
     const more = decision.because === 'not-honoured'
-      ? `, and ${origin} is not known to honour keys, so it is not sent again. Look whether it took effect; forget(intent) lets it be sent anew` : ''
+      ? `, and ${origin} is not known to honour keys. Look whether it took effect; to send it anew, forget its intent` : ''
     const { executed } = decision
     throw errorOf(decision.error, { executed, intent, problem: last?.told.problem, response: last?.response, cause }, more)
   }
@@ -183,10 +183,5 @@ export function endpoint(options: Options, url: string, name: string): string {
 
 /** A question of our own, with the credentials of the request that it is about. */
 export function question(request: Request, url: string, headers: Record<string, string | undefined>, signal: AbortSignal): Request {
-  const all = new Headers(request.headers)
-  for (const name of ['content-type', 'content-encoding', 'content-length', FIRST_SENT]) all.delete(name)
-  for (const [name, value] of Object.entries(headers)) if (value !== undefined) all.set(name, value)
-  all.set('accept', '*/*')
-  const { credentials, mode, referrerPolicy } = request
-  return new Request(url, { headers: all, credentials, mode: mode === 'navigate' ? 'cors' : mode, referrerPolicy, cache: 'no-store', signal })
+  return new Request(url, { headers: withHeaders(request, headers), credentials: request.credentials, signal })
 }

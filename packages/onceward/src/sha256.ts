@@ -1,10 +1,18 @@
 /** SHA-256 by hand: a page on plain `http://` has no `crypto.subtle`, and here the answer is needed at once. */
 
-const primes: number[] = []
-for (let n = 2; primes.length < 64; n++) if (primes.every((prime) => n % prime)) primes.push(n)
-const fraction = (x: number) => ((x - Math.floor(x)) * 2 ** 32) | 0
-const START = primes.slice(0, 8).map((prime) => fraction(Math.sqrt(prime)))
-const ROUND = primes.map((prime) => fraction(Math.cbrt(prime)))
+const START: number[] = []
+const ROUND: number[] = []
+/** Made at the first use, so that a page that sends nothing computes nothing. */
+function constants(): void {
+  const fraction = (x: number) => ((x % 1) * 2 ** 32) | 0
+  for (let n = 2; ROUND.length < 64; n++) {
+    let divisor = 2
+    while (n % divisor) divisor++
+    if (divisor < n) continue
+    if (START.length < 8) START.push(fraction(n ** 0.5))
+    ROUND.push(fraction(Math.cbrt(n)))
+  }
+}
 
 /** The digest in lower-case hex. Text is taken as its UTF-8. */
 export function sha256(data: string | Uint8Array): string {
@@ -16,6 +24,7 @@ export function sha256(data: string | Uint8Array): string {
   view.setUint32(padded.length - 8, Math.floor(bytes.length / 2 ** 29))
   view.setUint32(padded.length - 4, bytes.length << 3)
 
+  if (!ROUND[0]) constants()
   const hash = START.slice()
   const w = new Int32Array(64)
   const turn = (x: number, n: number) => (x >>> n) | (x << (32 - n))

@@ -1,6 +1,6 @@
 /** An outcome as it goes from one tab to another. */
 
-import { errorOf, isOncewardError } from './errors.js'
+import { isOncewardError } from './errors.js'
 import type { ErrorName } from './retry.js'
 import type { Executed, Problem } from './wire.js'
 
@@ -26,11 +26,4 @@ export function sharedError(error: unknown): Shared | undefined {
   if (!isOncewardError(error)) return undefined
   const { name, executed, intent, problem } = error
   return { error: name as ErrorName, executed, intent, problem }
-}
-
-/** The response, or throws the error, that another tab got. */
-export function revive(shared: Shared): Response {
-  if ('error' in shared) throw errorOf(shared.error, shared)
-  const { url, status, headers, body } = shared
-  return Object.defineProperty(new Response(body.byteLength ? body : null, { status, headers }), 'url', { value: url })
 }

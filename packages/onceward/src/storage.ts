@@ -47,52 +47,48 @@ export function webStorage(kind: 'session' | 'local'): KeyStorage {
 }
 
 /** The keys of a storage, and memory behind it. */
-export class Keys {
-  readonly #storage: KeyStorage
-  readonly #memory = memoryStorage()
-  readonly #warn: (message: string) => void
-  #hasWarned = false
+export interface Keys {
+  readonly get: (id: string) => Promise<Entry | undefined>
+  readonly put: (id: string, entry: Entry) => Promise<void>
+  readonly remove: (id: string) => Promise<void>
+  /** The ids of one user's intent. */
+  readonly ids: (group: string) => Promise<string[]>
+}
 
-  constructor(storage: KeyStorage, warn: (message: string) => void) {
-    this.#storage = storage
-    this.#warn = warn
-  }
-
-  async get(id: string): Promise<Entry | undefined> {
-    const name = PREFIX + id
-    const text = (await this.#memory.get(name)) ?? (await this.#try((it) => it.get(name)))
+export function keysIn(storage: KeyStorage, warn: (message: string) => void): Keys {
+  const memory = memoryStorage()
+  let hasWarned = false
+  const attempt = async <T>(use: (storage: KeyStorage) => Awaitable<T>): Promise<T | undefined> => {
     try {
-      const entry = JSON.parse(text!) as Entry
-      if (Date.now() - entry.born <= AGE_MS_MAX) return entry
-    } catch { /* nothing there, or nothing of ours */ }
-    return undefined
-  }
-
-  async put(id: string, entry: Entry): Promise<void> {
-    const text = JSON.stringify(entry)
-    if (!(await this.#try(async (it) => (await it.set(PREFIX + id, text), true)))) await this.#memory.set(PREFIX + id, text)
-  }
-
-  async remove(id: string): Promise<void> {
-    await this.#memory.remove(PREFIX + id)
-    await this.#try((it) => it.remove(PREFIX + id))
-  }
-
-  /** The open entries of one user's intent, the youngest first. */
-  async of(group: string): Promise<(Entry & { id: string })[]> {
-    const names = [...(await this.#memory.names()), ...((await this.#try((it) => it.names())) ?? [])]
-    const ids = names.filter((name) => name.startsWith(`${PREFIX}${group}:`)).map((name) => name.slice(PREFIX.length))
-    const entries = await Promise.all(ids.map(async (id) => ({ ...(await this.get(id))!, id })))
-    return entries.filter(({ born }) => born).sort((a, b) => b.born - a.born)
-  }
-
-  async #try<T>(use: (storage: KeyStorage) => Awaitable<T>): Promise<T | undefined> {
-    try {
-      return await use(this.#storage)
+      return await use(storage)
     } catch (error) {
-      if (!this.#hasWarned) this.#warn(`keys are kept in memory alone, and do not survive a refresh: the storage failed (${String(error)})`)
-      this.#hasWarned = true
+      if (!hasWarned) warn(`the storage failed, and keys in memory alone do not survive a refresh: ${String(error)}`)
+      hasWarned = true
       return undefined
     }
+  }
+  return {
+    get: async (id) => {
+      const name = PREFIX + id
+      const text = (await memory.get(name)) ?? (await attempt((it) => it.get(name)))
+      try {
+        const entry = JSON.parse(text!) as Entry
+        return Date.now() - entry.born <= AGE_MS_MAX ? entry : undefined
+      } catch {
+        return undefined // nothing there, or nothing of ours
+      }
+    },
+    put: async (id, entry) => {
+      const text = JSON.stringify(entry)
+      if (!(await attempt(async (it) => (await it.set(PREFIX + id, text), true)))) await memory.set(PREFIX + id, text)
+    },
+    remove: async (id) => {
+      await memory.remove(PREFIX + id)
+      await attempt((it) => it.remove(PREFIX + id))
+    },
+    ids: async (group) =>
+      [...(await memory.names()), ...((await attempt((it) => it.names())) ?? [])]
+        .filter((name) => name.startsWith(`${PREFIX}${group}:`))
+        .map((name) => name.slice(PREFIX.length)),
   }
 }

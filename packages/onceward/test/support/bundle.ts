@@ -3,8 +3,8 @@ import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
-/** One module, as a page's own bundler would make it of this source, from the package as it was built. */
-export async function bundle(source: string, { minify = false } = {}): Promise<string> {
+/** A page's own bundler on this source, from the package as it was built: the entry first, then the chunks. */
+export async function chunks(source: string, { minify = false, codeSplitting = true } = {}) {
   const built = await rolldown({
     input: 'entry',
     cwd: root,
@@ -16,7 +16,12 @@ export async function bundle(source: string, { minify = false } = {}): Promise<s
       load: (id: string) => (id === `${root}entry.tsx` ? { code: source, moduleType: 'tsx' } : undefined),
     }],
   })
-  const { output } = await built.generate({ format: 'esm', minify, sourcemap: false, codeSplitting: false })
+  const { output } = await built.generate({ format: 'esm', minify, codeSplitting })
   await built.close()
-  return output[0].code
+  return output.filter((it) => it.type === 'chunk')
+}
+
+/** One module with everything in it. */
+export async function bundle(source: string): Promise<string> {
+  return (await chunks(source, { codeSplitting: false }))[0]!.code
 }
