@@ -10,7 +10,9 @@ export async function openBrowser(): Promise<Browser> {
   if (!existsSync(CHROMIUM)) throw new Error(`${CHROMIUM} is missing: install chromium, or name one in CHROMIUM`)
   return chromium.launch({
     executablePath: CHROMIUM,
-    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
+      // A page on plain `http://` that is not on localhost: no `crypto.subtle`, no `randomUUID`, no Web Locks.
+      '--host-resolver-rules=MAP shop.lan 127.0.0.1'],
   })
 }
 
