@@ -8,5 +8,6 @@ export default defineConfig({
     hookTimeout: 120_000,
     pool: 'forks',
     maxWorkers: 2,
+    reporters: process.env['ONCEWARD_TALLY'] ? ['default', './test/support/tally.ts'] : ['default'],
   },
 })
