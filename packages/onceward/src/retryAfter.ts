@@ -1,6 +1,3 @@
-/** The three forms of a date in HTTP (RFC 9110, 5.6.7): the one that is sent, and the two that are understood. */
-const DATE = /^\w+, (\d\d)[ -]\w{3}[ -](?:\d\d)?\d\d \d\d:\d\d:\d\d GMT$|^\w{3} \w{3} ([ \d]\d) \d\d:\d\d:\d\d \d{4}$/
-
 /**
  * `Retry-After` in milliseconds, of both forms. A date is measured from the response's `Date`, since a client's clock may
  * be wrong. `undefined`: it says nothing.
@@ -12,10 +9,10 @@ export function retryAfter(value: string | null, now: number, date?: string | nu
   return at && Math.max(0, at - (httpDate(date ?? '') ?? now))
 }
 
+/** The three forms of RFC 9110, 5.6.7: all begin with the name of a day, and one leaves out the zone, which is the same. */
 function httpDate(text: string): number | undefined {
-  const found = DATE.exec(text)
-  // The form without a zone is of the same one.
-  const at = found ? new Date(found[1] ? text : `${text} GMT`) : undefined
+  const day = /^\w+,? .*?(\d+)/.exec(text)?.[1]
+  const at = new Date(/GMT$/.test(text) ? text : `${text} GMT`)
   // A day that is not in the month would be taken for one of the next.
-  return at?.getUTCDate() === Number(found?.[1] ?? found?.[2]) ? at!.getTime() : undefined
+  return at.getUTCDate() === Number(day) ? at.getTime() : undefined
 }

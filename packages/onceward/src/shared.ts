@@ -1,6 +1,6 @@
 /** An outcome as it goes from one tab to another. */
 
-import { isOncewardError } from './errors.js'
+import { OncewardError } from './errors.js'
 import type { ErrorName } from './retry.js'
 import type { Executed, Problem } from './wire.js'
 
@@ -23,7 +23,7 @@ export async function whole(response: Response, isKept: boolean): Promise<Shared
 }
 
 export function sharedError(error: unknown): Shared | undefined {
-  if (!isOncewardError(error)) return undefined
+  if (!(error instanceof OncewardError)) return undefined
   const { name, executed, intent, problem } = error
   return { error: name as ErrorName, executed, intent, problem }
 }

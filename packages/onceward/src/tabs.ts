@@ -4,6 +4,7 @@
  * senders, should it come to that, still are one request for the server.
  */
 
+import { errorOf } from './errors.js'
 import type { Shared } from './shared.js'
 
 export interface Turn {
@@ -17,26 +18,31 @@ export interface Turn {
 
 /** For how long after a turn its key can be learned by those who waited. */
 const LINGER_MS = 5000
-export const CHANNEL = 'onceward'
-export const keyName = (id: string) => `onceward:key:${id}:`
+
+/** What is fetched later gets these handed: by importing them it would have bundlers split what is loaded at once. */
+export interface Tools {
+  readonly takeLock: typeof takeLock
+  readonly tell: typeof tell
+  readonly errorOf: typeof errorOf
+}
 
 /** The turn to send for this intent, or the result that another tab got for it. */
 export async function turn(id: string, signal: AbortSignal): Promise<Turn | Response> {
   // Node and its like have no tabs, and a channel would keep their process.
-  if (typeof location === 'undefined' || location.origin === 'null') return {}
+  if ((globalThis.location?.origin ?? 'null') === 'null') return {}
   const free = navigator.locks && (await takeLock(id, { ifAvailable: true }))
   // What is seldom needed is fetched when it is: another tab sends, or there are no locks, as on plain `http://`.
-  return free ?? (await import('./wait.js')).wait(id, signal)
+  return free ?? (await import('./wait.js')).wait(id, signal, { takeLock, tell, errorOf })
 }
 
 /** A turn by Web Locks. The key is told by the name of a second lock, since the browser itself says who holds which. */
-export async function takeLock(id: string, options: LockOptions): Promise<Turn | undefined> {
+async function takeLock(id: string, options: LockOptions): Promise<Turn | undefined> {
   const release = await hold(`onceward:turn:${id}`, options)
   let forget: (() => void) | undefined
   return release && {
     announce: async (key) => {
       // Shared: a page that has just sent with this key may still hold it.
-      forget = await hold(`${keyName(id)}${Date.now()}:${key}`, { mode: 'shared' })
+      forget = await hold(`onceward:key:${id}:${Date.now()}:${key}`, { mode: 'shared' })
     },
     done: (result) => {
       tell(id, result)
@@ -46,9 +52,9 @@ export async function takeLock(id: string, options: LockOptions): Promise<Turn |
   }
 }
 
-export function tell(id: string, result: Shared | undefined): void {
+function tell(id: string, result: Shared | undefined): void {
   if (!result || !globalThis.BroadcastChannel) return
-  const channel = new BroadcastChannel(CHANNEL)
+  const channel = new BroadcastChannel('onceward')
   channel.postMessage({ id, result })
   channel.close()
 }
