@@ -8,7 +8,7 @@ import { Deadline, follow } from './patience.js'
 import { prepare } from './prepare.js'
 import type { Decision } from './retry.js'
 import { DEADLINE_MS, send } from './send.js'
-import { sharedError, type Shared } from './shared.js'
+import type { Shared } from './shared.js'
 import { keysIn, memoryStorage, webStorage, type Keys } from './storage.js'
 import { turn } from './tabs.js'
 import { KEY } from './wire.js'
@@ -47,13 +47,13 @@ interface Shop {
 export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
   const { storage = globalThis.document ? 'session' : 'memory' } = options
   const place = typeof storage === 'object' ? storage : storage === 'memory' ? memoryStorage() : webStorage(storage)
-  const keys = keysIn(place, options.onWarning ?? ((message) => console.warn(`onceward: ${message}`)))
+  const keys = keysIn(place, options.onWarning ?? console.warn)
   const shops = new Map<string, Shop>()
   const inner: Inner = {
     options,
     keys,
     user: () => (typeof options.user === 'function' ? options.user() : options.user) ?? '',
-    group: async (intent) => (await digestOf(encode(JSON.stringify([inner.user(), intent])))).slice(0, 24),
+    group: (intent) => digestOf(encode(JSON.stringify([inner.user(), intent]))),
     id: async (intent, digest) => `${await inner.group(intent)}:${digest}`,
   }
 
@@ -98,13 +98,9 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
         let ended: Decision | undefined
         const doubt = found?.doubt || mine.theirKey !== undefined
         try {
-          const header = given ?? JSON.stringify(key)
-          const told = await send({ prepared, key, header, intent, born, deadline, signal, doubt }, options, (decision) => (ended = decision))
+          const told = await send({ prepared, key, isGiven: given !== null, intent, born, deadline, signal, doubt }, options, (decision) => (ended = decision))
           result = told.shared
           return told.response
-        } catch (error) {
-          result = sharedError(error)
-          throw error
         } finally {
           if (ended && init.onSettled) init.onSettled(ended, () => keys.remove(id))
           else if (ended?.key === 'drop') await keys.remove(id)

@@ -9,7 +9,7 @@ export const hex = (bytes: Uint8Array) => Array.from(bytes, (byte) => byte.toStr
 export function newKey(): string {
   const random = hex(crypto.getRandomValues(new Uint8Array(10)))
   const time = Date.now().toString(16).padStart(12, '0')
-  const variant = ((Number.parseInt(random[3]!, 16) & 3) | 8).toString(16)
+  const variant = '89ab'[parseInt(random[3]!, 16) & 3]
   return `${time}7${random.slice(0, 3)}${variant}${random.slice(4, 19)}`.replace(/(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-')
 }
 

@@ -13,7 +13,7 @@ export interface Options {
   readonly keys?: KeySource
   /** Says that the servers honour keys, so that nobody has to ask. Default: found out before the first resend. */
   readonly honoured?: boolean
-  /** Where the servers have `policy`, `operation` and `keys`: a path of each origin, or a URL. Default: `/.idempotency`. */
+  /** Where the servers have `policy`, `operation` and `keys`: a path of each origin, or a URL, without a slash at its end. Default: `/.idempotency`. */
   readonly endpoints?: string
   /** Within which all attempts end, in milliseconds, without the time offline. Default: 60 000. */
   readonly deadline?: number

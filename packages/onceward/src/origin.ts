@@ -11,12 +11,12 @@ export const learn = (origin: string) => void known.add(origin)
 export const isForeign = (origin: string) => (globalThis.location?.origin ?? origin) !== origin
 
 /**
- * Asks the policy page whether this origin honours keys. `undefined`: it did not say, and may be asked again. Sent without
- * any header that would need a preflight.
+ * Asks the policy page whether this origin honours keys. `undefined`: it did not say, and may be asked again. To be sent
+ * without any header that would need a preflight.
  */
-export async function check(origin: string, url: string, fetch: (request: Request) => Promise<Response>, signal: AbortSignal): Promise<boolean | undefined> {
+export async function check(origin: string, ask: () => Promise<Response>): Promise<boolean | undefined> {
   try {
-    const response = await fetch(new Request(url, { signal }))
+    const response = await ask()
     if (response.status === 429 || response.status >= 500) return undefined
     const honoured = response.ok && /"header"\s*:\s*"idempotency-key"/i.test(await response.text())
     // A no is not for ever: a gateway may be put in front tomorrow, while the page stays open.

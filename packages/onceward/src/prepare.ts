@@ -19,7 +19,7 @@ export async function prepare(request: Request): Promise<Prepared> {
   let contentType = request.headers.get('content-type') ?? undefined
   const buffer = await request.arrayBuffer()
   const body = buffer.byteLength > 0 || contentType ? new Uint8Array(buffer) : undefined
-  const boundary = /^multipart\/form-data;.*boundary="?([^";]+)/i.exec(contentType ?? '')?.[1]
+  const boundary = /^multipart.*boundary="?([^";]+)/i.exec(contentType ?? '')?.[1]
   if (body && boundary) {
     contentType = contentType!.replace(boundary, await (await import('./multipart.js')).fixBoundary(body, boundary, digest))
   }

@@ -53,10 +53,10 @@ export type Decision = {
 )
 
 /** Said by a proxy, or a service, that may have executed the request; and by one that did not. */
-const isLost = (status: number) => [408, 502, 503, 504].includes(status) || (status >= 520 && status <= 527)
+const isLost = (status: number) => /^(408|50[234]|52[0-7])$/.test(`${status}`)
 const isBusy = (status: number) => status === 425 || status === 429
 /** What may be mended, waited for or signed in to without a new intent, so that the same key goes on. */
-const KEPT = [401, 403, 407, 410, 421, 422, 423, 426, 431]
+const isKept = (status: number) => /^4(01|03|07|10|2[1236]|31)$/.test(`${status}`)
 /** The outcomes of codes, for pages of other origins that can read the body and not the header. */
 const BY_CODE: Record<string, Outcome> = {
   in_flight: 'in-flight', upstream_timeout: 'in-flight', outcome_unknown: 'unknown', upstream_lost: 'unknown',
@@ -146,7 +146,7 @@ export function decide(given: Given, heard: Heard): Decision {
   if (asked) return fail('OutcomeUnknownError', 'unknown', 'unknown')
   if (status < 400) return hand('yes', 'plain', 'drop')
   if (status >= 500 || status === 409) return hand('unknown', 'plain')
-  return hand(before, 'plain', doubt || KEPT.includes(status) ? 'keep' : 'drop')
+  return hand(before, 'plain', doubt || isKept(status) ? 'keep' : 'drop')
 }
 
 const BACKOFF_FIRST_MS = 500

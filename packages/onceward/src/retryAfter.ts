@@ -4,7 +4,8 @@
  */
 export function retryAfter(value: string | null, now: number, date?: string | null): number | undefined {
   const text = (value ?? '').trim()
-  if (/^\d+$/.test(text)) return Number.isSafeInteger(+text * 1000) ? +text * 1000 : undefined
+  // More digits than any time has are nothing that could be waited for.
+  if (/^\d{1,12}$/.test(text)) return +text * 1000
   const at = httpDate(text)
   return at && Math.max(0, at - (httpDate(date ?? '') ?? now))
 }
@@ -14,5 +15,5 @@ function httpDate(text: string): number | undefined {
   const day = /^\w+,? .*?(\d+)/.exec(text)?.[1]
   const at = new Date(/GMT$/.test(text) ? text : `${text} GMT`)
   // A day that is not in the month would be taken for one of the next.
-  return at.getUTCDate() === Number(day) ? at.getTime() : undefined
+  return at.getUTCDate() === +day! ? at.getTime() : undefined
 }

@@ -14,8 +14,8 @@ import { FIRST_SENT, KEY, OUTCOME, outcomeOf, type Problem } from './wire.js'
 export interface Errand {
   readonly prepared: Prepared
   readonly key: string
-  /** The value of the header: as the caller gave it, or the key in quotes. */
-  readonly header: string
+  /** Whether the caller gave it, as it is to stand in the header. */
+  readonly isGiven: boolean
   readonly intent: string
   /** When the intent was born. */
   readonly born: number
@@ -59,7 +59,7 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     for (let tries = 1; ; tries++) {
       const decision = judge(heard)
       if (decision.do !== 'check') return decision
-      const said = await check(origin, endpoint(options, url, 'policy'), fetch, signal)
+      const said = await check(origin, () => fetch(new Request(endpoint(options, url, 'policy'), { signal })))
       if (said === false) isRefuted = true
       if (said === undefined) await pause(Math.min(backoff(tries, Math.random()), deadline.left_ms))
     }
@@ -74,8 +74,8 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
       onEnd(decision)
       if (decision.error === 'AbortError') throw signal.reason
       const { executed } = decision
-      const more = decision.because === 'not-honoured'
-        ? `; ${origin} is not known to honour keys: look whether it took effect, and forget the intent to send it anew` : ''
+      // Whoever has looked can `forget` the intent, and send it anew.
+      const more = decision.because === 'not-honoured' ? `; ${origin} is not known to honour keys: look whether it took effect` : ''
       throw errorOf(decision.error, { executed, intent, problem: last?.problem, response: last?.response, cause }, more)
     }
     if ('after' in decision) {
@@ -119,7 +119,7 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     try {
       const known = !isForeign(origin) || honoured()
       const headers = {
-        [KEY]: errand.header,
+        [KEY]: errand.isGiven ? key : JSON.stringify(key),
         prefer: known ? `wait=${options.wait ?? WAIT_SECONDS}` : undefined,
       }
       if (asked) return await fetch(question(prepared.request, endpoint(options, url, 'operation'), headers, stop.signal))
@@ -134,7 +134,7 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
   }
 }
 
-const TOO_LONG = new Error('the attempt took too long')
+const TOO_LONG = new Error('timeout')
 
 /** Reads what a response says. An answer that is cut in its middle rejects. */
 export async function listen(response: Response, asked: boolean): Promise<Told> {
@@ -153,7 +153,7 @@ export async function listen(response: Response, asked: boolean): Promise<Told> 
 
 /** `policy`, `operation` or `keys` of the server of this URL. */
 export function endpoint(options: Options, url: string, name: string): string {
-  return new URL(`${(options.endpoints ?? '/.idempotency').replace(/\/$/, '')}/${name}`, url).href
+  return new URL(`${(options.endpoints ?? '/.idempotency')}/${name}`, url).href
 }
 
 /** A question of our own, with the credentials of the request that it is about. */

@@ -62,7 +62,7 @@ export function keysIn(storage: KeyStorage, warn: (message: string) => void): Ke
     try {
       return await use(storage)
     } catch (error) {
-      if (!hasWarned) warn(`keys are in memory alone, and a refresh loses them: ${String(error)}`)
+      if (!hasWarned) warn(`onceward: keys are in memory alone: ${error as Error}`)
       hasWarned = true
       return undefined
     }

@@ -1,10 +1,9 @@
 /**
  * One sender per intent in a browser. Whoever holds the turn sends; the others hear the result by BroadcastChannel. A tab
- * that waited and heard nothing, since the sender died or its word was late, goes on with the *sender's key*: so that two
+ * that waited and heard nothing, since the sender failed, died or its word was late, goes on with the *sender's key*: so that two
  * senders, should it come to that, still are one request for the server.
  */
 
-import { errorOf } from './errors.js'
 import type { Shared } from './shared.js'
 
 export interface Turn {
@@ -23,7 +22,6 @@ const LINGER_MS = 5000
 export interface Tools {
   readonly takeLock: typeof takeLock
   readonly tell: typeof tell
-  readonly errorOf: typeof errorOf
 }
 
 /** The turn to send for this intent, or the result that another tab got for it. */
@@ -32,7 +30,7 @@ export async function turn(id: string, signal: AbortSignal): Promise<Turn | Resp
   if ((globalThis.location?.origin ?? 'null') === 'null') return {}
   const free = navigator.locks && (await takeLock(id, { ifAvailable: true }))
   // What is seldom needed is fetched when it is: another tab sends, or there are no locks, as on plain `http://`.
-  return free ?? (await import('./wait.js')).wait(id, signal, { takeLock, tell, errorOf })
+  return free ?? (await import('./wait.js')).wait(id, signal, { takeLock, tell })
 }
 
 /** A turn by Web Locks. The key is told by the name of a second lock, since the browser itself says who holds which. */

@@ -20,7 +20,7 @@ const POLL_MS = 50
 
 const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms))
 
-/** The turn, or the response that another tab got; throws the error that it got. */
+/** The turn, or the response that another tab got. */
 export async function wait(id: string, signal: AbortSignal, tools: Tools): Promise<Turn | Response> {
   const holder = navigator.locks ? byLocks(tools) : byLease(tools, sleep)
   if (!holder) return {}
@@ -51,12 +51,12 @@ export async function wait(id: string, signal: AbortSignal, tools: Tools): Promi
         stop.abort()
         // It may have been granted all the same.
         granted.then((turn) => turn.done?.(), () => undefined)
-        return revive(first, tools)
+        return revive(first)
       }
       const late = await Promise.race([heard, sleep(RESULT_MS_MAX)])
       if (!late) return { ...first.turn, theirKey: (await holder.announced(id)) ?? theirKey }
       first.turn.done?.()
-      return revive(late, tools)
+      return revive(late)
     } finally {
       signal.removeEventListener('abort', onAbort)
     }
@@ -80,11 +80,6 @@ function byLocks({ takeLock }: Tools): Holder {
   }
 }
 
-function revive(shared: Shared, { errorOf }: Tools): Response {
-  if ('error' in shared) {
-    const { error, ...circumstances } = shared
-    throw errorOf(error, circumstances)
-  }
-  const { url, status, headers, body } = shared
+function revive({ url, status, headers, body }: Shared): Response {
   return Object.defineProperty(new Response(body.byteLength ? body : null, { status, headers }), 'url', { value: url })
 }
