@@ -44,10 +44,12 @@ describe('one key', () => {
   test('a double click is one intent, and both get an answer', async () => {
     const fetch = client()
     const what = order()
+    const posts = shop.front.posts()
     const { result, orders } = await made(() => Promise.all([fetch(at(), what), fetch(at(), what), fetch(at(), what)]))
     const bodies = await Promise.all(result.map((response) => response.text()))
     expect(new Set(bodies).size).toBe(1)
     expect(orders).toBe(1)
+    expect(shop.front.posts() - posts).toBe(1)
   })
 
   test('an equal order after the first is settled is another', async () => {
