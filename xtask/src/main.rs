@@ -7,6 +7,7 @@ mod parts;
 mod programs;
 mod run;
 mod tally;
+mod web;
 
 use std::{
     env,
@@ -18,7 +19,18 @@ use args::{Action, Asked};
 use parts::{Kind, Part};
 
 fn main() -> ExitCode {
-    let asked = match Asked::parse(env::args().skip(1)) {
+    let typed: Vec<String> = env::args().skip(1).collect();
+    // What the part `web` runs: it is not for people to type.
+    if let Some((_, filter)) = typed.split_first().filter(|(command, _)| *command == "web") {
+        return match web::run(filter.first().map(String::as_str)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(line) => {
+                eprintln!("xtask: {line}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let asked = match Asked::parse(typed) {
         Ok(asked) => asked,
         Err(line) => {
             eprintln!("xtask: {line}");

@@ -58,6 +58,8 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("model", Tests, "test --release -p model"),
         part("demo", Check, "run --release -- demo --check"),
     ]);
+    // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.
+    parts.push(Part { kind: Tests, ..part("web", Check, "run --quiet -p xtask -- web") });
     parts
 }
 

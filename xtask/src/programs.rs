@@ -41,7 +41,7 @@ const PROGRAMS: [Program; 5] = [
         package: "chromium",
         at_least: (120, 0),
         purpose: "opens the demo's page",
-        needed_by: &["gateway"],
+        needed_by: &["gateway", "web"],
     },
     Program {
         name: "chromedriver",
@@ -69,22 +69,31 @@ pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
         return Err(complaint(&missing));
     }
     let packages: Vec<&str> = missing.iter().map(|program| program.package).collect();
+    install(&packages)?;
+    match self::missing(parts) {
+        still if still.is_empty() => Ok(()),
+        still => Err(complaint(&still)),
+    }
+}
+
+/// Installs packages of the system, if it is one that we may and can.
+pub(crate) fn install(packages: &[&str]) -> Result<(), String> {
+    if find("apt-get").is_none() || !is_root() {
+        return Err(format!("install {} (only root with apt-get can here)", packages.join(", ")));
+    }
     let no_lists = fs::read_dir("/var/lib/apt/lists").map_or(true, |mut lists| {
         !lists.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().contains("_Packages")))
     });
     if no_lists {
         apt(&["update"])?;
     }
-    let install = [&["install", "-y"], &packages[..]].concat();
+    let install = [&["install", "-y"], packages].concat();
     // Lists that are there may be old, and name files that the mirror no longer has.
     if apt(&install).is_err() && !no_lists {
         apt(&["update"])?;
         apt(&install)?;
     }
-    match self::missing(parts) {
-        still if still.is_empty() => Ok(()),
-        still => Err(complaint(&still)),
-    }
+    Ok(())
 }
 
 fn missing(parts: &[Part]) -> Vec<&'static Program> {

@@ -1,0 +1,214 @@
+import type { Browser, BrowserContext, Page } from 'playwright-core'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { openBrowser, publish } from './support/browser.js'
+import { gate } from './support/door.js'
+import { COUNTER, NAIVE } from './support/pages.js'
+import { Shop } from './support/shop.js'
+
+const ROUNDS = process.env['ONCEWARD_LONG'] ? 20 : 3
+
+let browser: Browser
+let shop: Shop
+beforeAll(async () => {
+  ;[browser, shop] = await Promise.all([openBrowser(), Shop.open()])
+  await publish(shop.front, '/t/counter', COUNTER)
+  await publish(shop.front, '/t/naive', NAIVE)
+})
+afterAll(async () => {
+  await browser?.close()
+  await shop?.close()
+})
+
+interface Scene {
+  readonly context: BrowserContext
+  readonly open: () => Promise<Page>
+}
+/** How many orders a scene made, in a browser that knows nothing yet. */
+async function play(path: string, scene: (scene: Scene) => Promise<void>): Promise<number> {
+  Object.assign(shop.front, { lose: 0, refuse: 0, hold: undefined })
+  Object.assign(shop.back, { lose: 0, hold: undefined })
+  const before = await shop.total()
+  const context = await browser.newContext()
+  try {
+    await scene({
+      context,
+      open: async () => {
+        const page = await context.newPage()
+        await page.goto(shop.url + path)
+        await page.waitForSelector('#buy')
+        return page
+      },
+    })
+    return (await shop.total()) - before
+  } finally {
+    await context.close()
+  }
+}
+const answer = async (page: Page) => {
+  await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'success')
+  return page.textContent('#order')
+}
+/** Until the service has taken the order, while its answer is held behind the gateway. */
+async function inFlight(page: Page): Promise<() => void> {
+  const open = gate()
+  shop.back.hold = open.promise
+  const begun = shop.back.answers
+  await page.click('#buy')
+  await shop.back.answered(begun + 1)
+  return () => {
+    shop.back.hold = undefined
+    open.open()
+  }
+}
+
+/** Until this tab waits for the other one's turn: a click that comes after the first is settled is another order. The naive
+ * page waits for nobody. */
+const inLine = (page: Page) =>
+  page.waitForFunction(async () => !('attempts' in globalThis) || (await navigator.locks.query()).pending!.length > 0)
+
+/** Each ends with its answer on the page. What it makes is counted after. */
+const SCENES: Record<string, (scene: Scene) => Promise<void>> = {
+  'a double click': async ({ open }) => {
+    const page = await open()
+    const goOn = await inFlight(page)
+    await page.click('#buy')
+    await page.dblclick('#buy')
+    goOn()
+    expect(await answer(page)).toMatch(/^\d+$/)
+  },
+  'a refresh while in flight, and another click': async ({ open }) => {
+    const page = await open()
+    const goOn = await inFlight(page)
+    await page.reload()
+    await page.waitForSelector('#buy')
+    await page.click('#buy')
+    goOn()
+    expect(await answer(page)).toMatch(/^\d+$/)
+  },
+  'a lost answer': async ({ open }) => {
+    const page = await open()
+    shop.front.lose = 1
+    await page.click('#buy')
+    expect(await answer(page)).toMatch(/^\d+$/)
+  },
+  'two tabs': async ({ open }) => {
+    const [one, two] = [await open(), await open()]
+    const goOn = await inFlight(one)
+    await two.click('#buy')
+    await inLine(two)
+    goOn()
+    expect(await answer(one)).toBe(await answer(two))
+  },
+  'a duplicated tab': async ({ context, open }) => {
+    const one = await open()
+    const goOn = await inFlight(one)
+    // What a browser copies for a tab that is duplicated, it copies for a window that a page opens: sessionStorage.
+    const [two] = await Promise.all([context.waitForEvent('page'), one.evaluate(() => void window.open(location.href))])
+    await two.waitForSelector('#buy')
+    await two.click('#buy')
+    await inLine(two)
+    goOn()
+    expect(await answer(one)).toBe(await answer(two))
+  },
+}
+
+for (const storage of ['session', 'local']) {
+  describe(`with keys in ${storage}Storage, under StrictMode`, () => {
+    const counter = `/t/counter?storage=${storage}`
+    for (const [name, scene] of Object.entries(SCENES)) {
+      test(`${name} is one order`, async () => {
+        for (let round = 0; round < ROUNDS; round++) expect(await play(counter, scene)).toBe(1)
+      })
+    }
+
+    test('a refresh while in flight shows the answer without another click, and sends no POST', async () => {
+      for (let round = 0; round < ROUNDS; round++) {
+        expect(await play(counter, async ({ open }) => {
+          const page = await open()
+          const goOn = await inFlight(page)
+          await page.reload()
+          await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'pending')
+          const posts = shop.front.posts()
+          goOn()
+          expect(await answer(page)).toMatch(/^\d+$/)
+          expect(shop.front.posts()).toBe(posts)
+        })).toBe(1)
+      }
+    })
+
+    test('a gateway that is killed and started again is one order', async () => {
+      for (let round = 0; round < ROUNDS; round++) {
+        expect(await play(counter, async ({ open }) => {
+          const page = await open()
+          const kept = gate()
+          shop.front.hold = kept.promise
+          const begun = shop.front.answers
+          await page.click('#buy')
+          await shop.front.answered(begun + 1)
+          await shop.killGateway()
+          shop.front.hold = undefined
+          shop.front.cutAll()
+          kept.open()
+          await shop.startGateway()
+          expect(await answer(page)).toMatch(/^\d+$/)
+        })).toBe(1)
+      }
+    })
+
+    test('a click while the gateway is down waits for it', async () => {
+      expect(await play(counter, async ({ open }) => {
+        const page = await open()
+        await shop.killGateway()
+        const posts = shop.front.posts()
+        await page.click('#buy')
+        await shop.front.saw(posts + 1)
+        await shop.startGateway()
+        expect(await answer(page)).toMatch(/^\d+$/)
+      })).toBe(1)
+    })
+
+    test('offline in the middle, and back, is one order', async () => {
+      for (let round = 0; round < ROUNDS; round++) {
+        expect(await play(counter, async ({ context, open }) => {
+          const page = await open()
+          const goOn = await inFlight(page)
+          shop.front.lose = 1
+          await context.setOffline(true)
+          shop.front.cutAll()
+          goOn()
+          await page.click('#buy')
+          await context.setOffline(false)
+          expect(await answer(page)).toMatch(/^\d+$/)
+        })).toBe(1)
+      }
+    })
+
+    test('a gateway killed while the service works leaves an unknown: it says so, and makes no second order', async () => {
+      expect(await play(counter, async ({ open }) => {
+        const page = await open()
+        const goOn = await inFlight(page)
+        await shop.killGateway()
+        await shop.startGateway()
+        goOn()
+        await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'error')
+        expect(await page.textContent('#error')).toBe('OutcomeUnknownError')
+        await page.reload()
+        await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'interrupted')
+        await page.click('#buy')
+        await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'error')
+      })).toBe(1)
+    })
+  })
+}
+
+describe('the naive client, so that these tests are seen to be able to fail', () => {
+  for (const [name, scene] of Object.entries(SCENES)) {
+    test(`${name} is several orders`, async () => {
+      // The two tabs of the naive one get an answer each, and these differ.
+      const made = await play('/t/naive', (it) => scene(it).catch((error: unknown) => {
+        if (!/tab/.test(name)) throw error
+      }))
+      expect(made).toBeGreaterThan(1)
+    })
+  }
+})

