@@ -14,11 +14,15 @@ mod fingerprint;
 mod hex;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod layer;
+#[cfg(all(feature = "postgres", feature = "conformance"))]
+mod postgres;
 #[cfg(feature = "engine")]
 mod principal;
 mod problem;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod shop;
+#[cfg(all(feature = "postgres", feature = "conformance"))]
+mod support;
 #[cfg(feature = "engine")]
 mod vectors;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
