@@ -9,6 +9,8 @@ mod cli;
 mod demo;
 mod logging;
 mod metrics;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod serve;
 mod server;
 mod upstream;
@@ -30,6 +32,8 @@ pub fn main() -> ExitCode {
             print!("{}", config::defaults());
             ExitCode::SUCCESS
         }
+        #[cfg(feature = "postgres")]
+        Command::Migrate(migrate) => migrate::run(&migrate),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo::run(&demo),
         #[cfg(feature = "demo")]

@@ -55,7 +55,10 @@ const TRIES: usize = 4;
 /// Counting takes at most this part of the time: one second in twenty.
 const COUNTING: u32 = 20;
 
-/// How many rows of what is due are listed anew at most before it is looked at.
+/// How long a row that is locked is left alone, time after time.
+const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
+
+/// How many thousands of rows are listed anew at most before what is due is looked at.
 const LISTED_ANEW: usize = 20;
 
 /// How often the server is asked again what it is.
@@ -111,10 +114,10 @@ impl PostgresStore {
         })
     }
 
-    async fn run(&self, op: Op, params: &[Param<'_>], settled: &mut bool) -> Result<Vec<Row>, Error> {
+    async fn run(&self, op: Op, id: &RecordId, params: &[Param<'_>], settled: &mut bool) -> Result<Vec<Row>, Error> {
         let mut retries = Retries::default();
         loop {
-            let (next, error) = match self.lanes.line().await {
+            let (next, error) = match self.lanes.line(id).await {
                 Ok(line) => {
                     let watch = line.watch();
                     let ran = line.statements.run(&line.client, op, params).await;
@@ -135,7 +138,7 @@ impl PostgresStore {
     async fn run_slow(&self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let mut retries = Retries::default();
         loop {
-            let (next, error) = match self.slow.line().await {
+            let (next, error) = match self.slow.line(&RecordId([0; 32])).await {
                 Ok(line) => {
                     let watch = line.watch();
                     let ran = line.client.query_typed(text, params).await;
@@ -163,7 +166,7 @@ impl PostgresStore {
         ];
         let mut settled = true;
         for _ in 0..TRIES {
-            let rows = self.run(Op::Insert, &params, &mut settled).await?;
+            let rows = self.run(Op::Insert, id, &params, &mut settled).await?;
             if let Some(told) = rows.first() {
                 let found = found(id, told)?;
                 // It was inserted by a statement whose answer was lost.
@@ -193,9 +196,8 @@ impl PostgresStore {
             && matches!(record.phase.stage(), Stage::Completed);
         let op = if is_end { Op::Complete } else { Op::Replace };
         let mut settled = true;
-        let mut pause = Duration::from_millis(2);
-        loop {
-            let rows = self.run(op, &params, &mut settled).await?;
+        for pause in LOCKED_MS {
+            let rows = self.run(op, id, &params, &mut settled).await?;
             let there = match rows.first() {
                 None => None,
                 Some(told) => match found(id, told)? {
@@ -212,17 +214,14 @@ impl PostgresStore {
                 Some(there) if there.record.version() == over => {}
                 there => return Ok(Replaced::No(there)),
             }
-            if pause > Duration::from_secs(1) {
-                return Err(Error::unavailable("the record is locked by another transaction"));
-            }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
         }
+        Err(Error::unavailable("the record is locked by another transaction"))
     }
 
     async fn get_now(&self, id: &RecordId) -> Result<Option<Found>, Error> {
         let key = id.0.as_slice();
-        let rows = self.run(Op::Get, &[(&key, Type::BYTEA)], &mut true).await?;
+        let rows = self.run(Op::Get, id, &[(&key, Type::BYTEA)], &mut true).await?;
         rows.first().map_or(Ok(None), |row| found(id, row))
     }
 
@@ -230,15 +229,23 @@ impl PostgresStore {
         let (key, attempt, stage) = (id.0.as_slice(), over.attempt.0.as_slice(), number(over.stage));
         let params: [Param<'_>; 3] = [(&key, Type::BYTEA), (&attempt, Type::BYTEA), (&stage, Type::INT2)];
         let mut settled = true;
-        let rows = self.run(Op::Remove, &params, &mut settled).await?;
-        // Gone after an answer that was lost: it was us, or it was removed all the same.
-        Ok(!rows.is_empty() || !settled && self.get_now(id).await?.is_none())
+        for pause in LOCKED_MS {
+            let rows = self.run(Op::Remove, id, &params, &mut settled).await?;
+            match rows.first() {
+                Some(row) if row.get(0) => return Ok(true),
+                // Gone after an answer that was lost: it was us, or it was removed all the same.
+                None => return Ok(!settled && self.get_now(id).await?.is_none()),
+                // Locked, or written since the statement looked: the next look tells.
+                Some(_) => tokio::time::sleep(Duration::from_millis(pause)).await,
+            }
+        }
+        Err(Error::unavailable("the record is locked by another transaction"))
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
         self.ask_again().await?;
         for _ in 0..LISTED_ANEW {
-            let line = self.slow.line().await?;
+            let line = self.slow.line(&RecordId([0; 32])).await?;
             let listed = line.client.execute_typed(LIST_ANEW, &[]).await;
             if judged(&line, listed).map_err(|(_, error)| error)? < 1000 {
                 break;
@@ -272,7 +279,7 @@ impl PostgresStore {
         if self.asked.lock().elapsed() < ASK_AGAIN {
             return Ok(());
         }
-        let line = self.slow.line().await?;
+        let line = self.slow.line(&RecordId([0; 32])).await?;
         let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
         *self.asked.lock() = Instant::now();
         let checked = server.check(&self.connect.settings().accepted);

@@ -1,7 +1,7 @@
 //! A few connections, each of which carries many statements at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 use super::connect::Connect;
 use super::failure;
 use super::statements::Statements;
+use crate::secret::RecordId;
 use crate::store::Error;
 
 /// Whoever waits longer than this and goes away leaves word that the connection may hang.
@@ -23,7 +24,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Lanes {
     connect: Arc<Connect>,
     lanes: Box<[Lane]>,
-    next: AtomicUsize,
 }
 
 /// One connection, made when it is needed.
@@ -50,12 +50,13 @@ impl std::fmt::Debug for Line {
 
 impl Lanes {
     pub(super) fn new(connect: Arc<Connect>, count: usize) -> Self {
-        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect(), next: AtomicUsize::new(0) }
+        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect() }
     }
 
-    /// A connection: one after the other.
-    pub(super) async fn line(&self) -> Result<Arc<Line>, Error> {
-        let lane = &self.lanes[self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len()];
+    /// The connection of a key: all that this process asks about one goes the same way, so that what was asked first, and
+    /// perhaps given up, is done first.
+    pub(super) async fn line(&self, id: &RecordId) -> Result<Arc<Line>, Error> {
+        let lane = &self.lanes[usize::from(id.0[0]) % self.lanes.len()];
         if let Some(line) = self.standing(lane) {
             return Ok(line);
         }

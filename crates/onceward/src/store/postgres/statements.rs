@@ -64,9 +64,10 @@ const GET: &str = "SELECT record, (extract(epoch FROM clock_timestamp() - writte
 
 const REMOVE: &str = concat!(
     "WITH free AS MATERIALIZED (SELECT id FROM onceward.records WHERE id = $1 AND attempt = $2 AND stage = $3 \
-     FOR UPDATE SKIP LOCKED) DELETE FROM onceward.records r USING free WHERE r.id = free.id AND ",
+     FOR UPDATE SKIP LOCKED), done AS (DELETE FROM onceward.records r USING free WHERE r.id = free.id AND ",
     synced!(),
-    " RETURNING 1"
+    " RETURNING 1) SELECT true FROM done UNION ALL SELECT false FROM onceward.records \
+     WHERE id = $1 AND attempt = $2 AND stage = $3 AND NOT EXISTS (SELECT FROM done)"
 );
 
 /// A hint may be lost, so nobody waits for its sync.

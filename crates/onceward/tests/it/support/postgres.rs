@@ -147,7 +147,7 @@ impl PgBouncer {
         );
         fs::write(&settings, text).unwrap();
         let program = find("pgbouncer").expect("pgbouncer is not installed; `cargo xtask test` installs it");
-        let process = watched(&[as_nobody_line(), format!("{} -q {}", program.display(), settings.display())].concat());
+        let process = watched(&[as_nobody_line(), format!("{} -q {}", program.display(), settings.display())].concat(), "TERM");
         let pooler = Self { _folder: folder, process, address };
         poll("a pooler that answers", || TcpStream::connect(pooler.address).ok());
         pooler
@@ -176,13 +176,16 @@ fn programs(version: u32) -> PathBuf {
 }
 
 fn spawn(programs: &Path, data: &Path) -> Child {
-    watched(&format!("{}{} -D {}", as_nobody_line(), programs.join("postgres").display(), data.display()))
+    watched(&format!("{}{} -D {}", as_nobody_line(), programs.join("postgres").display(), data.display()), "QUIT")
 }
 
 /// A process that ends with its standard input: also where the test is killed.
-fn watched(line: &str) -> Child {
-    let script = format!("{line} </dev/null >/dev/null 2>&1 & P=$!; cat >/dev/null; kill -QUIT $P; wait $P");
-    Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+fn watched(line: &str, signal: &str) -> Child {
+    let script = format!("{line} </dev/null >/dev/null 2>&1 & P=$!; cat >/dev/null; kill -s {signal} $P; wait $P");
+    let mut shell = Command::new("sh");
+    // Nothing of the test's own is held open by what may outlive it.
+    shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.spawn().unwrap()
 }
 
 /// A server does not run as root.
