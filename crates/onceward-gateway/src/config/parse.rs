@@ -234,7 +234,9 @@ impl fmt::Debug for Secretive {
 /// The URL of a store.
 pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
     const HAS: &str = match cfg!(feature = "postgres") {
-        true => "this build has \"embedded:FOLDER\", \"postgres://USER:PASSWORD@HOST/DATABASE\" and \"memory:?max=256MiB\"",
+        true => {
+            "this build has \"embedded:FOLDER\", \"postgres://USER:PASSWORD@HOST/DATABASE\" and \"memory:?max=256MiB\""
+        }
         false => "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"",
     };
     let text = text(item)?.trim();

@@ -255,7 +255,8 @@ impl PostgresStore {
         let mut passed_over = 0_i64;
         while due.len() < limit {
             let want = i64::try_from(limit - due.len()).unwrap_or(i64::MAX);
-            let rows = self.run_slow(DUE, &[(&want, Type::INT8), (&(passed_over + due.len() as i64), Type::INT8)]).await?;
+            let rows =
+                self.run_slow(DUE, &[(&want, Type::INT8), (&(passed_over + due.len() as i64), Type::INT8)]).await?;
             for row in &rows {
                 let Ok(id) = row.get::<_, &[u8]>(2).try_into().map(RecordId) else {
                     passed_over += 1;

@@ -153,7 +153,8 @@ fn spawn(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + S
 fn tune(stream: &TcpStream) -> std::io::Result<u16> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
-    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
     socket.set_tcp_keepalive(&keepalive)?;
     stream.local_addr().map(|address| address.port())
 }

@@ -21,11 +21,7 @@ pub(super) fn next(error: &tokio_postgres::Error) -> Next {
     if is_fatal(told) {
         return Next::Reconnect;
     }
-    let again = [
-        SqlState::T_R_SERIALIZATION_FAILURE,
-        SqlState::T_R_DEADLOCK_DETECTED,
-        SqlState::LOCK_NOT_AVAILABLE,
-    ];
+    let again = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::LOCK_NOT_AVAILABLE];
     // The server became a standby, forgot what was prepared, or changed a table under it.
     let reconnect = [
         SqlState::READ_ONLY_SQL_TRANSACTION,

