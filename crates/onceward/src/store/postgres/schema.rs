@@ -60,7 +60,9 @@ async fn migrate_within(client: &Client) -> Result<(), Error> {
 
 /// 0: there is nothing yet.
 async fn version(client: &Client) -> Result<i32, Error> {
-    let exists = "SELECT to_regclass('onceward.schema_version') IS NOT NULL";
+    // Not by `to_regclass`: after waiting for the lock, a session would go on believing what it looked up before.
+    let exists = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = 'onceward' AND c.relname = 'schema_version')";
     let exists: bool = client.query_typed_one(exists, &[]).await.map_err(failed)?.get(0);
     if !exists {
         return Ok(0);
