@@ -53,11 +53,20 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("benches", Check, "check -p onceward --benches --all-features"),
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
+        gateway_over("postgres"),
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
         part("demo", Check, "run --release -- demo --check"),
     ]);
     parts
+}
+
+/// What one gateway promises over the store in its folder, over another store.
+fn gateway_over(store: &'static str) -> Part {
+    let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain::";
+    let mut part = part(&format!("gateway-{store}"), Tests, tests);
+    part.env.push(("ONCEWARD_TEST_STORE", store));
+    part
 }
 
 /// The parts that `only` means: those so called, or else every test part, its tests filtered by that name.

@@ -83,7 +83,7 @@ const PROGRAMS: [Program; 8] = [
 ];
 
 /// The parts that start PostgreSQL.
-const POSTGRES: &[&str] = &["lib-all", "gateway"];
+const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres"];
 
 /// Sees to it that what `parts` need is there; an error is the one line to print.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {

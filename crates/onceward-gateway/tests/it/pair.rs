@@ -131,7 +131,9 @@ fn the_status_says_what_a_failover_may_forget_and_no_password() {
     let url = POSTGRES.database().replace("postgres@", "postgres:hidden-word@");
     let gateway = Gateway::with(&upstream.settings(&url, ""), &[]);
     let status = gateway.page("/status", "").1;
-    for said in ["\"kind\": \"postgres\"", "fsync is off", "no standby is synchronous", "\"survives_power_loss\": false"] {
+    for said in
+        ["\"kind\": \"postgres\"", "fsync is off", "no standby is synchronous", "\"survives_power_loss\": false"]
+    {
         assert!(status.contains(said), "{said} is not in {status}");
     }
     assert!(!status.contains("hidden-word") && !gateway.log().contains("hidden-word"));

@@ -1,5 +1,10 @@
 //! Which store the gateways of a run have: `ONCEWARD_TEST_STORE=postgres` runs the same tests over PostgreSQL.
 
+/// Whether many gateways may have it at once.
+pub(crate) fn is_shared() -> bool {
+    std::env::var("ONCEWARD_TEST_STORE").is_ok_and(|store| store != "embedded")
+}
+
 /// A store that is empty.
 pub(crate) fn url() -> String {
     match std::env::var("ONCEWARD_TEST_STORE").as_deref() {

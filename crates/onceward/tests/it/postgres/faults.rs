@@ -296,7 +296,8 @@ async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
     let claim = claim(AttemptId::random());
     assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
     assert!(store.facts().promise.contains("no standby is synchronous"), "{}", store.facts().promise);
-    let caught_up = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
+    let caught_up =
+        format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
     while standby.sql("postgres", &caught_up) != "t" {}
     primary.stop("immediate");
     standby.promote();
