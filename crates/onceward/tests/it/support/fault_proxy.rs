@@ -2,6 +2,8 @@
 //!
 //! With the standard library alone and threads of its own, so that tests of any kind can share it.
 
+#![allow(dead_code, reason = "shared by tests that need different parts of it")]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
