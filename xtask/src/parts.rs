@@ -54,6 +54,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
         part("client", Tests, "test -p onceward-client"),
+        gateway_over("postgres"),
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
         part("demo", Check, "run --release -- demo --check"),
@@ -61,6 +62,14 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.
     parts.push(Part { kind: Tests, ..part("web", Check, "run --quiet -p xtask -- web") });
     parts
+}
+
+/// What one gateway promises over the store in its folder, over another store.
+fn gateway_over(store: &'static str) -> Part {
+    let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain::";
+    let mut part = part(&format!("gateway-{store}"), Tests, tests);
+    part.env.push(("ONCEWARD_TEST_STORE", store));
+    part
 }
 
 /// The parts that `only` means: those so called, or else every test part, its tests filtered by that name.

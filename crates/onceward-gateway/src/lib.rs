@@ -10,6 +10,8 @@ mod cors;
 mod demo;
 mod logging;
 mod metrics;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod serve;
 mod server;
 mod upstream;
@@ -31,6 +33,8 @@ pub fn main() -> ExitCode {
             print!("{}", config::defaults());
             ExitCode::SUCCESS
         }
+        #[cfg(feature = "postgres")]
+        Command::Migrate(migrate) => migrate::run(&migrate),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo::run(&demo),
         #[cfg(feature = "demo")]

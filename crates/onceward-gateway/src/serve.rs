@@ -50,7 +50,7 @@ async fn serve(config: Config) -> Result<(), String> {
     let (listener, listening) = bind(config.listen, "--listen").await?;
     let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
 
-    let store = open_store(&config.store)?;
+    let store = open_store(&config.store).await?;
     let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
     let metrics = Arc::new(Metrics::new(policies));
     let mut builder = IdempotencyLayer::builder(store)
@@ -136,13 +136,18 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAdd
     bound.await.map_err(|error| format!("cannot listen on {address}: {error}; free it, or take another with {flag}"))
 }
 
-fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, String> {
+async fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, String> {
     Ok(match url {
         StoreUrl::Memory { bytes_max } => Arc::new(MemoryStore::new(*bytes_max)),
         StoreUrl::Embedded { folder } => {
             let store = EmbeddedStore::open(folder)
                 .map_err(|error| format!("store: {}: {}", folder.display(), crate::chain(&error)))?;
             Arc::new(store)
+        }
+        #[cfg(feature = "postgres")]
+        StoreUrl::Postgres(url) => {
+            let opened = onceward::store::PostgresStore::open(&url.0).await;
+            Arc::new(opened.map_err(|error| format!("store: {}", crate::chain(&error)))?)
         }
     })
 }

@@ -23,7 +23,7 @@
 //!
 //! # Features
 //!
-//! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `axum-08` the extractor
+//! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `postgres` the one in PostgreSQL, `axum-08` the extractor
 //! `Claim`, `conformance` the suite for authors of stores, `engine` is the loop without HTTP's layer. With none, [`key`],
 //! [`wire`] and [`problem`] are left, without tokio: for clients.
 

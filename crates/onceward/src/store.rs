@@ -4,6 +4,8 @@
 pub mod embedded;
 #[cfg(feature = "memory")]
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -19,6 +21,8 @@ use crate::secret::RecordId;
 pub use embedded::EmbeddedStore;
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 
 /// What a store's operation returns: an answer that is there already, which takes no allocation, or one to come.
 ///

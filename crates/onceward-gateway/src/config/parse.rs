@@ -218,11 +218,29 @@ pub enum StoreUrl {
         /// The folder.
         folder: PathBuf,
     },
+    /// In PostgreSQL; the URL may hold a password.
+    #[cfg(feature = "postgres")]
+    Postgres(Secretive),
+}
+
+/// A URL that is not shown, for it may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secretive(pub(crate) String);
+
+impl fmt::Debug for Secretive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"…\"")
+    }
 }
 
 /// The URL of a store.
 pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
-    const HAS: &str = "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"";
+    const HAS: &str = match cfg!(feature = "postgres") {
+        true => {
+            "this build has \"embedded:FOLDER\", \"postgres://USER:PASSWORD@HOST/DATABASE\" and \"memory:?max=256MiB\""
+        }
+        false => "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"",
+    };
     let text = text(item)?.trim();
     let Some((scheme, rest)) = text.split_once(':') else {
         return Err(format!("{text:?} is no store; {HAS}"));
@@ -242,6 +260,12 @@ pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
             Err(format!("{text:?} names no folder; write \"embedded:FOLDER\", such as \"embedded:onceward-data\""))
         }
         "embedded" => Ok(StoreUrl::Embedded { folder: rest.into() }),
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => {
+            // Read once here, so that what is wrong with it is said with the setting's name and place.
+            text.parse::<onceward::store::postgres::Settings>()?;
+            Ok(StoreUrl::Postgres(Secretive(text.to_owned())))
+        }
         // The rest may hold a password.
         scheme => Err(format!("no store {scheme:?} is built in; {HAS}")),
     }

@@ -111,6 +111,15 @@ impl Ask {
         client
     }
 
+    /// Sends it to a gateway whose predecessor was killed. What it finds of an earlier start is lost at once in a store of its
+    /// own; in a shared one another gateway may hold it, so that the lease is waited for.
+    pub(crate) fn send_after_kill(&self, gateway: &Gateway) -> Answer {
+        match crate::stores::is_shared() {
+            true => self.send_until_settled(gateway),
+            false => self.send(gateway),
+        }
+    }
+
     /// Sends it again and again until the answer is no `in_flight`.
     pub(crate) fn send_until_settled(&self, gateway: &Gateway) -> Answer {
         poll("an end of the running request", || {

@@ -177,7 +177,7 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(gateway.ended().code(), Some(1));
     assert_eq!(running.try_answer(), None);
     let gateway = gateway.killed_and_restarted();
-    assert_problem(&ask.send(&gateway), "outcome_unknown", KEY);
+    assert_problem(&ask.send_after_kill(&gateway), "outcome_unknown", KEY);
     assert_eq!(upstream.count(KEY), 1);
 }
 

@@ -738,7 +738,7 @@ fn keys_are_neither_logged_nor_shown_nor_stored() {
 fn the_status_says_what_the_store_does_not_promise() {
     let upstream = Upstream::start();
     let memory = Gateway::with(&upstream.settings("memory:", ""), &[]);
-    let embedded = upstream.gateway("");
+    let embedded = Gateway::with(&upstream.settings("embedded:onceward-data", ""), &[]);
     let status =
         |gateway: &Gateway| -> serde_json::Value { serde_json::from_str(&gateway.page("/status", "").1).unwrap() };
     let (memory, embedded) = (status(&memory), status(&embedded));

@@ -59,7 +59,7 @@ fn killed_at_random_moments_it_executes_nothing_twice() {
         for (at, (key, ask)) in keys.iter().zip(&asks).enumerate() {
             let before = upstream.count(key);
             // Nobody holds it any more: at the first look it is judged.
-            let retry = ask.send(&gateway);
+            let retry = ask.send_after_kill(&gateway);
             match outcome(&retry) {
                 "replayed" => replayed += 1,
                 "unknown" => {
@@ -112,7 +112,7 @@ fn killed_while_the_upstream_holds_the_request_it_leaves_it_unknown() {
     assert_eq!(first.try_answer(), None);
     let gateway = gateway.killed_and_restarted();
     // At the start every claim found is lost at once: no lease is waited for.
-    assert_problem(&ask.send(&gateway), "outcome_unknown", KEY);
+    assert_problem(&ask.send_after_kill(&gateway), "outcome_unknown", KEY);
     assert!(started.elapsed() < LEASE + Duration::from_secs(5), "it left in flight late");
     upstream.release("killed");
     for _ in 0..2 {
@@ -135,7 +135,7 @@ fn killed_while_the_upstream_holds_the_request_it_may_execute_again_where_a_rout
     gateway.signal("KILL");
     assert_eq!(first.try_answer(), None);
     let gateway = gateway.killed_and_restarted();
-    let second = order(KEY).send(&gateway);
+    let second = order(KEY).send_after_kill(&gateway);
     assert_answer(&second, 201, "stored");
     assert_replay(&order(KEY).send(&gateway), &second);
     assert_eq!(upstream.count(KEY), 2);
@@ -191,7 +191,7 @@ fn killed_while_it_drains_it_is_as_honest() {
     gateway.signal("KILL");
     assert_eq!(first.try_answer(), None);
     let gateway = gateway.killed_and_restarted();
-    assert_problem(&ask.send(&gateway), "outcome_unknown", KEY);
+    assert_problem(&ask.send_after_kill(&gateway), "outcome_unknown", KEY);
     assert_eq!(upstream.count(KEY), 1);
 }
 

@@ -14,7 +14,13 @@ mod keys;
 mod kills;
 #[cfg(feature = "demo")]
 mod page;
+#[cfg(feature = "postgres")]
+mod pair;
+#[cfg(feature = "postgres")]
+#[path = "../../../onceward/tests/it/support/postgres.rs"]
+mod postgres;
 mod rows;
 mod serve;
+mod stores;
 mod support;
 mod upstream;

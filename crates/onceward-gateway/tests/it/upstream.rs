@@ -99,9 +99,9 @@ impl Upstream {
         format!("http://{}", self.address)
     }
 
-    /// A gateway before it: the embedded store, a lease of two seconds, all callers one, and what `settings` say besides.
+    /// A gateway before it: the embedded store or the one that the run is about, a lease of two seconds, all callers one, and what `settings` say besides.
     pub(crate) fn gateway(&self, settings: &str) -> Gateway {
-        Gateway::with(&self.settings("embedded:onceward-data", settings), &[])
+        Gateway::with(&self.settings(&crate::stores::url(), settings), &[])
     }
 
     /// The settings of such a gateway.

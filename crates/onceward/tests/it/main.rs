@@ -14,6 +14,8 @@ mod fingerprint;
 mod hex;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod layer;
+#[cfg(all(feature = "postgres", feature = "conformance"))]
+mod postgres;
 #[cfg(feature = "engine")]
 mod principal;
 mod problem;
@@ -21,6 +23,8 @@ mod problem;
 mod shop;
 #[cfg(all(feature = "memory", feature = "conformance"))]
 mod simulated;
+#[cfg(all(feature = "postgres", feature = "conformance"))]
+mod support;
 #[cfg(feature = "engine")]
 mod vectors;
 #[cfg(all(feature = "axum-08", feature = "memory"))]

@@ -1,0 +1,456 @@
+//! The store in PostgreSQL 15 or newer: many gateways, one truth.
+//!
+//! A table of its own in a schema of its own; each operation is one statement, one round trip and one transaction, sent over
+//! a few connections that each carry many statements at once. Ages are told by the server's clock alone.
+//!
+//! # Example
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), onceward::store::Error> {
+//! use onceward::store::PostgresStore;
+//!
+//! let store = PostgresStore::open("postgres://onceward:secret@db-1,db-2/onceward?sslrootcert=/etc/db-ca.pem").await?;
+//! # let _ = store;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What the URL says besides
+//!
+//! `sslmode` (`disable` or `verify-full`; what leaves the machine is encrypted and verified unless it says otherwise),
+//! `sslrootcert`, `sslcert`, `sslkey`, `connections` (how many carry keys, 12), `prepare` (`always`, `never` or `auto`: not
+//! through a pooler), `accept` (`fsync-off`, `full-page-writes-off`: knowing that a loss of power may forget keys), and what
+//! libpq knows of hosts, users and time-outs.
+
+mod connect;
+mod failure;
+mod lanes;
+mod schema;
+mod server;
+mod settings;
+mod statements;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::{Census, Error, Facts, Pending, Replaced, Store};
+use crate::codec;
+use crate::record::{Found, Record, Stage, Version};
+use crate::secret::RecordId;
+use connect::Connect;
+use failure::Next;
+use lanes::{Lanes, Line};
+pub use settings::Settings;
+use statements::{COUNT, DUE, LIST_ANEW, META, Op, Param};
+
+/// How often a statement is sent again where the server says that it was not applied, or a connection broke.
+const TRIES: usize = 4;
+
+/// Counting takes at most this part of the time: one second in twenty.
+const COUNTING: u32 = 20;
+
+/// How long a row that is locked is left alone, time after time.
+const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
+
+/// How many thousands of rows are listed anew at most before what is due is looked at.
+const LISTED_ANEW: usize = 20;
+
+/// How often the server is asked again what it is.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Keeps records in PostgreSQL.
+#[derive(Debug)]
+pub struct PostgresStore {
+    connect: Arc<Connect>,
+    /// For keys.
+    lanes: Lanes,
+    /// For what takes its time: nothing waits behind it.
+    slow: Lanes,
+    counted: tokio::sync::Mutex<Option<Counted>>,
+    asked: parking_lot::Mutex<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    census: Census,
+    at: Instant,
+    took: Duration,
+}
+
+impl PostgresStore {
+    /// Connects, and brings the schema up to date if the role may.
+    ///
+    /// # Errors
+    ///
+    /// One line with the mend: a URL that cannot be read, a server that does not answer, a standby, a setting that voids a
+    /// promise, a newer schema, or a role that may not make the schema.
+    pub async fn open(url: &str) -> Result<Self, Error> {
+        let settings: Settings = url.parse().map_err(Error::refused)?;
+        Self::with(settings).await
+    }
+
+    /// The same, by settings that were read before.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`PostgresStore::open`].
+    pub async fn with(settings: Settings) -> Result<Self, Error> {
+        let connections = settings.connections;
+        let connect = Arc::new(Connect::new(settings));
+        let connected = connect.connect().await?;
+        schema::bring_up(&connected.client).await?;
+        Ok(Self {
+            lanes: Lanes::new(Arc::clone(&connect), connections),
+            slow: Lanes::new(Arc::clone(&connect), 1),
+            connect,
+            counted: tokio::sync::Mutex::default(),
+            asked: parking_lot::Mutex::new(Instant::now()),
+        })
+    }
+
+    async fn run(&self, op: Op, id: &RecordId, params: &[Param<'_>], settled: &mut bool) -> Result<Vec<Row>, Error> {
+        let mut retries = Retries::default();
+        loop {
+            let (next, error) = match self.lanes.line(id).await {
+                Ok(line) => {
+                    let watch = line.watch();
+                    let ran = line.statements.run(&line.client, op, params).await;
+                    watch.answered();
+                    match judged(&line, ran) {
+                        Ok(rows) => return Ok(rows),
+                        Err(failed) => failed,
+                    }
+                }
+                // Nothing was sent, this time: whoever claims need not take back what cannot be there.
+                Err(error) => (Next::Again, Error::refused("no connection to PostgreSQL").because(error)),
+            };
+            retries.go_on(next, error, settled).await?;
+        }
+    }
+
+    /// A statement that may take its time.
+    async fn run_slow(&self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        let mut retries = Retries::default();
+        loop {
+            let (next, error) = match self.slow.line(&RecordId([0; 32])).await {
+                Ok(line) => {
+                    let watch = line.watch();
+                    let ran = line.client.query_typed(text, params).await;
+                    watch.answered();
+                    match judged(&line, ran) {
+                        Ok(rows) => return Ok(rows),
+                        Err(failed) => failed,
+                    }
+                }
+                Err(error) => (Next::Again, error),
+            };
+            retries.go_on(next, error, &mut true).await?;
+        }
+    }
+
+    async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+        let row = RowOf::new(id, record);
+        let bytes = row.record.as_ref();
+        let params: [Param<'_>; 5] = [
+            (&row.id, Type::BYTEA),
+            (&row.attempt, Type::BYTEA),
+            (&row.stage, Type::INT2),
+            (&bytes, Type::BYTEA),
+            (&row.due, Type::INT8),
+        ];
+        let mut settled = true;
+        for _ in 0..TRIES {
+            let rows = self.run(Op::Insert, id, &params, &mut settled).await?;
+            if let Some(told) = rows.first() {
+                let found = found(id, told)?;
+                // It was inserted by a statement whose answer was lost.
+                let is_ours = !settled && found.as_ref().is_some_and(|found| *found.record == *record);
+                return Ok(found.filter(|_| !is_ours));
+            }
+            // Another was inserted since the statement looked; it is there for the next look, or gone again.
+        }
+        Err(Error::unavailable("the key came and went too often"))
+    }
+
+    async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
+        let row = RowOf::new(id, record);
+        let bytes = row.record.as_ref();
+        let (attempt, stage) = (over.attempt.0.as_slice(), number(over.stage));
+        let params: [Param<'_>; 7] = [
+            (&row.id, Type::BYTEA),
+            (&attempt, Type::BYTEA),
+            (&stage, Type::INT2),
+            (&row.attempt, Type::BYTEA),
+            (&row.stage, Type::INT2),
+            (&bytes, Type::BYTEA),
+            (&row.due, Type::INT8),
+        ];
+        let is_end = over.attempt == record.attempt
+            && over.stage == Stage::InFlight
+            && matches!(record.phase.stage(), Stage::Completed);
+        let op = if is_end { Op::Complete } else { Op::Replace };
+        let mut settled = true;
+        for pause in LOCKED_MS {
+            let rows = self.run(op, id, &params, &mut settled).await?;
+            let there = match rows.first() {
+                None => None,
+                Some(told) => match found(id, told)? {
+                    None => return Ok(Replaced::Yes),
+                    there => there,
+                },
+            };
+            match there {
+                // It was replaced by a statement whose answer was lost.
+                Some(there) if !settled && *there.record == *record && there.record.version() != over => {
+                    return Ok(Replaced::Yes);
+                }
+                // Locked, or replaced since the statement looked: the next look tells.
+                Some(there) if there.record.version() == over => {}
+                there => return Ok(Replaced::No(there)),
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        Err(Error::unavailable("the record is locked by another transaction"))
+    }
+
+    async fn get_now(&self, id: &RecordId) -> Result<Option<Found>, Error> {
+        let key = id.0.as_slice();
+        let rows = self.run(Op::Get, id, &[(&key, Type::BYTEA)], &mut true).await?;
+        rows.first().map_or(Ok(None), |row| found(id, row))
+    }
+
+    async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
+        let (key, attempt, stage) = (id.0.as_slice(), over.attempt.0.as_slice(), number(over.stage));
+        let params: [Param<'_>; 3] = [(&key, Type::BYTEA), (&attempt, Type::BYTEA), (&stage, Type::INT2)];
+        let mut settled = true;
+        for pause in LOCKED_MS {
+            let rows = self.run(Op::Remove, id, &params, &mut settled).await?;
+            match rows.first() {
+                Some(row) if row.get(0) => return Ok(true),
+                // Gone after an answer that was lost: it was us, or it was removed all the same.
+                None => return Ok(!settled && self.get_now(id).await?.is_none()),
+                // Locked, or written since the statement looked: the next look tells.
+                Some(_) => tokio::time::sleep(Duration::from_millis(pause)).await,
+            }
+        }
+        Err(Error::unavailable("the record is locked by another transaction"))
+    }
+
+    async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
+        self.ask_again().await?;
+        for _ in 0..LISTED_ANEW {
+            let line = self.slow.line(&RecordId([0; 32])).await?;
+            let listed = line.client.execute_typed(LIST_ANEW, &[]).await;
+            if judged(&line, listed).map_err(|(_, error)| error)? < 1000 {
+                break;
+            }
+        }
+        let mut due = Vec::new();
+        let mut passed_over = 0_i64;
+        while due.len() < limit {
+            let want = i64::try_from(limit - due.len()).unwrap_or(i64::MAX);
+            let rows =
+                self.run_slow(DUE, &[(&want, Type::INT8), (&(passed_over + due.len() as i64), Type::INT8)]).await?;
+            for row in &rows {
+                let Ok(id) = row.get::<_, &[u8]>(2).try_into().map(RecordId) else {
+                    passed_over += 1;
+                    continue;
+                };
+                match found(&id, row) {
+                    Ok(Some(found)) => due.push((id, found)),
+                    // It cannot be read, and does not hide the others.
+                    _ => passed_over += 1,
+                }
+            }
+            if i64::try_from(rows.len()).unwrap_or(i64::MAX) < want {
+                break;
+            }
+        }
+        Ok(due)
+    }
+
+    /// A server may have become another since: what it is now is what is told.
+    async fn ask_again(&self) -> Result<(), Error> {
+        if self.asked.lock().elapsed() < ASK_AGAIN {
+            return Ok(());
+        }
+        let line = self.slow.line(&RecordId([0; 32])).await?;
+        let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
+        *self.asked.lock() = Instant::now();
+        let checked = server.check(&self.connect.settings().accepted);
+        *self.connect.server.write() = server;
+        checked.inspect_err(|_| line.give_up())
+    }
+
+    async fn meta_now(&self, name: &str, value: &[u8]) -> Result<Bytes, Error> {
+        for _ in 0..TRIES {
+            let rows = self.run_slow(META, &[(&name, Type::TEXT), (&value, Type::BYTEA)]).await?;
+            if let Some(row) = rows.first() {
+                return Ok(Bytes::copy_from_slice(row.get(0)));
+            }
+        }
+        Err(Error::unavailable("the named value came and went too often"))
+    }
+
+    async fn census_now(&self) -> Result<Census, Error> {
+        let mut counted = self.counted.lock().await;
+        if let Some(counted) = counted.filter(|counted| {
+            counted.took > Duration::from_millis(50) && counted.at.elapsed() < counted.took * COUNTING
+        }) {
+            return Ok(counted.census);
+        }
+        let began = Instant::now();
+        let mut census = Census::default();
+        for row in self.run_slow(COUNT, &[]).await? {
+            let (stage, count, bytes): (i16, i64, i64) = (row.get(0), row.get(1), row.get(2));
+            let count = u64::try_from(count).unwrap_or(0);
+            match stage {
+                1 => census.in_flight = count,
+                2 => census.completed = count,
+                3 => census.released = count,
+                4 => census.unknown = count,
+                _ => census.tombstones = count,
+            }
+            // A row's head and its other columns.
+            census.bytes += u64::try_from(bytes).unwrap_or(0) + count * 128;
+        }
+        *counted = Some(Counted { census, at: Instant::now(), took: began.elapsed() });
+        Ok(census)
+    }
+}
+
+/// Makes the schema, or brings it up to date, and returns the version that was there.
+///
+/// # Errors
+///
+/// Those of [`PostgresStore::open`].
+pub async fn migrate(url: &str) -> Result<i32, Error> {
+    let settings: Settings = url.parse().map_err(Error::refused)?;
+    let connected = Connect::new(settings).connect().await?;
+    schema::bring_up(&connected.client).await
+}
+
+/// The schema as SQL, for people's own tools.
+pub fn schema_script() -> String {
+    schema::script()
+}
+
+impl Store for PostgresStore {
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
+        Pending::new(self.insert_now(id, record))
+    }
+
+    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
+        Pending::new(self.replace_now(id, over, record))
+    }
+
+    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
+        Pending::new(self.get_now(id))
+    }
+
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
+        Pending::new(self.remove_now(id, over))
+    }
+
+    fn due(&self, limit: usize) -> Pending<'_, Vec<(RecordId, Found)>> {
+        Pending::new(self.due_now(limit))
+    }
+
+    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
+        Pending::new(self.meta_now(name, value))
+    }
+
+    fn census(&self) -> Pending<'_, Census> {
+        Pending::new(self.census_now())
+    }
+
+    fn facts(&self) -> Facts {
+        self.connect.server.read().facts()
+    }
+}
+
+/// What became of a statement: rows, or what to do and why.
+type Judged<T> = Result<T, (Next, Error)>;
+
+fn judged<T>(line: &Line, ran: Result<T, tokio_postgres::Error>) -> Judged<T> {
+    ran.map_err(|error| {
+        let next = failure::next(&error);
+        if next == Next::Reconnect {
+            line.give_up();
+        }
+        (next, failure::error("PostgreSQL failed", error))
+    })
+}
+
+/// How often a statement failed.
+#[derive(Default)]
+struct Retries(u32);
+
+impl Retries {
+    /// Waits a while, unless it is enough. `settled` becomes false where what failed may have been applied.
+    async fn go_on(&mut self, next: Next, error: Error, settled: &mut bool) -> Result<(), Error> {
+        *settled &= next != Next::Reconnect || error.applied() == super::Applied::No;
+        self.0 += 1;
+        if next == Next::GiveUp || self.0 as usize == TRIES {
+            return Err(match *settled {
+                true => error,
+                false => Error::unavailable("PostgreSQL's answer was lost").because(error),
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(10) * 4_u32.pow(self.0 - 1)).await;
+        Ok(())
+    }
+}
+
+/// A record as a row.
+struct RowOf<'r> {
+    id: &'r [u8],
+    attempt: &'r [u8],
+    stage: i16,
+    record: Bytes,
+    /// In microseconds; never is no number.
+    due: Option<i64>,
+}
+
+impl<'r> RowOf<'r> {
+    fn new(id: &'r RecordId, record: &'r Record) -> Self {
+        // What is longer than PostgreSQL's time is long is for ever.
+        const LONGEST: i64 = 10_000 * 365 * 86_400 * 1_000_000;
+        let micros = |due: Duration| i64::try_from(due.as_micros()).ok().filter(|micros| *micros <= LONGEST);
+        Self {
+            id: &id.0,
+            attempt: &record.attempt.0,
+            stage: number(record.phase.stage()),
+            record: codec::encode(id, record),
+            due: record.due().and_then(micros),
+        }
+    }
+}
+
+/// The number of a stage, which is the codec's.
+fn number(stage: Stage) -> i16 {
+    match stage {
+        Stage::InFlight => 1,
+        Stage::Completed => 2,
+        Stage::Released => 3,
+        Stage::Unknown => 4,
+        Stage::Tombstone => 5,
+    }
+}
+
+/// What a row says: nothing where its record is none.
+fn found(id: &RecordId, row: &Row) -> Result<Option<Found>, Error> {
+    let unreadable = |error| Error::unreadable("a row of the store cannot be read").because(error);
+    let Some(bytes) = row.try_get::<_, Option<&[u8]>>(0).map_err(unreadable)? else { return Ok(None) };
+    let micros: i64 = row.try_get(1).map_err(unreadable)?;
+    let record = codec::decode(id, &Bytes::copy_from_slice(bytes))?;
+    // The server's clock may have gone back: then nothing has passed.
+    let age = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+    Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
+}

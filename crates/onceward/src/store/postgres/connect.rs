@@ -1,0 +1,160 @@
+//! Connecting: to the first host that takes writes, and is no older than what was seen before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_postgres::config::Host;
+use tokio_postgres::{Client, NoTls};
+
+use super::failure;
+use super::server::Server;
+use super::settings::Settings;
+use super::tls::Connector;
+use crate::store::Error;
+
+/// How long one host may take to let us in.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Makes connections, and remembers what it saw.
+#[derive(Debug)]
+pub(super) struct Connect {
+    settings: Settings,
+    /// The highest timeline that was seen: a server on a lower one was left behind by a failover.
+    timeline: AtomicU64,
+    /// What the last server said of itself.
+    pub(super) server: RwLock<Server>,
+}
+
+/// A connection, and who is at its other end.
+pub(super) struct Connected {
+    pub(super) client: Client,
+    pub(super) timeline: u64,
+    /// Whether nothing stands in between, so that what is prepared stays prepared.
+    pub(super) is_direct: bool,
+}
+
+impl Connect {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, timeline: AtomicU64::new(0), server: RwLock::default() }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether a connection to this timeline leads to a server that was left behind.
+    pub(super) fn is_behind(&self, timeline: u64) -> bool {
+        timeline < self.timeline.load(Ordering::SeqCst)
+    }
+
+    /// Tries the hosts in their order.
+    pub(super) async fn connect(&self) -> Result<Connected, Error> {
+        let config = &self.settings.config;
+        let mut refused = None;
+        for (n, host) in config.get_hosts().iter().enumerate() {
+            let port = match config.get_ports() {
+                [] => 5432,
+                [port] => *port,
+                ports => ports.get(n).copied().unwrap_or(5432),
+            };
+            let connected = match timeout(CONNECT, self.connect_to(host, port)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(Error::unavailable("it does not answer")),
+            };
+            match connected {
+                Ok(connected) => return Ok(connected),
+                Err(error) => {
+                    let name = match host {
+                        Host::Tcp(name) => name.clone(),
+                        #[cfg(unix)]
+                        Host::Unix(path) => path.display().to_string(),
+                    };
+                    tracing::debug!(host = name, port, error = %crate::engine::chain(&error), "not this host");
+                    let what = format!("{name}:{port}: {error}");
+                    let same = match error.applied() {
+                        crate::store::Applied::No => Error::refused(what),
+                        crate::store::Applied::Unknown => Error::unavailable(what),
+                    };
+                    refused = Some(match std::error::Error::source(&error) {
+                        Some(_) => same.because(error),
+                        None => same,
+                    });
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::refused("the URL names no host")))
+    }
+
+    async fn connect_to(&self, host: &Host, port: u16) -> Result<Connected, Error> {
+        let config = &self.settings.config;
+        let failed = |error| failure::error("it lets nobody in", error);
+        let (client, local_port) = match host {
+            Host::Tcp(name) => {
+                let stream = TcpStream::connect((name.as_str(), port)).await;
+                let stream = stream.map_err(|error| Error::unavailable("it cannot be reached").because(error))?;
+                let local = tune(&stream).map_err(|error| Error::unavailable("no connection").because(error))?;
+                let client = match &self.settings.tls {
+                    Some(tls) => {
+                        let name = ServerName::try_from(name.clone())
+                            .map_err(|error| Error::refused("no name that a certificate could have").because(error))?;
+                        let connector = Connector { config: Arc::clone(tls), name };
+                        let (client, connection) = config.connect_raw(stream, connector).await.map_err(failed)?;
+                        spawn(connection);
+                        client
+                    }
+                    None => {
+                        let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
+                        spawn(connection);
+                        client
+                    }
+                };
+                (client, Some(local))
+            }
+            #[cfg(unix)]
+            Host::Unix(folder) => {
+                let stream = tokio::net::UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await;
+                let stream = stream.map_err(|error| Error::unavailable("it cannot be reached").because(error))?;
+                let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
+                spawn(connection);
+                (client, None)
+            }
+        };
+        let server = Server::ask(&client).await?;
+        server.check(&self.settings.accepted)?;
+        let before = self.timeline.fetch_max(server.timeline, Ordering::SeqCst);
+        if server.timeline < before {
+            return Err(Error::refused(format!(
+                "it is on timeline {}, and {before} was seen: a failover left it behind; stop it, or make it a standby",
+                server.timeline
+            )));
+        }
+        // A pooler shows itself by a port that is not ours.
+        let is_direct = self.settings.prepare.unwrap_or(local_port.is_some() && server.client_port == local_port);
+        let timeline = server.timeline;
+        *self.server.write() = server;
+        Ok(Connected { client, timeline, is_direct })
+    }
+}
+
+fn spawn(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to PostgreSQL ended");
+        }
+    });
+}
+
+/// Without delay, and with an end where the other side is gone. Returns our port.
+fn tune(stream: &TcpStream) -> std::io::Result<u16> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
+    socket.set_tcp_keepalive(&keepalive)?;
+    stream.local_addr().map(|address| address.port())
+}

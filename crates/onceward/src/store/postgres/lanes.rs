@@ -1,0 +1,141 @@
+//! A few connections, each of which carries many statements at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::connect::Connect;
+use super::failure;
+use super::statements::Statements;
+use crate::secret::RecordId;
+use crate::store::Error;
+
+/// Whoever waits longer than this and goes away leaves word that the connection may hang.
+const HANGING: Duration = Duration::from_secs(1);
+
+/// After a connection failed, so long nobody tries again, and all are told why.
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Lanes {
+    connect: Arc<Connect>,
+    lanes: Box<[Lane]>,
+}
+
+/// One connection, made when it is needed.
+#[derive(Debug, Default)]
+struct Lane {
+    line: parking_lot::Mutex<Option<Arc<Line>>>,
+    /// Held by whoever makes the connection; with when that failed, and why.
+    making: Mutex<Option<(Instant, String)>>,
+}
+
+/// A connection that stands.
+pub(super) struct Line {
+    pub(super) client: Client,
+    pub(super) statements: Statements,
+    timeline: u64,
+    hangs: AtomicBool,
+}
+
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Line").field("timeline", &self.timeline).finish_non_exhaustive()
+    }
+}
+
+impl Lanes {
+    pub(super) fn new(connect: Arc<Connect>, count: usize) -> Self {
+        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect() }
+    }
+
+    /// The connection of a key: all that this process asks about one goes the same way, so that what was asked first, and
+    /// perhaps given up, is done first.
+    pub(super) async fn line(&self, id: &RecordId) -> Result<Arc<Line>, Error> {
+        let lane = &self.lanes[usize::from(id.0[0]) % self.lanes.len()];
+        if let Some(line) = self.standing(lane) {
+            return Ok(line);
+        }
+        let mut making = lane.making.lock().await;
+        match self.standing(lane) {
+            Some(line) => Ok(line),
+            None => self.make(lane, &mut making).await,
+        }
+    }
+
+    fn standing(&self, lane: &Lane) -> Option<Arc<Line>> {
+        let mut line = lane.line.lock();
+        let is_of_use = |line: &Arc<Line>| {
+            !line.client.is_closed() && !line.hangs.load(Ordering::Relaxed) && !self.connect.is_behind(line.timeline)
+        };
+        if line.as_ref().is_some_and(|line| !is_of_use(line)) {
+            *line = None;
+        }
+        line.clone()
+    }
+
+    async fn make(
+        &self,
+        lane: &Lane,
+        failed: &mut MutexGuard<'_, Option<(Instant, String)>>,
+    ) -> Result<Arc<Line>, Error> {
+        if let Some((at, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
+            let _ = at;
+            return Err(Error::unavailable(why.clone()));
+        }
+        let made = async {
+            let connected = self.connect.connect().await?;
+            let statements = Statements::new(&connected.client, connected.is_direct).await;
+            let statements = statements.map_err(|error| failure::error("its tables are not as expected", error))?;
+            let (client, timeline) = (connected.client, connected.timeline);
+            Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false) }))
+        };
+        let made = made.await;
+        match &made {
+            Ok(line) => {
+                **failed = None;
+                *lane.line.lock() = Some(Arc::clone(line));
+            }
+            Err(error) => **failed = Some((Instant::now(), crate::engine::chain(error))),
+        }
+        // Nothing was sent yet, and another host may take it the next time: a caller may count on neither.
+        made
+    }
+}
+
+impl Line {
+    /// No more statements go this way.
+    pub(super) fn give_up(&self) {
+        self.hangs.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes how long whoever asks is ready to wait.
+    pub(super) fn watch(&self) -> Watch<'_> {
+        Watch { line: self, since: Instant::now(), answered: false }
+    }
+}
+
+/// Dropped without an answer after a while, it says that the connection may hang: the next ones take a new one.
+pub(super) struct Watch<'l> {
+    line: &'l Line,
+    since: Instant,
+    answered: bool,
+}
+
+impl Watch<'_> {
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.since.elapsed() > HANGING {
+            self.line.give_up();
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What a server says of itself, and what that means for the promises.
+
+use tokio_postgres::Client;
+
+use super::failure;
+use crate::store::{Error, Facts};
+
+/// A server, as it described itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Server {
+    pub(super) is_standby: bool,
+    pub(super) timeline: u64,
+    /// The client's port as the server sees it.
+    pub(super) client_port: Option<u16>,
+    fsync: bool,
+    full_page_writes: bool,
+    standbys: String,
+    version: String,
+}
+
+// A timeline is read from the name of the file that is written to: `pg_control` learns of it only at a checkpoint.
+const ASK: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
+    CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END, \
+    inet_client_port(), current_setting('fsync')::bool, current_setting('full_page_writes')::bool, \
+    current_setting('synchronous_standby_names'), current_setting('server_version')";
+
+impl Server {
+    pub(super) async fn ask(client: &Client) -> Result<Self, Error> {
+        let row = client
+            .query_typed_one(ASK, &[])
+            .await
+            .map_err(|error| failure::error("it does not say what it is", error))?;
+        let port: Option<i32> = row.get(2);
+        Ok(Self {
+            is_standby: row.get(0),
+            timeline: u64::from_str_radix(row.get(1), 16).unwrap_or(0),
+            client_port: port.and_then(|port| u16::try_from(port).ok()),
+            fsync: row.get(3),
+            full_page_writes: row.get(4),
+            standbys: row.get(5),
+            version: row.get(6),
+        })
+    }
+
+    /// Refuses what voids a promise, unless it was accepted.
+    pub(super) fn check(&self, accepted: &[String]) -> Result<(), Error> {
+        if self.is_standby {
+            return Err(Error::refused("it is a standby, or read-only, and cannot take a claim; name the primary"));
+        }
+        for (is_on, setting, word) in
+            [(self.fsync, "fsync", "fsync-off"), (self.full_page_writes, "full_page_writes", "full-page-writes-off")]
+        {
+            if !is_on && !accepted.iter().any(|accepted| accepted == word) {
+                return Err(Error::refused(format!(
+                    "{setting} is off there: a loss of power may forget keys, and their requests would execute again; turn \
+                     it on, or accept it with ?accept={word}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What it promises.
+    pub(super) fn facts(&self) -> Facts {
+        let survives_power_loss = self.fsync && self.full_page_writes;
+        let mut promise = format!("PostgreSQL {}; a crash of the server forgets nothing", self.version);
+        promise.push_str(match survives_power_loss {
+            true => {
+                "; each claim and answer is synced to its disk, so a loss of power forgets nothing that the disk kept"
+            }
+            false if self.fsync => "; full_page_writes is off, so a loss of power may damage it and forget any key",
+            false => "; fsync is off, so a loss of power may damage it and forget any key",
+        });
+        promise.push_str(&match self.standbys.trim() {
+            "" => {
+                "; no standby is synchronous, so a failover may forget the last keys, and their retries would execute \
+                   again"
+                    .to_owned()
+            }
+            names => format!("; a failover to a synchronous standby ({names}) forgets nothing, one to another may"),
+        });
+        Facts::new("postgres", true, survives_power_loss, promise)
+    }
+}

@@ -1,0 +1,138 @@
+//! The statements. Each is one round trip and one transaction, so that nothing lives on a session.
+//!
+//! What is written is synced whatever the database's default says: `set_config` within the statement counts at its commit.
+
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error, Row, Statement};
+
+macro_rules! synced {
+    () => {
+        "set_config('synchronous_commit', 'on', true) IS NOT NULL AND set_config('lock_timeout', '1s', true) IS NOT NULL"
+    };
+}
+
+/// Looks first: a replay writes nothing, and takes no lock.
+const INSERT: &str = concat!(
+    "WITH there AS MATERIALIZED (SELECT record, written FROM onceward.records WHERE id = $1), \
+     won AS (INSERT INTO onceward.records (id, attempt, stage, record, written, due, look_at) \
+     SELECT $1, $2, $3, $4, t.now, coalesce(t.now + $5 * interval '1 microsecond', 'infinity'), \
+     coalesce(t.now + $5 * interval '1 microsecond', 'infinity') \
+     FROM (SELECT clock_timestamp() AS now) t WHERE NOT EXISTS (SELECT FROM there) AND ",
+    synced!(),
+    " ON CONFLICT (id) DO NOTHING RETURNING 1) \
+     SELECT NULL::bytea, 0::bigint FROM won UNION ALL \
+     SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint FROM there"
+);
+
+macro_rules! set {
+    () => {
+        "SET attempt = $4, stage = $5, record = $6, written = t.now, \
+         due = coalesce(t.now + $7 * interval '1 microsecond', 'infinity'), \
+         look_at = least(r.look_at, coalesce(t.now + $7 * interval '1 microsecond', 'infinity')) "
+    };
+}
+
+macro_rules! done_or_there {
+    () => {
+        " RETURNING 1) SELECT NULL::bytea, 0::bigint FROM done UNION ALL \
+         SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint \
+         FROM onceward.records WHERE id = $1 AND NOT EXISTS (SELECT FROM done)"
+    };
+}
+
+/// The end of an execution: nobody else has reason to hold the row.
+const COMPLETE: &str = concat!(
+    "WITH done AS (UPDATE onceward.records r ",
+    set!(),
+    "FROM (SELECT clock_timestamp() AS now) t WHERE r.id = $1 AND r.attempt = $2 AND r.stage = $3 AND ",
+    synced!(),
+    done_or_there!()
+);
+
+/// Skips a row that is locked: whoever holds it is alive, and waiting for it would hold up all that comes behind.
+const REPLACE: &str = concat!(
+    "WITH free AS MATERIALIZED (SELECT id FROM onceward.records WHERE id = $1 AND attempt = $2 AND stage = $3 \
+     FOR NO KEY UPDATE SKIP LOCKED), done AS (UPDATE onceward.records r ",
+    set!(),
+    "FROM free, (SELECT clock_timestamp() AS now) t WHERE r.id = free.id AND ",
+    synced!(),
+    done_or_there!()
+);
+
+const GET: &str = "SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint \
+     FROM onceward.records WHERE id = $1";
+
+const REMOVE: &str = concat!(
+    "WITH free AS MATERIALIZED (SELECT id FROM onceward.records WHERE id = $1 AND attempt = $2 AND stage = $3 \
+     FOR UPDATE SKIP LOCKED), done AS (DELETE FROM onceward.records r USING free WHERE r.id = free.id AND ",
+    synced!(),
+    " RETURNING 1) SELECT true FROM done UNION ALL SELECT false FROM onceward.records \
+     WHERE id = $1 AND attempt = $2 AND stage = $3 AND NOT EXISTS (SELECT FROM done)"
+);
+
+/// A hint may be lost, so nobody waits for its sync.
+pub(super) const LIST_ANEW: &str = "WITH stale AS MATERIALIZED (SELECT id FROM onceward.records \
+     WHERE look_at <= statement_timestamp() AND look_at < due ORDER BY look_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED) \
+     UPDATE onceward.records r SET look_at = r.due FROM stale \
+     WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL";
+
+pub(super) const DUE: &str = "SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint, id \
+     FROM onceward.records WHERE look_at <= statement_timestamp() AND due <= statement_timestamp() \
+     ORDER BY look_at, id LIMIT $1 OFFSET $2";
+
+pub(super) const META: &str = concat!(
+    "WITH there AS MATERIALIZED (SELECT value FROM onceward.meta WHERE name = $1), \
+     won AS (INSERT INTO onceward.meta (name, value) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM there) AND ",
+    synced!(),
+    " ON CONFLICT (name) DO NOTHING RETURNING value) SELECT value FROM won UNION ALL SELECT value FROM there"
+);
+
+pub(super) const COUNT: &str =
+    "SELECT stage, count(*), coalesce(sum(octet_length(record)), 0)::bigint FROM onceward.records GROUP BY stage";
+
+/// A statement that carries keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Op {
+    Insert,
+    Complete,
+    Replace,
+    Get,
+    Remove,
+}
+
+/// A parameter and its type.
+pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+const OPS: [(Op, &str, &[Type]); 5] = [
+    (Op::Insert, INSERT, &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8]),
+    (Op::Complete, COMPLETE, REPLACED),
+    (Op::Replace, REPLACE, REPLACED),
+    (Op::Get, GET, &[Type::BYTEA]),
+    (Op::Remove, REMOVE, &[Type::BYTEA, Type::BYTEA, Type::INT2]),
+];
+
+const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8];
+
+/// The statements on one connection: prepared there, or sent whole each time.
+#[derive(Debug)]
+pub(super) struct Statements(Option<Vec<Statement>>);
+
+impl Statements {
+    pub(super) async fn new(client: &Client, prepare: bool) -> Result<Self, Error> {
+        if !prepare {
+            return Ok(Self(None));
+        }
+        let prepared = OPS.iter().map(|(_, text, types)| client.prepare_typed(text, types));
+        futures_util::future::try_join_all(prepared).await.map(|prepared| Self(Some(prepared)))
+    }
+
+    pub(super) async fn run(&self, client: &Client, op: Op, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        match &self.0 {
+            Some(prepared) => {
+                let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+                client.query(&prepared[op as usize], &values).await
+            }
+            None => client.query_typed(OPS[op as usize].1, params).await,
+        }
+    }
+}

