@@ -74,7 +74,7 @@ async fn a_claim_whose_answer_was_lost_is_recognised() {
         let claim = claim(AttemptId::random());
         assert_eq!(store.insert(&id(n), &claim).await.unwrap(), None, "its own claim was taken for another's");
         assert_eq!(proxy.lost(), n);
-        assert_eq!(store.get(&id(n)).await.unwrap().unwrap().record, claim);
+        assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, claim);
     }
 }
 
@@ -119,7 +119,7 @@ async fn a_server_that_hangs_is_left_for_a_new_connection() {
         claims_again(&store, 2).await;
         // What was held up arrives, or not; it is whole, and it is that.
         let there = store.insert(&id(1), &claim(AttemptId::random())).await.unwrap();
-        assert!(there.is_none_or(|there| there.record == first), "{fault:?}");
+        assert!(there.is_none_or(|there| *there.record == first), "{fault:?}");
     }
 }
 
@@ -173,7 +173,7 @@ async fn a_crash_forgets_nothing_whatever_the_database_says() {
         server.start_again();
         for (n, end) in kept {
             let found = timeout(HEALED, store.get(&id(n))).await.unwrap().unwrap();
-            assert_eq!(found.expect("it was kept").record, end, "round {round}");
+            assert_eq!(*found.expect("it was kept").record, end, "round {round}");
         }
     }
 }
@@ -211,7 +211,7 @@ async fn a_row_that_is_locked_holds_up_nobody_else() {
         for n in 2..20 {
             assert_eq!(store.insert(&id(n), &claim(AttemptId::random())).await.unwrap(), None);
         }
-        assert_eq!(store.get(&id(1)).await.unwrap().unwrap().record, held);
+        assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, held);
     };
     tokio::select! {
         biased;
@@ -302,7 +302,7 @@ async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
     primary.stop("immediate");
     standby.promote();
     claims_again(&store, 2).await;
-    assert_eq!(store.get(&id(1)).await.unwrap().unwrap().record, claim);
+    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim);
     // The old primary comes back as if nothing had been, and the new one goes: its memory is not that of the others.
     primary.start_again();
     standby.stop("immediate");
