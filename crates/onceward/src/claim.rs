@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::decide::{self, Renew};
+use crate::fault;
 use crate::engine::{Boxed, Shared};
 use crate::policy::{Fate, Policy};
 use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
@@ -68,6 +69,7 @@ impl Claim {
         if held.was_overtaken() || (held.is_past_two_thirds() && !held.renew_boxed().await) {
             return Err(Overtaken);
         }
+        fault::reach("send-before");
         held.sent.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::claiming::Begun;
 use super::writing::Wrote;
 use super::{Answer, Boxed, End, Execution, Operation, Shared, chain, over};
 use crate::claim::{Claim, Held};
+use crate::fault;
 use crate::policy::Policy;
 use crate::problem::Code;
 use crate::record::{Kept, Phase, Record};
@@ -48,9 +49,16 @@ pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, send
         observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
     }
     let ending = Ending::of(held, watched);
+    if fault::planted("lost-completion") {
+        return ending.tell(held, &Wrote::Here { audited: false }, &mut client);
+    }
+    fault::reach("keep-before");
     // One replace, if nobody touched the record since the claim.
     match shared.replace(&held.id, held.in_flight(), &ending.record).await {
-        Ok(Replaced::Yes) => ending.tell(held, &Wrote::Here { audited: false }, &mut client),
+        Ok(Replaced::Yes) => {
+            fault::reach("keep-after");
+            ending.tell(held, &Wrote::Here { audited: false }, &mut client);
+        }
         other => finish(held, ending, other, client).await,
     }
 }
@@ -166,7 +174,7 @@ impl<T> Ending<T> {
         let Execution { answer, end } = match watched {
             Watched::Ended(execution) => execution,
             Watched::Panicked => Execution { answer: Err(Code::HandlerPanicked), end: End::Unknown },
-            Watched::GivenUp if held.was_sent() => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+            Watched::GivenUp if held.was_sent() && !fault::planted("drain-forgets") => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
         };
         let Policy { retention, tombstone, .. } = *held.policy;
@@ -176,6 +184,7 @@ impl<T> Ending<T> {
             End::Completed(reply) => (completed(Kept::Whole(Arc::clone(reply))), Outcome::Stored),
             End::NotKept(head) => (completed(Kept::Head(head.clone())), Outcome::NotStored),
             End::Released(_) => (held.shared.released(), Outcome::Released),
+            End::Unknown if fault::planted("unknown-released") => (held.shared.released(), Outcome::Unknown),
             End::Unknown => (Phase::Unknown { print: print() }, Outcome::Unknown),
         };
         Self { record: held.record(phase), answer, end, outcome }
@@ -232,8 +241,9 @@ async fn finish_now<O: Operation>(
         Err(error) => error,
     };
     tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
-    let Ending { record, answer, end, .. } = ending;
-    client.tell(own(shared, held, answer, Outcome::NotStored));
+    let Ending { record, answer, end, outcome } = ending;
+    let told = if fault::planted("unkept-called-stored") { outcome } else { Outcome::NotStored };
+    client.tell(own(shared, held, answer, told));
     if let Some(wrote) = shared.keep_writing(held, &record).await {
         audit(shared, held, &wrote, &end);
         tell_waiters(held, end);

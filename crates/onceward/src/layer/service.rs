@@ -18,6 +18,7 @@ use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
 use crate::claim::Claim;
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
+use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
 use crate::limits::Limits;
@@ -267,6 +268,7 @@ where
             Ok(response) => response,
             Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
         };
+        fault::reach("executed");
         let (head, body) = response.into_parts();
         let fate = claim
             .declared()
@@ -287,6 +289,7 @@ where
                 }
                 Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
                 Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &settings.engine, false, fate)),
+                Read::Cut if fault::planted("partial-kept") => (Some(Bytes::new()), Body::buffered(Bytes::new(), None)),
                 Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             },
         };

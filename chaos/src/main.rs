@@ -1,0 +1,2 @@
+//! The program behind `cargo xtask chaos`.
+fn main() {}
