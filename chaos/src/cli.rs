@@ -8,7 +8,7 @@ use clap::Parser;
 use onceward::fault::POINTS;
 
 use crate::report;
-use crate::run::{Outcome, Plan, line, run};
+use crate::run::{Outcome, PAGE, Plan, line, run};
 
 /// In an hour, each point ends a gateway so often; in less, in proportion.
 const ABORTS_AN_HOUR: u64 = 50;
@@ -65,10 +65,13 @@ pub fn main() -> ExitCode {
         }
     };
     outcome.found.extend(missed(&plan, &outcome));
+    let mut pages = vec![plan.findings.join(PAGE)];
     if args.long || args.write {
-        let text = report::markdown(&plan, &outcome);
-        if let Err(error) = std::fs::write("docs/reliability.md", text) {
-            eprintln!("chaos: docs/reliability.md: {error}");
+        pages.push("docs/reliability.md".into());
+    }
+    for page in pages {
+        if let Err(error) = std::fs::write(&page, report::markdown(&plan, &outcome)) {
+            eprintln!("chaos: {}: {error}", page.display());
             return ExitCode::from(2);
         }
     }

@@ -121,7 +121,8 @@ impl Harm {
                 let shift = ["+11h", "-11h", "-30d", "+7m", "-3s", "+0"][moments.below(6) as usize];
                 let clock = tools.clock.as_deref().ok_or("the clock is not under our hand")?;
                 fs::write(clock, shift).map_err(|error| error.to_string())?;
-                thread::sleep(moments.between(200, 1200));
+                // The library looks at the file once a second.
+                thread::sleep(moments.between(1100, 2200));
                 // Over a restart too, since ages are told by it then.
                 if moments.percent(50) {
                     gateway.kill();

@@ -42,6 +42,7 @@ pub(crate) fn markdown(plan: &Plan, outcome: &Outcome) -> String {
         ("What was done to the gateways", "gateway: "),
         ("What the upstream was told to do", "upstream: "),
         ("What the clients did besides calling", "client: "),
+        ("What the clients were told", "answer: "),
     ] {
         let _ = write!(page, "\n## {title}\n\n| what | how often |\n|---|---:|\n");
         for (name, count) in outcome.tally.group(group) {

@@ -24,6 +24,9 @@ const LEAST: Seen =
 /// The small disk.
 const DISK: &str = "size=192m";
 
+/// Where the page of the last run lies, whatever it found.
+pub(crate) const PAGE: &str = "reliability.md";
+
 /// What a run is.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -130,7 +133,14 @@ impl Round<'_> {
             gateway.start(&[])?;
         }
         self.hurt(&mut stage, &tools)?;
-        let verdict = check(&stage.recorder.events(), &rules(LEAST));
+        let events = stage.recorder.events();
+        for event in &events {
+            if let What::Answered { answer, .. } = &event.what {
+                let passed_on = if answer.nonce.is_empty() { "" } else { "the upstream's answer" };
+                self.tally.add(&format!("answer: {} {}{passed_on}", answer.outcome, answer.code));
+            }
+        }
+        let verdict = check(&events, &rules(LEAST));
         let mut history = None;
         if !verdict.breaches.is_empty() {
             let path = self.plan.findings.join(format!("history-{}.jsonl", self.seed));
@@ -187,7 +197,11 @@ fn say(began: Instant, plan: &Plan, what: &str) {
 }
 
 /// Builds what makes the journal's system calls fail. A C compiler is there: Rust links by it.
-fn build_shim(folder: &Path) -> Result<PathBuf, String> {
+///
+/// # Errors
+///
+/// What the compiler or the folder says.
+pub fn build_shim(folder: &Path) -> Result<PathBuf, String> {
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let folder = folder.canonicalize().map_err(|error| error.to_string())?;
     let (source, library) = (folder.join("faults.c"), folder.join("faults.so"));

@@ -135,7 +135,8 @@ impl<'a> Key<'a> {
                 breaches.push((Rule::Last, format!("nothing is hurt any more, and a new key gets: {answer:?}")));
             }
             Some(_) => {
-                let is_settled = !matches!(answer.outcome.as_str(), "in-flight" | "rejected" | "mismatch" | "");
+                // A mismatch too: what was first sent with the key was the mistake then.
+                let is_settled = !matches!(answer.outcome.as_str(), "in-flight" | "rejected" | "");
                 self.last = Some(is_settled);
             }
             None => {}
@@ -159,7 +160,8 @@ impl<'a> Key<'a> {
             ("mismatch", "key_reused") if self.bodies.len() > 1 => None,
             ("rejected", "store_unavailable" | "draining") => None,
             ("not-stored", "answer_not_kept") if self.executions == 0 => dishonest("nothing was executed"),
-            ("not-stored", "" | "answer_not_kept") => None,
+            // The last two: it could not be written down that it was lost, or that nothing was sent.
+            ("not-stored", "" | "answer_not_kept" | "upstream_lost" | "upstream_unreachable") => None,
             (
                 "released" | "unknown" | "in-flight",
                 "" | "upstream_unreachable" | "outcome_unknown" | "upstream_lost" | "in_flight" | "upstream_timeout",
