@@ -77,7 +77,12 @@ pub fn main() -> ExitCode {
     }
     let took = outcome.took.as_secs_f64() / 60.0;
     if outcome.found.is_empty() {
-        println!("chaos: nothing found in {took:.1} min, {} rounds from seed {}: {}", outcome.rounds, plan.seed, line(&outcome.seen));
+        println!(
+            "chaos: nothing found in {took:.1} min, {} rounds from seed {}: {}",
+            outcome.rounds,
+            plan.seed,
+            line(&outcome.seen)
+        );
         return ExitCode::SUCCESS;
     }
     for line in &outcome.found {
@@ -85,7 +90,9 @@ pub fn main() -> ExitCode {
     }
     let seed = plan.seed + outcome.rounds - 1;
     let store = plan.store.as_ref().map_or_else(String::new, |url| format!(" --store {url} --gateways {gateways}"));
-    println!("chaos: FOUND SOMETHING after {took:.1} min; repeat it: cargo xtask chaos --minutes 1 --seed {seed}{store}");
+    println!(
+        "chaos: FOUND SOMETHING after {took:.1} min; repeat it: cargo xtask chaos --minutes 1 --seed {seed}{store}"
+    );
     ExitCode::FAILURE
 }
 

@@ -207,7 +207,8 @@ pub fn build_shim(folder: &Path) -> Result<PathBuf, String> {
     let (source, library) = (folder.join("faults.c"), folder.join("faults.so"));
     std::fs::write(&source, include_str!("../../crates/onceward/tests/it/embedded/faults.c"))
         .map_err(|error| error.to_string())?;
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
     match built {
         Ok(status) if status.success() => Ok(library),
         Ok(status) => Err(format!("cc failed: {status}")),

@@ -55,9 +55,22 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("gateway", Tests, "test -p onceward-gateway"),
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
+        part("planted", Tests, "test -p chaos --features planted"),
+        minutes_of_chaos(&["--minutes", "5"]),
         part("demo", Check, "run --release -- demo --check"),
     ]);
     parts
+}
+
+/// The run itself, whatever is asked of it.
+pub(crate) fn chaos() -> Part {
+    part("chaos", Check, "run --quiet -p chaos --")
+}
+
+pub(crate) fn minutes_of_chaos(asked: &[&str]) -> Part {
+    let mut part = chaos();
+    part.args.extend(asked.iter().copied().map(String::from));
+    part
 }
 
 /// The parts that `only` means: those so called, or else every test part, its tests filtered by that name.

@@ -21,7 +21,7 @@ struct Program {
 
 type Version = (u32, u32);
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "cc",
         package: "build-essential",
@@ -35,6 +35,20 @@ const PROGRAMS: [Program; 4] = [
         at_least: (7, 76),
         purpose: "plays the lines that the README and the demo print",
         needed_by: &["gateway", "demo"],
+    },
+    Program {
+        name: "faketime",
+        package: "faketime",
+        at_least: (0, 9),
+        purpose: "shifts the clock of gateways that are hurt",
+        needed_by: &["chaos"],
+    },
+    Program {
+        name: "mount",
+        package: "mount",
+        at_least: (2, 30),
+        purpose: "mounts the small disk that is filled",
+        needed_by: &["chaos"],
     },
     Program {
         name: "chromium",
@@ -182,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_one_line_with_versions() {
-        let line = complaint(&[&PROGRAMS[1], &PROGRAMS[3]]);
+        let line = complaint(&[&PROGRAMS[1], &PROGRAMS[5]]);
         assert!(line.contains("curl 7.76") && line.contains("chromedriver 120.0"), "{line}");
         assert_eq!(line.lines().count(), 1);
     }

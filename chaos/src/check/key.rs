@@ -83,7 +83,8 @@ impl<'a> Key<'a> {
             }
         }
         // All before the last were looked at when the one after them came.
-        let earlier = self.runs.last().filter(|run| !self.of.again && !matches!(run.reply, Some(Reply::Released(_))))?;
+        let earlier =
+            self.runs.last().filter(|run| !self.of.again && !matches!(run.reply, Some(Reply::Released(_))))?;
         let how = match (earlier.reply, earlier.executed) {
             (None, _) => "is at work",
             (_, true) => "was executed",
@@ -232,6 +233,7 @@ impl<'a> Key<'a> {
     }
 
     pub(super) fn unsettled(&self) -> Option<(Rule, String)> {
-        (self.last == Some(false)).then(|| (Rule::Last, "all is healed, and its last call got no settled answer".into()))
+        (self.last == Some(false))
+            .then(|| (Rule::Last, "all is healed, and its last call got no settled answer".into()))
     }
 }

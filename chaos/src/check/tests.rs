@@ -102,14 +102,50 @@ fn what_is_right_breaks_nothing() {
     for (why, story) in [
         ("a replay", kept().sent(2, "k").got(2, "replayed", "n1")),
         ("two keys", kept().sent(2, "l").ran("l", "n2").got(2, "stored", "n2")),
-        ("two principals", kept().sent_as(2, bobs("k"), "body", None).ran_to(bobs("k"), "body", "n2", Reply::Whole("digest of n2".into())).got(2, "stored", "n2")),
-        ("a duplicate in flight", story().sent(1, "k").sent(2, "k").refused(2, "in-flight", "in_flight").ran("k", "n1").got(1, "stored", "n1")),
+        (
+            "two principals",
+            kept()
+                .sent_as(2, bobs("k"), "body", None)
+                .ran_to(bobs("k"), "body", "n2", Reply::Whole("digest of n2".into()))
+                .got(2, "stored", "n2"),
+        ),
+        (
+            "a duplicate in flight",
+            story()
+                .sent(1, "k")
+                .sent(2, "k")
+                .refused(2, "in-flight", "in_flight")
+                .ran("k", "n1")
+                .got(1, "stored", "n1"),
+        ),
         ("a mismatch that is refused", kept().sent_as(2, of("k"), "other", None).refused(2, "mismatch", "key_reused")),
         ("a store that is away", kept().sent(2, "k").refused(2, "rejected", "store_unavailable")),
-        ("a cut answer is unknown", cut().refused(1, "unknown", "upstream_lost").sent(2, "k").refused(2, "unknown", "outcome_unknown")),
-        ("released, then once", released().got_bytes(1, "released", "n1", "d").sent(2, "k").ran("k", "n2").got(2, "stored", "n2")),
-        ("again after a loss", story().sent_as(1, again("k"), "body", None).ran_to(again("k"), "body", "n1", Reply::Cut).sent_as(2, again("k"), "body", None).ran_to(again("k"), "body", "n2", Reply::Whole("digest of n2".into())).got(2, "stored", "n2")),
-        ("in flight while it runs long", story().sent(1, "k").saw(What::Arrived { nonce: "n1".into(), of: of("k"), body: "body".into(), claim: String::new() }).wait(30 * SECOND).sent(2, "k").refused(2, "in-flight", "in_flight")),
+        (
+            "a cut answer is unknown",
+            cut().refused(1, "unknown", "upstream_lost").sent(2, "k").refused(2, "unknown", "outcome_unknown"),
+        ),
+        (
+            "released, then once",
+            released().got_bytes(1, "released", "n1", "d").sent(2, "k").ran("k", "n2").got(2, "stored", "n2"),
+        ),
+        (
+            "again after a loss",
+            story()
+                .sent_as(1, again("k"), "body", None)
+                .ran_to(again("k"), "body", "n1", Reply::Cut)
+                .sent_as(2, again("k"), "body", None)
+                .ran_to(again("k"), "body", "n2", Reply::Whole("digest of n2".into()))
+                .got(2, "stored", "n2"),
+        ),
+        (
+            "in flight while it runs long",
+            story()
+                .sent(1, "k")
+                .saw(What::Arrived { nonce: "n1".into(), of: of("k"), body: "body".into(), claim: String::new() })
+                .wait(30 * SECOND)
+                .sent(2, "k")
+                .refused(2, "in-flight", "in_flight"),
+        ),
     ] {
         assert_eq!(story.broken(), [], "{why}");
     }
@@ -120,29 +156,87 @@ fn each_rule_is_broken_by_the_smallest_history() {
     let lost = || story().sent(1, "k").saw(What::Died { gateway: 1 });
     for (rule, why, story) in [
         (Rule::Once, "two executions", kept().ran("k", "n2")),
-        (Rule::Once, "a second while the first runs", story().sent(1, "k").saw(What::Arrived { nonce: "n1".into(), of: of("k"), body: "body".into(), claim: String::new() }).ran("k", "n2")),
-        (Rule::Once, "again after a cut, at most once", story().sent(1, "k").ran_to(of("k"), "body", "n1", Reply::Cut).ran("k", "n2")),
-        (Rule::Once, "again after a kept answer was seen, at least once", story().sent_as(1, again("k"), "body", None).ran_to(again("k"), "body", "n1", Reply::Whole("digest of n1".into())).got(1, "stored", "n1").sent_as(2, again("k"), "body", None).ran_to(again("k"), "body", "n2", Reply::Cut)),
+        (
+            Rule::Once,
+            "a second while the first runs",
+            story()
+                .sent(1, "k")
+                .saw(What::Arrived { nonce: "n1".into(), of: of("k"), body: "body".into(), claim: String::new() })
+                .ran("k", "n2"),
+        ),
+        (
+            Rule::Once,
+            "again after a cut, at most once",
+            story().sent(1, "k").ran_to(of("k"), "body", "n1", Reply::Cut).ran("k", "n2"),
+        ),
+        (
+            Rule::Once,
+            "again after a kept answer was seen, at least once",
+            story()
+                .sent_as(1, again("k"), "body", None)
+                .ran_to(again("k"), "body", "n1", Reply::Whole("digest of n1".into()))
+                .got(1, "stored", "n1")
+                .sent_as(2, again("k"), "body", None)
+                .ran_to(again("k"), "body", "n2", Reply::Cut),
+        ),
         (Rule::Own, "another key's answer", kept().sent(2, "l").got(2, "replayed", "n1")),
         (Rule::Own, "another principal's answer", kept().sent_as(2, bobs("k"), "body", None).got(2, "replayed", "n1")),
         (Rule::Own, "nobody's answer", kept().sent(2, "k").got(2, "replayed", "n9")),
         (Rule::Same, "another byte", kept().sent(2, "k").got_bytes(2, "replayed", "n1", "another")),
         (Rule::Same, "no execution named", story().sent(1, "k").got(1, "stored", "")),
-        (Rule::Same, "a partial answer", story().sent(1, "k").ran_to(of("k"), "body", "n1", Reply::Cut).got(1, "stored", "n1")),
-        (Rule::Same, "another kept answer", story().sent_as(1, again("k"), "body", None).sent_as(2, again("k"), "body", None).ran_to(again("k"), "body", "n1", Reply::Whole("digest of n1".into())).ran_to(again("k"), "body", "n2", Reply::Whole("digest of n2".into())).got(1, "stored", "n1").got(2, "stored", "n2")),
+        (
+            Rule::Same,
+            "a partial answer",
+            story().sent(1, "k").ran_to(of("k"), "body", "n1", Reply::Cut).got(1, "stored", "n1"),
+        ),
+        (
+            Rule::Same,
+            "another kept answer",
+            story()
+                .sent_as(1, again("k"), "body", None)
+                .sent_as(2, again("k"), "body", None)
+                .ran_to(again("k"), "body", "n1", Reply::Whole("digest of n1".into()))
+                .ran_to(again("k"), "body", "n2", Reply::Whole("digest of n2".into()))
+                .got(1, "stored", "n1")
+                .got(2, "stored", "n2"),
+        ),
         (Rule::Mismatch, "another body's answer", kept().sent_as(2, of("k"), "other", None).got(2, "replayed", "n1")),
         (Rule::Kept, "unknown after it was kept", kept().sent(2, "k").refused(2, "unknown", "outcome_unknown")),
         (Rule::Kept, "in flight after it was kept", kept().sent(2, "k").refused(2, "in-flight", "in_flight")),
         (Rule::Stuck, "in flight for ever", lost().wait(7 * SECOND).sent(2, "k").refused(2, "in-flight", "in_flight")),
         (Rule::Honest, "no label", story().sent(1, "k").got(1, "", "")),
         (Rule::Honest, "expired in a minute", kept().sent(2, "k").refused(2, "expired", "key_expired")),
-        (Rule::Honest, "unreadable, and nobody damaged it", kept().sent(2, "k").refused(2, "rejected", "record_unreadable")),
+        (
+            Rule::Honest,
+            "unreadable, and nobody damaged it",
+            kept().sent(2, "k").refused(2, "rejected", "record_unreadable"),
+        ),
         (Rule::Honest, "a mismatch with itself", kept().sent(2, "k").refused(2, "mismatch", "key_reused")),
         (Rule::Honest, "released, and it executed", story().sent(1, "k").ran("k", "n1").got(1, "released", "n1")),
-        (Rule::Honest, "unsent, and it executed", story().sent(1, "k").ran_to(of("k"), "body", "n1", Reply::Cut).refused(1, "released", "upstream_unreachable")),
+        (
+            Rule::Honest,
+            "unsent, and it executed",
+            story().sent(1, "k").ran_to(of("k"), "body", "n1", Reply::Cut).refused(
+                1,
+                "released",
+                "upstream_unreachable",
+            ),
+        ),
         (Rule::Honest, "called stored at a second look", kept().sent(2, "k").got(2, "stored", "n1")),
-        (Rule::Last, "a last call without an end", kept().saw(What::Healed).sent_as(2, of("k"), "body", Some(Last::Settled)).saw(What::Broke { call: 2 })),
-        (Rule::Last, "a new key that fails", story().saw(What::Healed).sent_as(2, of("l"), "body", Some(Last::Fresh)).refused(2, "rejected", "store_unavailable")),
+        (
+            Rule::Last,
+            "a last call without an end",
+            kept().saw(What::Healed).sent_as(2, of("k"), "body", Some(Last::Settled)).saw(What::Broke { call: 2 }),
+        ),
+        (
+            Rule::Last,
+            "a new key that fails",
+            story().saw(What::Healed).sent_as(2, of("l"), "body", Some(Last::Fresh)).refused(
+                2,
+                "rejected",
+                "store_unavailable",
+            ),
+        ),
     ] {
         assert!(story.broken().contains(&rule), "{rule:?}, {why}: {:?}", story.broken());
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::decide::{self, Renew};
-use crate::fault;
 use crate::engine::{Boxed, Shared};
+use crate::fault;
 use crate::policy::{Fate, Policy};
 use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
 use crate::secret::{KeyHash, RecordId, hex};

@@ -174,7 +174,9 @@ impl<T> Ending<T> {
         let Execution { answer, end } = match watched {
             Watched::Ended(execution) => execution,
             Watched::Panicked => Execution { answer: Err(Code::HandlerPanicked), end: End::Unknown },
-            Watched::GivenUp if held.was_sent() && !fault::planted("drain-forgets") => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+            Watched::GivenUp if held.was_sent() && !fault::planted("drain-forgets") => {
+                Execution { answer: Err(Code::UpstreamLost), end: End::Unknown }
+            }
             Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
         };
         let Policy { retention, tombstone, .. } = *held.policy;

@@ -94,9 +94,10 @@ impl Shared {
         let phase = &record.phase;
         for _ in 0..16 {
             let late = match phase {
-                _ if is_overwritten(phase, held, found.as_ref()) => {
-                    Late::Write { over: found.as_ref().map_or(held.in_flight(), |found| found.record.version()), audited: false }
-                }
+                _ if is_overwritten(phase, held, found.as_ref()) => Late::Write {
+                    over: found.as_ref().map_or(held.in_flight(), |found| found.record.version()),
+                    audited: false,
+                },
                 Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over()) {
                     Release::Write(version) => Late::Write { over: version, audited: false },
                     Release::Insert => Late::Gone,

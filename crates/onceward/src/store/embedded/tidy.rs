@@ -11,8 +11,8 @@ use std::time::Duration;
 use fjall::Keyspace;
 
 use super::engine::Engine;
-use crate::fault;
 use super::shared::Shared;
+use crate::fault;
 
 /// Not worth the trouble below this.
 const GARBAGE_BYTES_MIN: u64 = 64 << 20;
