@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::history::{Event, Last, Micros, What};
+use crate::history::{Answer, Event, Last, Micros, Of, What};
 use key::{Key, Run};
 
 /// What a history is checked against.
@@ -162,7 +162,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn key(&mut self, of: &'a crate::history::Of) -> usize {
+    fn key(&mut self, of: &'a Of) -> usize {
         *self.by_of.entry((&of.key, &of.principal)).or_insert_with(|| {
             self.keys.push(Key::new(of));
             self.keys.len() - 1
@@ -212,7 +212,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn answered(&mut self, call: u64, answer: &'a crate::history::Answer, at: Micros) {
+    fn answered(&mut self, call: u64, answer: &'a Answer, at: Micros) {
         let Some(asked) = self.calls.get(&call).copied() else { return };
         let seen = &mut self.verdict.seen;
         seen.open -= 1;
@@ -231,7 +231,7 @@ impl<'a> Checker<'a> {
                 None
             }
             Some((key, _)) if key != asked.key => {
-                let Of { key, principal } = Of::of(&self.keys[key]);
+                let Of { key, principal, .. } = self.keys[key].of;
                 breaches.push((Rule::Own, format!("the answer of {principal}'s {key}: {answer:?}")));
                 None
             }
@@ -246,7 +246,7 @@ impl<'a> Checker<'a> {
 
     fn report(&mut self, at: Micros, key: usize, breach: Option<(Rule, String)>) {
         if let Some((rule, what)) = breach {
-            let Of { key, principal } = Of::of(&self.keys[key]);
+            let Of { key, principal, .. } = self.keys[key].of;
             self.verdict.breaches.push(Breach { rule, at, what: format!("{principal}'s {key}: {what}") });
         }
     }
@@ -272,17 +272,5 @@ impl<'a> Checker<'a> {
             }
         }
         self.verdict
-    }
-}
-
-/// How a key is named in a breach.
-struct Of<'a> {
-    key: &'a str,
-    principal: &'a str,
-}
-
-impl<'a> Of<'a> {
-    fn of(key: &Key<'a>) -> Self {
-        Self { key: &key.of.key, principal: &key.of.principal }
     }
 }

@@ -102,8 +102,10 @@ impl Round<'_> {
         let folder = tempfile::tempdir().map_err(failed)?;
         let is_embedded = self.plan.store.is_none();
         // In turn, so that each meets the others both ways: the disk is small, or the clock is ours.
-        let disk = (is_embedded && self.seed % 2 == 0).then(|| Disk::mount(&folder.path().join("disk"))).transpose()?;
-        let clock = (self.seed % 2 == 1).then(|| folder.path().join("clock"));
+        let disk = (is_embedded && self.seed.is_multiple_of(2))
+            .then(|| Disk::mount(&folder.path().join("disk")))
+            .transpose()?;
+        let clock = (!self.seed.is_multiple_of(2)).then(|| folder.path().join("clock"));
         let mut preload = vec![shim.to_owned()];
         let faults = folder.path().join("faults");
         let mut environment = vec![("FAULTS".to_owned(), faults.display().to_string())];

@@ -1,7 +1,7 @@
 //! Each rule as a table: a history that keeps it, and the smallest that breaks it.
 
 use super::*;
-use crate::history::{Answer, Of, Reply};
+use crate::history::Reply;
 
 const SECOND: Micros = 1_000_000;
 
