@@ -8,6 +8,7 @@ cargo xtask test    installs what is missing, runs everything, ends in `N passed
     --long          repetitions and soaks in full, instead of a tenth
     --list          print the parts and their commands, and run nothing
 cargo xtask ci      format, lints and docs, then what `test` runs
+cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --long; `chaos --help` says more
 ";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) struct Asked {
     pub(crate) only: Option<String>,
     pub(crate) long: bool,
     pub(crate) list: bool,
+    /// Handed on as it came.
+    pub(crate) rest: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,7 @@ pub(crate) enum Action {
     Help,
     Test,
     Ci,
+    Chaos,
 }
 
 impl Asked {
@@ -32,15 +36,21 @@ impl Asked {
         let action = match arguments.next().as_deref() {
             Some("test") => Action::Test,
             Some("ci") => Action::Ci,
+            Some("chaos") => Action::Chaos,
             Some("help" | "-h" | "--help") => Action::Help,
             Some(other) => {
-                return Err(format!("unknown command `{other}`; there are `test` and `ci`"));
+                return Err(format!("unknown command `{other}`; there are `test`, `ci` and `chaos`"));
             }
             None => {
-                return Err("which command? There are `test` and `ci`; `cargo xtask help` says more".into());
+                return Err("which command? There are `test`, `ci` and `chaos`; `cargo xtask help` says more".into());
             }
         };
-        let mut asked = Self { action, only: None, long: false, list: false };
+        let mut asked = Self { action, only: None, long: false, list: false, rest: Vec::new() };
+        if action == Action::Chaos {
+            // It knows its own arguments.
+            asked.rest = arguments.collect();
+            return Ok(asked);
+        }
         while let Some(argument) = arguments.next() {
             match (action, argument.as_str()) {
                 (_, "-h" | "--help") => asked.action = Action::Help,
@@ -89,9 +99,15 @@ mod tests {
             ("ci --help", Action::Help, None, false, false),
         ] {
             let only = only.map(String::from);
-            let want = Asked { action, only, long, list };
+            let want = Asked { action, only, long, list, rest: Vec::new() };
             assert_eq!(parse(line), Ok(want), "{line}");
         }
+    }
+
+    #[test]
+    fn chaos_knows_its_own_arguments() {
+        let asked = parse("chaos --minutes 1 --seed 7 --help").unwrap();
+        assert_eq!((asked.action, asked.rest.join(" ").as_str()), (Action::Chaos, "--minutes 1 --seed 7 --help"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask test` and `cargo xtask ci`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci` and `cargo xtask chaos`.
 //!
 //! Only `std` is used, so that the command itself builds in a second in a fresh clone.
 
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             print!("{}", args::HELP);
             ExitCode::SUCCESS
         }
-        Action::Test | Action::Ci => match test(&asked) {
+        Action::Test | Action::Ci | Action::Chaos => match asked_for(&asked) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(line) => {
@@ -51,6 +51,18 @@ fn main() -> ExitCode {
             }
         },
     }
+}
+
+fn asked_for(asked: &Asked) -> Result<bool, String> {
+    if asked.action == Action::Chaos { chaos(&asked.rest) } else { test(asked) }
+}
+
+/// Installs what chaos needs, and hands over to it: it says itself how it went.
+fn chaos(rest: &[String]) -> Result<bool, String> {
+    let part = parts::chaos();
+    programs::provide(std::slice::from_ref(&part))?;
+    let status = cargo().current_dir(root()).args(&part.args).args(rest).status();
+    status.map(|status| status.success()).map_err(|error| format!("cargo did not start: {error}"))
 }
 
 /// Installs what is missing, runs the parts that were asked for, and says whether all is well.
@@ -74,6 +86,9 @@ fn test(asked: &Asked) -> Result<bool, String> {
     let parts = parts
         .into_iter()
         .map(|mut part| {
+            if asked.long && part.name == "chaos" {
+                part = parts::minutes_of_chaos(&["--long"]);
+            }
             if asked.long && part.kind == Kind::Tests {
                 part.env.push(("ONCEWARD_LONG", "1"));
             }

@@ -57,6 +57,8 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         gateway_over("postgres"),
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
+        part("planted", Tests, "test -p chaos --features planted"),
+        minutes_of_chaos(&["--minutes", "5"]),
         part("demo", Check, "run --release -- demo --check"),
     ]);
     // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.
@@ -69,6 +71,17 @@ fn gateway_over(store: &'static str) -> Part {
     let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain::";
     let mut part = part(&format!("gateway-{store}"), Tests, tests);
     part.env.push(("ONCEWARD_TEST_STORE", store));
+    part
+}
+
+/// The run itself, whatever is asked of it.
+pub(crate) fn chaos() -> Part {
+    part("chaos", Check, "run --quiet -p chaos --")
+}
+
+pub(crate) fn minutes_of_chaos(asked: &[&str]) -> Part {
+    let mut part = chaos();
+    part.args.extend(asked.iter().copied().map(String::from));
     part
 }
 

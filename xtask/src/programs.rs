@@ -39,6 +39,20 @@ const PROGRAMS: &[Program] = &[
         needed_by: &["gateway", "demo"],
     },
     Program {
+        name: "faketime",
+        package: "faketime",
+        at_least: (0, 9),
+        purpose: "shifts the clock of gateways that are hurt",
+        needed_by: &["chaos"],
+    },
+    Program {
+        name: "mount",
+        package: "mount",
+        at_least: (2, 30),
+        purpose: "mounts the small disk that is filled",
+        needed_by: &["chaos"],
+    },
+    Program {
         name: "chromium",
         package: "chromium",
         at_least: (120, 0),
@@ -239,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_one_line_with_versions() {
-        let line = complaint(&[&PROGRAMS[1], &PROGRAMS[3]]);
+        let line = complaint(&[&PROGRAMS[1], &PROGRAMS[5]]);
         assert!(line.contains("curl 7.76") && line.contains("chromedriver 120.0"), "{line}");
         assert_eq!(line.lines().count(), 1);
     }

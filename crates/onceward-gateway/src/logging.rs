@@ -22,7 +22,12 @@ pub(crate) fn start() -> Result<(), String> {
         "" => !std::io::stderr().is_terminal(),
         other => return Err(format!("{FORMAT}: {other:?} is not known; write \"text\" or \"json\"")),
     };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would be told of by a macro that panics where it cannot be written either, in the midst of whatever was logged:
+        // a log on a full disk ended the store's writer so.
+        .log_internal_errors(false);
     // A second start in one process, as tests do, leaves the first one in place.
     let _ = match is_json {
         true => log.json().flatten_event(true).with_current_span(false).try_init(),

@@ -26,6 +26,7 @@ use http::header::ORIGIN;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
 use onceward::claim::Claim;
+use onceward::fault;
 use onceward::policy::Fate;
 use onceward::problem::{Code, Problem};
 use tokio::time::{Instant, timeout_at};
@@ -221,7 +222,7 @@ where
                 Ok(response) => return Ok((response, connection)),
                 Err(error) => error,
             };
-            let is_unsent = connection.exchange.seal();
+            let is_unsent = connection.exchange.seal() || fault::planted("lost-called-unsent");
             match error.take_message() {
                 Some(returned) if is_unsent && !is_fresh => request = returned,
                 _ if is_unsent => return Err(Failure::NotSent(error.into_error().into())),

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::decide::{self, Renew};
 use crate::engine::{Boxed, Shared};
+use crate::fault;
 use crate::policy::{Fate, Policy};
 use crate::problem::Problem;
 use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
@@ -71,6 +72,7 @@ impl Claim {
         if held.was_overtaken() || (held.is_past_two_thirds() && !held.renew_boxed().await) {
             return Err(Overtaken);
         }
+        fault::reach("send-before");
         held.sent.store(true, Ordering::Relaxed);
         Ok(())
     }

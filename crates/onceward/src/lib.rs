@@ -71,3 +71,6 @@ pub mod secret;
 pub mod store;
 #[cfg(feature = "engine")]
 mod waiters;
+
+#[doc(hidden)]
+pub mod fault;

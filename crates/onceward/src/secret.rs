@@ -6,6 +6,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use smallvec::SmallVec;
 
+use crate::fault;
 use crate::key::Key;
 use crate::principal::Principal;
 
@@ -57,10 +58,13 @@ impl HashKeys {
         let mut framed = Framed::default();
         framed.field(namespace.as_bytes());
         match principal {
+            _ if fault::planted("foreign-answer") => {}
             Principal::Anonymous => framed.field(b"anonymous"),
             Principal::Named(digest) => framed.field(&digest.0),
         }
-        framed.field(key.as_str().as_bytes());
+        let key = key.as_str();
+        let key = if fault::planted("key-cut") { key.get(..8).unwrap_or(key) } else { key };
+        framed.field(key.as_bytes());
         RecordId(framed.hash(&self.record))
     }
 

@@ -46,6 +46,33 @@ fn what_cannot_start_says_why_in_one_line() {
     }
 }
 
+/// `/dev/full` is a disk without a byte left.
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = "upstream = \"http://127.0.0.1:9\"\nstore = \"embedded:data\"\n[policy]\nprincipal = []\n";
+    std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+    // It cannot say where it listens, so it is told.
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (listen, admin) = (free(), free());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = command(&folder);
+    command.args(["--listen", &listen, "--admin", &admin]).env("ONCEWARD_LOG", "trace").stderr(full);
+    let mut child = command.spawn().unwrap();
+    let until = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(&listen).is_err() {
+        assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "it does not listen");
+        // waits: nobody tells when a process listens that cannot log
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for key in 0..3 {
+        let answer = Client::connect(listen.parse().unwrap()).ask(keyed("/", &format!("unlogged-{key}")));
+        assert_eq!(answer.one("idempotency-outcome"), "released");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_folder_that_is_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,9 +8,11 @@ use super::holding::hold;
 use super::{Answer, Ask, Boxed, Operation, Running, Shared};
 use crate::claim::Held;
 use crate::decide;
+use crate::fault;
 use crate::fingerprint::Fingerprint;
 use crate::problem::Code;
 use crate::record::{Found, Kept, Print, Record};
+use crate::reply::Reply;
 use crate::secret::{HashKeys, RecordId};
 use crate::store::{Applied, Replaced};
 
@@ -82,6 +84,7 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
     let mut over = None;
     // Each turn that goes on saw another record than the one before: only a storm of claims and releases takes many.
     for _ in 0..16 {
+        fault::reach("claim-before");
         let sent_at = shared.clock.now();
         let draining = shared.draining.load(Ordering::SeqCst);
         let written = match over {
@@ -101,6 +104,7 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
         let found = match written {
             Ok(None) if draining => return refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
             Ok(None) => {
+                fault::reach("claim-after");
                 held.won(sent_at, over);
                 return Claimed::Won;
             }
@@ -120,6 +124,14 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
         let fingerprint = held.fingerprint_for(&found.record, operation);
         return match decide::claim(&found, &fingerprint, held.policy.guarantee) {
             decide::Claim::Execute if draining => refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
+            decide::Claim::InFlight { .. } if fault::planted("second-execution") => {
+                over = Some(found.record.version());
+                continue;
+            }
+            decide::Claim::Unknown if fault::planted("claim-ttl") => {
+                over = Some(found.record.version());
+                continue;
+            }
             decide::Claim::Execute => {
                 over = Some(found.record.version());
                 continue;
@@ -143,6 +155,7 @@ impl Held {
     /// The request's fingerprint by the rules of a record that was found.
     pub(super) fn fingerprint_for<O: Operation>(&self, found: &Record, operation: &O) -> Fingerprint {
         match found.print() {
+            Some(print) if fault::planted("mismatch-passes") => print.fingerprint,
             Some(print) if print.rules != self.print.rules => match self.shared.opened.get() {
                 Some(opened) => operation.fingerprint(&print.rules, &opened.keys),
                 None => self.print.fingerprint,
@@ -156,9 +169,15 @@ impl Shared {
     /// What a request is told by what was found, where it neither executes nor waits.
     pub(super) fn told<T>(&self, id: &RecordId, judged: decide::Claim<'_>) -> Answer<T> {
         match judged {
+            decide::Claim::Replay(Kept::Whole(reply)) if fault::planted("replay-altered") => {
+                Answer::Replay(Arc::new(Reply { status: http::StatusCode::OK, ..reply.as_ref().clone() }))
+            }
             decide::Claim::Replay(Kept::Whole(reply)) => Answer::Replay(Arc::clone(reply)),
             decide::Claim::Replay(Kept::Head(head)) => Answer::refused(self.not_kept(id, head)),
             decide::Claim::Mismatch => Answer::refused(self.problem(Code::KeyReused, id)),
+            decide::Claim::Unknown if fault::planted("in-flight-for-ever") => {
+                Answer::refused(self.problem(Code::InFlight, id).retry_after(1))
+            }
             decide::Claim::Unknown => Answer::refused(self.problem(Code::OutcomeUnknown, id)),
             decide::Claim::Expired(executed) => Answer::refused(self.problem(Code::KeyExpired, id).executed(executed)),
             // Free meanwhile, in another process: the client may claim it, this request was told to wait.

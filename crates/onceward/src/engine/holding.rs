@@ -13,6 +13,7 @@ use super::claiming::{Begun, Ended};
 use super::writing::Wrote;
 use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, chain, over};
 use crate::claim::{Claim, Held};
+use crate::fault;
 use crate::policy::Policy;
 use crate::problem::Code;
 use crate::record::{Kept, Phase, Record};
@@ -53,9 +54,16 @@ pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> E
         observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
     }
     let ending = Ending::of(held, watched);
+    if fault::planted("lost-completion") {
+        return Begun::Answered(ending.told(held, &Wrote::Here { audited: false })).into();
+    }
+    fault::reach("keep-before");
     // One replace, if nobody touched the record since the claim.
     match shared.replace(&held.id, held.in_flight(), &ending.record).await {
-        Ok(Replaced::Yes) => Begun::Answered(ending.told(held, &Wrote::Here { audited: false })).into(),
+        Ok(Replaced::Yes) => {
+            fault::reach("keep-after");
+            Begun::Answered(ending.told(held, &Wrote::Here { audited: false })).into()
+        }
         other => finish(held, ending, other).await,
     }
 }
@@ -147,7 +155,9 @@ impl<T> Ending<T> {
         let Execution { answer, end } = match watched {
             Watched::Ended(execution) => execution,
             Watched::Panicked => Execution { answer: Err(Code::HandlerPanicked), end: End::Unknown },
-            Watched::GivenUp if held.was_sent() => Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+            Watched::GivenUp if held.was_sent() && !fault::planted("drain-forgets") => {
+                Execution { answer: Err(Code::UpstreamLost), end: End::Unknown }
+            }
             Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
         };
         let Policy { retention, tombstone, .. } = *held.policy;
@@ -157,6 +167,7 @@ impl<T> Ending<T> {
             End::Completed(reply) => (completed(Kept::Whole(Arc::clone(reply))), Outcome::Stored),
             End::NotKept(head) => (completed(Kept::Head(head.clone())), Outcome::NotStored),
             End::Released(_) => (held.shared.released(), Outcome::Released),
+            End::Unknown if fault::planted("unknown-released") => (held.shared.released(), Outcome::Unknown),
             End::Unknown => (Phase::Unknown { print: print() }, Outcome::Unknown),
         };
         Self { record: held.record(phase), answer, end, outcome }
@@ -205,8 +216,9 @@ fn finish<'a, O: Operation>(
             Err(error) => error,
         };
         tracing::warn!(instance = %held.id.instance(), error = %chain(&error), "the end of an attempt is not confirmed as stored");
-        let Ending { record, answer, end, .. } = ending;
-        let told = own(shared, held, answer, Outcome::NotStored);
+        let Ending { record, answer, end, outcome } = ending;
+        let outcome = if fault::planted("unkept-called-stored") { outcome } else { Outcome::NotStored };
+        let told = own(shared, held, answer, outcome);
         Ended { begun: Begun::Answered(told), rest: Some(keep_writing(held, record, end)) }
     })
 }

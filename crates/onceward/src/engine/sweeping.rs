@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Shared;
 use crate::decide::{self, Standing};
+use crate::fault;
 use crate::fingerprint::Fingerprint;
 use crate::record::{AttemptId, Kept, Phase, Print, Record};
 use crate::reply::Reply;
@@ -26,10 +27,16 @@ impl Shared {
     pub(super) async fn sweep(&self) -> Result<usize, Error> {
         let due = self.timed("due", self.store.due(SWEEP_BATCH)).await?;
         let mut left = 0;
+        if !due.is_empty() {
+            fault::reach("sweep");
+        }
         let work = due.iter().map(async |(id, found)| {
             let over = found.record.version();
             match decide::sweep(found) {
                 decide::Sweep::Leave => Ok(false),
+                decide::Sweep::Write(Phase::Unknown { .. }) if fault::planted("sweep-forgets") => {
+                    self.timed("remove", self.store.remove(id, over)).await.map(|_| true)
+                }
                 decide::Sweep::Write(phase) => {
                     let unknown = matches!(phase, Phase::Unknown { .. });
                     let record = Record { phase, ..(*found.record).clone() };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Running, Shared, over};
 use crate::claim::Held;
 use crate::decide::{self, Late, Release, Winner};
+use crate::fault;
 use crate::record::{Found, Kept, Phase, Record, Version};
 use crate::secret::RecordId;
 use crate::store::{Error, Replaced};
@@ -93,6 +94,10 @@ impl Shared {
         let phase = &record.phase;
         for _ in 0..16 {
             let late = match phase {
+                _ if is_overwritten(phase, held, found.as_ref()) => Late::Write {
+                    over: found.as_ref().map_or(held.in_flight(), |found| found.record.version()),
+                    audited: false,
+                },
                 Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over()) {
                     Release::Write(version) => Late::Write { over: version, audited: false },
                     Release::Insert => Late::Gone,
@@ -137,6 +142,12 @@ impl Shared {
         }
         Err(Error::unavailable("the record changed too often while its end was being written"))
     }
+}
+
+/// A planted bug: the end of an attempt is written over another attempt's.
+fn is_overwritten(phase: &Phase, held: &Held, found: Option<&Found>) -> bool {
+    let bug = if matches!(phase, Phase::Released { .. }) { "release-uncompared" } else { "completion-uncompared" };
+    fault::planted(bug) && found.is_some_and(|found| found.record.attempt != held.attempt)
 }
 
 /// What became of the word of an attempt that ended.

@@ -19,6 +19,7 @@ use super::future::ResponseFuture;
 use super::keys::{self, Known, Settled, Source};
 use crate::claim::Claim;
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
+use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
 use crate::limits::Limits;
@@ -340,6 +341,7 @@ where
             Ok(response) => response,
             Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
         };
+        fault::reach("executed");
         let (head, body) = response.into_parts();
         let fate = claim
             .declared()
@@ -360,6 +362,7 @@ where
                 }
                 Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
                 Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &settings.engine, false, fate)),
+                Read::Cut if fault::planted("partial-kept") => (Some(Bytes::new()), Body::buffered(Bytes::new(), None)),
                 Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             },
         };

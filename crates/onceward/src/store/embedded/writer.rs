@@ -21,6 +21,7 @@ use super::room::{Disk, Room};
 use super::row::{Draft, Place, Row, STATE_KEY, State, index_key, name_key, write_named};
 use super::shared::Shared;
 use super::tidy;
+use crate::fault;
 use crate::record::{Found, Stage, Version};
 use crate::secret::RecordId;
 use crate::store::{Census, Error, Replaced};
@@ -189,11 +190,13 @@ impl Writer {
         for (name, value) in &batch.named {
             writes.insert(&self.engine.meta, name_key(name), write_named(name, value));
         }
+        fault::reach("commit-before");
         writes.commit().map_err(|error| {
             // It looks whether it has given up before it writes the first byte.
             let may_be_applied = !matches!(error, fjall::Error::Poisoned);
             self.failed(&error, may_be_applied)
         })?;
+        fault::reach("commit-after");
         self.state = state;
         self.publish(batch);
         if let Err(error) = self.folder.acknowledge(state.batch) {

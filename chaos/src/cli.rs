@@ -1,0 +1,110 @@
+//! What is typed, and the last line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use onceward::fault::POINTS;
+
+use crate::report;
+use crate::run::{Outcome, PAGE, Plan, line, run};
+
+/// In an hour, each point ends a gateway so often; in less, in proportion.
+const ABORTS_AN_HOUR: u64 = 50;
+
+/// Hurts real gateways, and checks what was seen.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask chaos")]
+struct Args {
+    /// How long.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    minutes: u64,
+    /// Where the random numbers begin.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// An hour, whose table is written to docs/reliability.md.
+    #[arg(long)]
+    long: bool,
+    /// Writes the table to docs/reliability.md, however long it ran.
+    #[arg(long)]
+    write: bool,
+    /// A store that gateways share, by its URL; else each round has an embedded one.
+    #[arg(long)]
+    store: Option<String>,
+    /// How many gateways share the store; an embedded one takes one.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16))]
+    gateways: Option<u64>,
+    /// Where the histories of what was found go.
+    #[arg(long, default_value = "target/chaos")]
+    findings: PathBuf,
+}
+
+/// Runs what was asked for: 0 where nothing was found, 1 where something was, 2 where nothing could be judged.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let shared = args.store.is_some();
+    let gateways = args.gateways.unwrap_or(if shared { 3 } else { 1 }) as usize;
+    if !shared && gateways > 1 {
+        eprintln!("chaos: --gateways {gateways}: an embedded store is one gateway's; name another with --store");
+        return ExitCode::from(2);
+    }
+    let minutes = if args.long { 60 } else { args.minutes };
+    let plan = Plan {
+        time: Duration::from_secs(minutes * 60),
+        seed: args.seed,
+        store: args.store,
+        gateways,
+        findings: args.findings,
+    };
+    let mut outcome = match run(&plan) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            eprintln!("chaos: it could not be judged: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    outcome.found.extend(missed(&plan, &outcome));
+    let mut pages = vec![plan.findings.join(PAGE)];
+    if args.long || args.write {
+        pages.push("docs/reliability.md".into());
+    }
+    for page in pages {
+        if let Err(error) = std::fs::write(&page, report::markdown(&plan, &outcome)) {
+            eprintln!("chaos: {}: {error}", page.display());
+            return ExitCode::from(2);
+        }
+    }
+    let took = outcome.took.as_secs_f64() / 60.0;
+    if outcome.found.is_empty() {
+        println!(
+            "chaos: nothing found in {took:.1} min, {} rounds from seed {}: {}",
+            outcome.rounds,
+            plan.seed,
+            line(&outcome.seen)
+        );
+        return ExitCode::SUCCESS;
+    }
+    for line in &outcome.found {
+        println!("{line}");
+    }
+    let seed = plan.seed + outcome.rounds - 1;
+    let store = plan.store.as_ref().map_or_else(String::new, |url| format!(" --store {url} --gateways {gateways}"));
+    println!(
+        "chaos: FOUND SOMETHING after {took:.1} min; repeat it: cargo xtask chaos --minutes 1 --seed {seed}{store}"
+    );
+    ExitCode::FAILURE
+}
+
+/// Points that were not reached often enough to say anything of them.
+fn missed(plan: &Plan, outcome: &Outcome) -> Vec<String> {
+    let least = plan.time.as_secs() * ABORTS_AN_HOUR / 3600;
+    let reached = |point: &str| outcome.tally.count(&format!("gateway: aborted at {point}"));
+    let in_the_store = ["commit-before", "commit-after", "compaction"];
+    POINTS
+        .into_iter()
+        .filter(|point| plan.store.is_none() || !in_the_store.contains(point))
+        .filter(|point| outcome.found.is_empty() && reached(point) < least)
+        .map(|point| format!("{point} ended a gateway {} times, and fewer than {least} say nothing", reached(point)))
+        .collect()
+}

@@ -1,0 +1,215 @@
+//! A gateway: a process of its own, which is started again after whatever was done to it.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::history::{Recorder, What};
+
+/// Whatever a process is waited for to do is done by then, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a process is looked at, which tells nobody when it changes.
+const LOOK: Duration = Duration::from_millis(5);
+/// How much of a log is kept for whoever looks for a cause.
+const LOG_LINES: usize = 400;
+
+/// Numbers the starts, of all gateways.
+static STARTS: AtomicU64 = AtomicU64::new(1);
+
+/// One gateway and its many starts.
+#[derive(Debug)]
+pub struct Gateway {
+    program: PathBuf,
+    folder: PathBuf,
+    environment: Vec<(String, String)>,
+    recorder: Arc<Recorder>,
+    child: Option<Child>,
+    now: Arc<Mutex<Option<Address>>>,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+/// Where a start of a gateway listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Address {
+    /// The clients' listener.
+    pub listen: SocketAddr,
+    /// Which start it is.
+    pub start: u64,
+}
+
+impl Gateway {
+    /// Not started yet. `folder` has its `onceward.toml`.
+    pub fn new(program: &Path, folder: &Path, environment: Vec<(String, String)>, recorder: Arc<Recorder>) -> Self {
+        Self {
+            program: program.to_owned(),
+            folder: folder.to_owned(),
+            environment,
+            recorder,
+            child: None,
+            now: Arc::default(),
+            log: Arc::default(),
+        }
+    }
+
+    /// Where it listens now, for clients on other threads.
+    pub fn address(&self) -> Arc<Mutex<Option<Address>>> {
+        Arc::clone(&self.now)
+    }
+
+    /// Starts it, and waits until it listens; with some more variables this time.
+    ///
+    /// # Errors
+    ///
+    /// Its last words, if it does not.
+    pub fn start(&mut self, variables: &[(&str, String)]) -> Result<(), String> {
+        let mut child = self
+            .command()
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{} does not start: {error}", self.program.display()))?;
+        let start = STARTS.fetch_add(1, Ordering::SeqCst);
+        let (tell, told) = mpsc::channel();
+        let (errors, log) = (child.stderr.take().ok_or("it has no log")?, Arc::clone(&self.log));
+        thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                let value: Option<serde_json::Value> = serde_json::from_str(&line).ok();
+                let listen = value.as_ref().and_then(|line| line["listen"].as_str()?.parse().ok());
+                if let Some(listen) = listen {
+                    let _ = tell.send(listen);
+                }
+                let mut log = log.lock().expect("nobody panics while it is held");
+                log.push_back(line);
+                if log.len() > LOG_LINES {
+                    log.pop_front();
+                }
+            }
+        });
+        self.child = Some(child);
+        match told.recv_timeout(PATIENCE) {
+            Ok(listen) => {
+                *self.now.lock().expect("nobody panics while it is held") = Some(Address { listen, start });
+                Ok(())
+            }
+            Err(_) => {
+                self.kill();
+                Err(format!("the gateway did not start: {}", self.last_words()))
+            }
+        }
+    }
+
+    /// Starts it and kills it before it may have begun to listen.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot even be started.
+    pub fn start_and_kill_after(&mut self, after: Duration) -> Result<(), String> {
+        let mut child = self.command().stderr(Stdio::null()).spawn().map_err(|error| error.to_string())?;
+        thread::sleep(after);
+        // An error only says that it ended before.
+        let _ = child.kill();
+        child.wait().map(drop).map_err(|error| error.to_string())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .current_dir(&self.folder)
+            .env("ONCEWARD_LOG_FORMAT", "json")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// The last lines of its log.
+    pub fn last_words(&self) -> String {
+        let log = self.log.lock().expect("nobody panics while it is held");
+        log.iter().rev().take(3).rev().map(String::as_str).collect::<Vec<_>>().join(" | ")
+    }
+
+    /// All that is left of its log.
+    pub fn log(&self) -> String {
+        let log = self.log.lock().expect("nobody panics while it is held");
+        log.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// `kill -9`, stopped or not, if it runs.
+    pub fn kill(&mut self) {
+        if let Some(child) = &mut self.child {
+            // An error only says that it ended before.
+            let _ = child.kill();
+            let _ = child.wait();
+            self.ended();
+        }
+    }
+
+    /// Waits until it has ended by itself. Returns `None` where it has not by then.
+    pub fn wait(&mut self, most: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + most;
+        let child = self.child.as_mut()?;
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                self.ended();
+                return Some(status);
+            }
+            if Instant::now() >= until {
+                return None;
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn ended(&mut self) {
+        self.child = None;
+        if let Some(Address { start, .. }) = self.now.lock().expect("nobody panics while it is held").take() {
+            self.recorder.saw(What::Died { gateway: start });
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        if let Some(child) = &self.child {
+            let _ = Command::new("kill").args(["-s", name, &child.id().to_string()]).stderr(Stdio::null()).status();
+        }
+    }
+
+    /// Continues it after it was stopped.
+    pub fn resume(&self) {
+        self.signal("CONT");
+        if let Some(Address { start, .. }) = *self.now.lock().expect("nobody panics while it is held") {
+            self.recorder.saw(What::Continued { gateway: start });
+        }
+    }
+
+    /// Waits until it has stopped itself. Returns whether it has.
+    pub fn is_stopped(&mut self, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        let Some(child) = &self.child else { return false };
+        let stat = format!("/proc/{}/stat", child.id());
+        loop {
+            let text = std::fs::read_to_string(&stat).unwrap_or_default();
+            // The name before it stands in brackets, and may have anything in it.
+            if text.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')) {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

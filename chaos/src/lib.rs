@@ -1,0 +1,27 @@
+//! Chaos: real gateways are killed, stopped, drained, starved of disk and lied to about the time, while clients call and hang
+//! up and the upstream misbehaves. All of it is logged, and a checker that believes nothing looks at the log.
+//!
+//! ```text
+//! history    what was seen, and in which order            check    the checker: pure, one pass, per key
+//! upstream   executes, syncs, then does what it is told   client   calls, and logs before and after
+//! gateway    a process of its own, started again          stage    one upstream, its gateways, one history
+//! load       who calls what                               harm     what is done to gateways, and what heals it
+//! run        round after round; tally, report, cli        moments  random numbers of a seed
+//! ```
+
+pub mod check;
+mod cli;
+pub mod client;
+pub mod gateway;
+mod harm;
+pub mod history;
+mod http;
+mod load;
+mod moments;
+mod report;
+pub mod run;
+pub mod stage;
+mod tally;
+pub mod upstream;
+
+pub use cli::main;

@@ -1,0 +1,55 @@
+//! The page that a run writes.
+
+use std::fmt::Write;
+
+use crate::run::{Outcome, Plan, line};
+
+const NOT_INJECTED: &str = "\
+## What was not injected
+
+- **Power loss.** A killed process leaves what it wrote in the kernel's cache, so no run here tests that a sync reached the
+  disk; that the store syncs before it answers is tested apart, by what its journal's system calls see.
+- **Bytes that change on the disk**, and reads that fail. Bit flips and torn records are tested apart, byte by byte.
+- **A network that parts or delays gateways, clients and upstream**, other than by resets, cuts, hang-ups and stops.
+- **Several gateways on one store**: the embedded store is one process's. `--store URL` plays the same on a shared one.
+- **A monotonic clock that jumps.** Only the wall clock is shifted, by at most 11 h forward: a shift beyond retention and
+  tombstone over a restart ends their promise early, as a clock that is wrong by so much would.
+- **Memory that runs out, threads or files that cannot be had.**
+- **Keys that live longer than a round**: retention and tombstones do not end here, and no operator settles a key.
+- **HTTP/2, TLS and streams without an end** towards the upstream.
+";
+
+/// What a run did and saw.
+pub(crate) fn markdown(plan: &Plan, outcome: &Outcome) -> String {
+    let minutes = outcome.took.as_secs() / 60;
+    let store = plan.store.as_deref().map_or("embedded", |url| url.split(':').next().unwrap_or(url));
+    let mut page = format!(
+        "# Reliability\n\nWritten by `cargo xtask chaos`: what was done to real gateways, how often, and what was seen. \
+         Each round has an upstream that syncs a\nline per execution before it answers, six clients that log each call, \
+         and an `{store}` store; a checker reads the log of each.\n\n\
+         - **Time**: {minutes} minutes, {} rounds, seeds {} to {}.\n- **Seen**: {}.\n- **Found**: {}.\n\n\
+         What the checker knows: at most one execution of a key, as its guarantee says; each kept answer byte-equal, whole, and\n\
+         of that key's own execution; no other body executed or answered; what was kept and seen is never forgotten; nobody is\n\
+         told `in_flight` later than lease + 5 s after the last live holder; each label is true; after the last heal, every key\n\
+         is settled and new keys execute. It finds each of the bugs that `chaos/tests/it` plants.\n",
+        outcome.rounds,
+        plan.seed,
+        plan.seed + outcome.rounds.saturating_sub(1),
+        line(&outcome.seen),
+        if outcome.found.is_empty() { "nothing".to_owned() } else { outcome.found.join("; ") },
+    );
+    for (title, group) in [
+        ("What was done to the gateways", "gateway: "),
+        ("What the upstream was told to do", "upstream: "),
+        ("What the clients did besides calling", "client: "),
+        ("What the clients were told", "answer: "),
+    ] {
+        let _ = write!(page, "\n## {title}\n\n| what | how often |\n|---|---:|\n");
+        for (name, count) in outcome.tally.group(group) {
+            let _ = writeln!(page, "| {name} | {count} |");
+        }
+    }
+    page.push('\n');
+    page.push_str(NOT_INJECTED);
+    page
+}

@@ -1,0 +1,5 @@
+//! What only a real gateway can show.
+
+#[cfg(feature = "planted")]
+mod planted;
+mod seeds;
