@@ -33,9 +33,9 @@ export function issuedKeys(): KeySource {
     for (let tries = 1; ; tries++) {
       let response: Response | undefined
       try {
-        const ask = question(prepared.request, endpoint(options, prepared.url, 'keys'), { 'content-type': 'application/json' }, signal)
-        const body = JSON.stringify({ method: prepared.request.method, path: new URL(prepared.url).pathname })
-        response = await (options.fetch ?? fetch)(new Request(ask, { method: 'POST', body }))
+        const path = encodeURIComponent(new URL(prepared.url).pathname)
+        const ask = question(prepared.request, `${endpoint(options, prepared.url, 'keys')}?path=${path}`, {}, signal)
+        response = await (options.fetch ?? fetch)(new Request(ask, { method: 'POST' }))
         const { key } = response.status === 201 ? ((await response.json()) as { key?: unknown }) : {}
         if (typeof key === 'string' && keyOf(key) !== undefined) return keyOf(key)!
       } catch (error) {

@@ -82,12 +82,14 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
 
     /** One request of an intent, in turn with those of other tabs. */
     async function once(signal: AbortSignal): Promise<Response> {
+      // What was open when this was asked for is the same intent, even if another tab settles it before our turn.
+      const before = await keys.get(id)
       const mine = await turn(id, signal)
       if (mine instanceof Response) return mine
       let result: Shared | undefined
       try {
         const deadline = new Deadline(init.deadline ?? options.deadline ?? DEADLINE_MS)
-        const found = given === null ? await keys.get(id) : undefined
+        const found = (await keys.get(id)) ?? before
         // A key of ours that was never sent gives way to the one that another tab sent for the same.
         const key = given ?? (found?.doubt ? found.key : (mine.theirKey ?? found?.key)) ??
           (await (options.keys ?? newKey)({ prepared, init, intent, user: inner.user(), options, deadline, signal }))

@@ -391,11 +391,35 @@ describe('where keys come from', () => {
     expect(told).toEqual([expect.stringMatching(/timestamp.*leave it out/)])
   })
 
-  test('issued: a gateway that issues none is said so, and nothing is sent', async () => {
-    const { result, orders } = await made(() => caught(client({ keys: issuedKeys() })(at(), order())))
+  test('issued: a server that issues none is said so, and nothing is sent', async () => {
+    const seen: (string | undefined)[] = []
+    const server = createServer((incoming, outgoing) => {
+      seen.push(incoming.url)
+      outgoing.writeHead(404).end()
+    })
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/orders`
+    const result = await caught(client({ keys: issuedKeys() })(url, order()))
     expect(isNotSentError(result)).toBe(true)
     expect((result as Error).message).toMatch(/issues no key \(404\)/)
-    expect(orders).toBe(0)
+    expect(seen).toEqual(['/.idempotency/keys?path=%2Forders'])
+    server.closeAllConnections()
+    server.close()
+  })
+
+  test('issued: the gateway takes the key that it gave, and no other', async () => {
+    const strict = await Shop.open('[[route]]\npath = "/orders"\nkeys = "issued"\n')
+    try {
+      const url = `${strict.url}/orders`
+      expect((await client({ keys: issuedKeys() })(url, order())).status).toBe(201)
+      expect(attempts.at(-1)!.key).toMatch(/^i1-/)
+      const before = await strict.total()
+      const other = await caught(client()(url, order()))
+      expect(other instanceof Response ? other.status : (other as { response?: Response }).response?.status).toBe(400)
+      expect(await strict.total()).toBe(before)
+    } finally {
+      await strict.close()
+    }
   })
 
   test('issued: the key that the server gave is sent', async () => {
@@ -403,7 +427,7 @@ describe('where keys come from', () => {
     let busy = 1
     const server = createServer((incoming, outgoing) => {
       incoming.resume()
-      if (incoming.url === '/.idempotency/keys') {
+      if (incoming.url === '/.idempotency/keys?path=%2Forders') {
         if (busy-- > 0) return void outgoing.writeHead(503).end()
         return void outgoing.writeHead(201, { 'content-type': 'application/json' }).end('{"key":"issued-1","expires_at":"2030-01-01T00:00:00Z"}')
       }
