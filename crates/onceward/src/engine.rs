@@ -36,7 +36,7 @@ use crate::problem::{Code, Problem};
 use crate::record::{AttemptId, Found, Record, Version};
 use crate::reply::{Head, Reply};
 use crate::secret::{HashKeys, RecordId, Secret};
-use crate::store::{Census, Error, Pending, Replaced, Store};
+use crate::store::{Census, Error, Pending, Replaced, Store, chain};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
 use claiming::{Begun, Ended, live};
@@ -537,15 +537,3 @@ async fn over(given_up: &mut watch::Receiver<bool>) {
 /// A future on the heap, made within a plain function: one that is boxed within an `async fn` takes its place in that one's
 /// future all the same, and each request's is as large as the largest path through it.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// An error with all that lies beneath it, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        source = error.source();
-    }
-    line
-}

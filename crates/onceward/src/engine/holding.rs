@@ -11,13 +11,13 @@ use futures_util::future::poll_immediate;
 
 use super::claiming::{Begun, Ended};
 use super::writing::Wrote;
-use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, chain, over};
+use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, over};
 use crate::claim::{Claim, Held};
 use crate::fault;
 use crate::policy::Policy;
 use crate::problem::Code;
 use crate::record::{Kept, Phase, Record};
-use crate::store::{Error, Replaced};
+use crate::store::{Error, Replaced, chain};
 use crate::waiters;
 use crate::wire::Outcome;
 

@@ -74,7 +74,7 @@ impl Connect {
                         #[cfg(unix)]
                         Host::Unix(path) => path.display().to_string(),
                     };
-                    tracing::debug!(host = name, port, error = %crate::engine::chain(&error), "not this host");
+                    tracing::debug!(host = name, port, error = %crate::store::chain(&error), "not this host");
                     let what = format!("{name}:{port}: {error}");
                     let same = match error.applied() {
                         crate::store::Applied::No => Error::refused(what),

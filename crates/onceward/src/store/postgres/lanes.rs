@@ -100,7 +100,7 @@ impl Lanes {
                 **failed = None;
                 *lane.line.lock() = Some(Arc::clone(line));
             }
-            Err(error) => **failed = Some((Instant::now(), crate::engine::chain(error))),
+            Err(error) => **failed = Some((Instant::now(), crate::store::chain(error))),
         }
         // Nothing was sent yet, and another host may take it the next time: a caller may count on neither.
         made

@@ -187,6 +187,7 @@ impl Shared {
                 }
                 Fault::Slow(by) => {
                     drop(state);
+                    // waits: being slow is the fault
                     thread::sleep(by);
                     return true;
                 }
