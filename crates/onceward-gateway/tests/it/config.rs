@@ -195,7 +195,7 @@ fn wrong_settings_are_named_with_mend_and_place() {
         ("endpoints = \"/x/{a}\"", "endpoints", "/.idempotency", 2),
         ("endpoints = \"/.onceward\"", "endpoints", "never served", 2),
         ("drain = \"2h\"", "drain", "\"1h\"", 2),
-        ("store = \"postgres://u:secret@h/db\"", "store", "embedded:FOLDER", 2),
+        ("store = \"mysql://u:secret@h/db\"", "store", "embedded:FOLDER", 2),
         ("store = \"memory:max=1\"", "store", "memory:?max=256MiB", 2),
         ("store = \"memory:?max=lots\"", "store", "no size", 2),
         ("store = \"embedded:\"", "store", "names no folder", 2),
