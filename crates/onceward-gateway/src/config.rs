@@ -22,7 +22,7 @@ use onceward::limits::Limits;
 use onceward::policy::Policy;
 use onceward::principal::Rule;
 
-pub use parse::{Host, StoreUrl, Upstream};
+pub use parse::{Host, RedisOptions, StoreUrl, Upstream};
 pub use source::{Invalid, Origin};
 
 use parse::{Parsed, Shown};
@@ -123,6 +123,9 @@ impl Config {
         settings.warnings.extend(unknown.into_iter().map(|name| format!("unknown environment variable {name}")));
 
         let mut config = settings.top()?;
+        if let Some(tombstone) = config.store.tombstone() {
+            settings.default("policy.tombstone", tombstone);
+        }
         config.policy = settings.policy("default")?;
         config.routes = settings.routes(&file.routes)?;
         settings.check(&config)?;
@@ -162,6 +165,13 @@ impl Settings {
             found = Some(parse(&value.item).map_err(|what| Invalid::new(&value.name, what, value.origin.clone()))?);
         }
         Ok(found)
+    }
+
+    /// Changes a default that hangs on another setting.
+    fn default(&mut self, path: &str, value: &str) {
+        if let Some(default) = self.layers[0].get_mut(path) {
+            default.item = Item::Text(value.to_owned());
+        }
     }
 
     /// Refuses a combination, in the name of the setting that was given last.
@@ -337,9 +347,24 @@ impl Settings {
 fn shown(value: &Value) -> (String, String, Origin) {
     let text = match value.name.as_str() {
         "admin.token" => "…".to_owned(),
+        "store" => without_secrets(&value.item.to_string()),
         _ => value.item.to_string(),
     };
     (value.name.clone(), text, value.origin.clone())
+}
+
+/// A URL without what stands before its host, and without passwords behind its question mark.
+fn without_secrets(url: &str) -> String {
+    let shown = match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        _ => url.to_owned(),
+    };
+    let Some((place, query)) = shown.split_once('?') else { return shown };
+    let parts = query.split('&').map(|part| match part.split_once('=') {
+        Some((name, _)) if name.contains("password") => format!("{name}=…"),
+        _ => part.to_owned(),
+    });
+    format!("{place}?{}", parts.collect::<Vec<_>>().join("&"))
 }
 
 fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {

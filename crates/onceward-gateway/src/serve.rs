@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use onceward::layer::IdempotencyLayer;
 use onceward::secret::Secret;
-use onceward::store::{EmbeddedStore, MemoryStore, Store};
+use onceward::store::{EmbeddedStore, MemoryStore, RedisStore, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -49,7 +49,7 @@ async fn serve(config: Config) -> Result<(), String> {
     let (listener, listening) = bind(config.listen, "--listen").await?;
     let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
 
-    let store = open_store(&config.store)?;
+    let store = open_store(&config.store, config.limits.store_timeout).await?;
     let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
     let metrics = Arc::new(Metrics::new(policies));
     let mut builder = IdempotencyLayer::builder(store)
@@ -133,12 +133,20 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAdd
     bound.await.map_err(|error| format!("cannot listen on {address}: {error}; free it, or take another with {flag}"))
 }
 
-fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, String> {
+async fn open_store(url: &StoreUrl, patience: Duration) -> Result<Arc<dyn Store>, String> {
     Ok(match url {
         StoreUrl::Memory { bytes_max } => Arc::new(MemoryStore::new(*bytes_max)),
         StoreUrl::Embedded { folder } => {
             let store = EmbeddedStore::open(folder)
                 .map_err(|error| format!("store: {}: {}", folder.display(), crate::chain(&error)))?;
+            Arc::new(store)
+        }
+        StoreUrl::Redis { options } => {
+            // A little less, so that it is the store that says what failed, and drops a connection that hangs.
+            let options = options.options.clone().timeout(patience * 9 / 10);
+            let store = RedisStore::connect(options.clone())
+                .await
+                .map_err(|error| format!("store: {options}: {}", crate::chain(&error)))?;
             Arc::new(store)
         }
     })

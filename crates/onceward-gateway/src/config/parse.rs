@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Uri};
 use onceward::policy::{Guarantee, Missing, StatusSet};
 use onceward::principal::{Part, Rule};
+use onceward::store::redis;
 
 use super::source::Item;
 
@@ -216,11 +217,49 @@ pub enum StoreUrl {
         /// The folder.
         folder: PathBuf,
     },
+    /// In a Redis or Valkey.
+    Redis {
+        /// Where, and who we are there.
+        options: RedisOptions,
+    },
 }
+
+impl StoreUrl {
+    /// How long keys are known after their retention, where nobody says otherwise: each takes memory.
+    pub(crate) fn tombstone(&self) -> Option<&'static str> {
+        match self {
+            Self::Redis { .. } => Some("72h"),
+            _ => None,
+        }
+    }
+}
+
+/// What the URL of a Redis says; two are equal if they were written alike.
+#[derive(Clone)]
+pub struct RedisOptions {
+    /// What it says.
+    pub options: redis::Options,
+    url: String,
+}
+
+/// Without a password.
+impl fmt::Debug for RedisOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.options.fmt(f)
+    }
+}
+
+impl PartialEq for RedisOptions {
+    fn eq(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
+}
+
+impl Eq for RedisOptions {}
 
 /// The URL of a store.
 pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
-    const HAS: &str = "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"";
+    const HAS: &str = "this build has \"embedded:FOLDER\", \"memory:?max=256MiB\" and \"redis://HOST:PORT\" (rediss, redis-sentinel, redis-cluster)";
     let text = text(item)?.trim();
     let Some((scheme, rest)) = text.split_once(':') else {
         return Err(format!("{text:?} is no store; {HAS}"));
@@ -240,6 +279,10 @@ pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
             Err(format!("{text:?} names no folder; write \"embedded:FOLDER\", such as \"embedded:onceward-data\""))
         }
         "embedded" => Ok(StoreUrl::Embedded { folder: rest.into() }),
+        "redis" | "rediss" | "redis-sentinel" | "redis-cluster" => {
+            let options = redis::Options::parse(text)?;
+            Ok(StoreUrl::Redis { options: RedisOptions { options, url: text.to_owned() } })
+        }
         // The rest may hold a password.
         scheme => Err(format!("no store {scheme:?} is built in; {HAS}")),
     }

@@ -17,8 +17,12 @@ mod layer;
 #[cfg(feature = "engine")]
 mod principal;
 mod problem;
+#[cfg(all(feature = "redis", feature = "conformance"))]
+mod redis;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod shop;
+#[cfg(all(feature = "redis", feature = "conformance"))]
+mod support;
 #[cfg(feature = "engine")]
 mod vectors;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
