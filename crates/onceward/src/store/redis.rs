@@ -41,7 +41,7 @@ use bytes::Bytes;
 use redis::Value;
 use tokio::task::AbortHandle;
 
-use super::{Census, Error, Facts, Pending, Replaced, Store};
+use super::{Applied, Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
@@ -116,14 +116,23 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::cmd("SET");
         claim.arg(&key).arg(sent.record.as_ref()).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        // Listed at the same time: whoever dies now is found.
-        self.note(id, record);
-        let found = match self.link.ask(&claim, || claim.clone()).await? {
-            Value::Nil => return Ok(None),
-            found => bytes(found)?,
+        let found = match self.link.ask(&claim, || claim.clone()).await {
+            Ok(Value::Nil) => {
+                self.note(id, record);
+                return Ok(None);
+            }
+            Ok(found) => bytes(found)?,
+            Err(error) => {
+                // It may have been taken.
+                if error.applied() == Applied::Unknown {
+                    self.note(id, record);
+                }
+                return Err(error);
+            }
         };
         if found == sent.record {
             // Sent twice, or its answer was lost: the attempt is recognised as its own.
+            self.note(id, record);
             return Ok(Some(Found { record: record.clone(), age: Duration::ZERO, holder_gone: false }));
         }
         if value::is_completed(&found) {

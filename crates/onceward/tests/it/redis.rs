@@ -1,5 +1,11 @@
 //! The store in Redis and Valkey, against real servers.
 
+mod cost;
+mod failover;
+mod faults;
+mod records;
+mod start;
+
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 

@@ -2,9 +2,10 @@
 //!
 //! It is a hint: a record alone says what is so, and every look at a record judges it. So it need not stand in the record's
 //! slot, where a cluster would want one list for each of 16,384 slots; it is one sorted set, by the moment of the next look.
-//! A claim is listed while it is being made, claims that come at once together; what ended is struck out with the next that
-//! is listed. So a request costs at most one more command, nobody waits for it, and under load many share one. What was
-//! listed in vain, or ended elsewhere, the sweep strikes out when its moment comes.
+//! A claim is listed as soon as it is won, claims that are won at once together; what ended is struck out with the next that
+//! is listed. So a request costs at most one more command, nobody waits for it, and under load many share one. A gateway that
+//! dies before it was told that it had won has sent nothing, and what it left is judged when somebody asks for that key.
+//! What ended elsewhere the sweep strikes out when its moment comes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ struct Waiting {
 }
 
 impl Claims {
-    /// A claim is being made; it is looked at when its lease is over.
+    /// A claim was won, or may have been; it is looked at when its lease is over.
     pub(super) fn list(&self, id: RecordId, lease: Duration) {
         self.waiting.lock().listed.insert(id, lease);
         self.came.notify_one();

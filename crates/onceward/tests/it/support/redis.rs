@@ -60,7 +60,7 @@ impl Redis {
             program("redis-server").display(),
             address.port()
         );
-        let cli = ["--tls", "--cacert", &format!("{at}/ca.pem"), "--cert", &format!("{at}/client.pem"), "--key"];
+        let cli = ["--tls", "-a", "geheim", "--no-auth-warning", "--cacert", &format!("{at}/ca.pem"), "--cert", &format!("{at}/client.pem"), "--key"];
         let mut cli: Vec<&str> = cli.to_vec();
         let key = format!("{at}/client.key");
         cli.push(&key);
@@ -195,15 +195,27 @@ impl Sentinels {
         })
         .collect();
         let group = Self { servers: [master, replica], sentinels };
-        for (_, address, _) in &group.sentinels {
+        group.await_known();
+        group
+    }
+
+    /// Each Sentinel knows the others, the master and a replica that is well.
+    pub(crate) fn await_known(&self) {
+        for (_, address, _) in &self.sentinels {
             poll("a Sentinel that knows all", || {
                 let said = cli_at(*address, &["SENTINEL", "MASTER", "orders"])?;
                 let field = |name: &str| said.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
-                (field("num-slaves")? == "1" && field("num-other-sentinels")? == "2" && field("flags")? == "master")
+                let replicas = cli_at(*address, &["SENTINEL", "REPLICAS", "orders"])?;
+                let is_well = replicas.contains("master-link-status\nok") && !replicas.contains("s_down");
+                (is_well && field("num-slaves")? == "1" && field("num-other-sentinels")? == "2" && field("flags")? == "master")
                     .then_some(())
             });
         }
-        group
+    }
+
+    /// What the first Sentinel says.
+    pub(crate) fn ask_first(&self, arguments: &[&str]) -> String {
+        cli_at(self.sentinels[0].1, arguments).unwrap()
     }
 
     pub(crate) fn url(&self, database: usize) -> String {
