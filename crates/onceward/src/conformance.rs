@@ -147,7 +147,14 @@ impl Subject {
         slack: Duration,
         advance: impl Fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync + 'static,
     ) -> Self {
-        Self { other: store.clone(), store, advance: Box::new(advance), slack, ends_by_itself: false, _kept: Vec::new() }
+        Self {
+            other: store.clone(),
+            store,
+            advance: Box::new(advance),
+            slack,
+            ends_by_itself: false,
+            _kept: Vec::new(),
+        }
     }
 
     /// With a second client of the same data, as another process has one.

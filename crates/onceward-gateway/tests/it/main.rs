@@ -10,8 +10,13 @@ mod drain;
 mod faults;
 mod forward;
 mod kills;
+#[cfg(target_os = "linux")]
+mod many;
 #[cfg(feature = "demo")]
 mod page;
+#[cfg(target_os = "linux")]
+#[path = "../../../onceward/tests/it/support/redis.rs"]
+mod redis_server;
 mod rows;
 mod serve;
 mod support;

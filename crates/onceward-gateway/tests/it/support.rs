@@ -50,8 +50,21 @@ impl Gateway {
         Self::in_folder(folder, command, &[])
     }
 
+    /// With these settings alone, at these places.
+    pub(crate) fn at(settings: &str, listen: SocketAddr, admin: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+        let mut command = command(&folder);
+        command.args(["--listen", &listen.to_string(), "--admin", &admin.to_string()]);
+        Self::spawn(folder, command)
+    }
+
     fn in_folder(folder: tempfile::TempDir, mut command: Command, environment: &[(&str, &str)]) -> Self {
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).envs(environment.iter().copied());
+        Self::spawn(folder, command)
+    }
+
+    fn spawn(folder: tempfile::TempDir, mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let log = Log::default();
         log.follow(child.stderr.take().unwrap());

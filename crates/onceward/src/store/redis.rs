@@ -291,7 +291,8 @@ impl RedisStore {
                 let mut count = redis::cmd(name);
                 count.arg(key);
                 let counted = self.link.ask(&count, || count.clone()).await?;
-                redis::from_redis_value::<u64>(counted).map_err(|error| Error::unavailable("no count came").because(error))
+                redis::from_redis_value::<u64>(counted)
+                    .map_err(|error| Error::unavailable("no count came").because(error))
             };
             census.in_flight = ask("ZCARD", claims::KEY).await?;
             census.unknown = ask("SCARD", UNKNOWN).await?;

@@ -139,7 +139,8 @@ impl Link {
                                 Fault::Never => return Err(failed(open, "the server refused a command").because(error)),
                             }
                             let full = judge(&error) == Fault::Full && !open;
-                            let what = if full { "the server has no room" } else { "the server did not take a command" };
+                            let what =
+                                if full { "the server has no room" } else { "the server did not take a command" };
                             let told = if full { Error::full(what) } else { failed(open, what) };
                             told.because(error)
                         }
@@ -213,10 +214,10 @@ impl Link {
         if let Some(current) = self.current.read().clone() {
             return Ok(current);
         }
-        let (mut connection, address) =
-            timeout_at(deadline, self.connect()).await.map_err(|_| late())?.map_err(|error| {
-                Error::refused(format!("{} cannot be reached", self.options)).because(error)
-            })?;
+        let (mut connection, address) = timeout_at(deadline, self.connect())
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| Error::refused(format!("{} cannot be reached", self.options)).because(error))?;
         let servers = timeout_at(deadline, self.probe(&mut connection)).await.map_err(|_| late())??;
         self.learn(servers);
         *number += 1;

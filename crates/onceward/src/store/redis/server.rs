@@ -131,7 +131,9 @@ impl Servers {
                     "a crash and a loss of power forget all since the last snapshot (save, without appendonly)"
                 }
                 Persistence::None => "a crash and a restart forget all keys (no persistence)",
-                Persistence::Untold => "what a restart forgets is not told, perhaps all keys (CONFIG GET is not allowed)",
+                Persistence::Untold => {
+                    "what a restart forgets is not told, perhaps all keys (CONFIG GET is not allowed)"
+                }
             };
             if let Some(policy) = &server.evicts {
                 let _ = write!(text, "; a full memory forgets keys ({policy})");

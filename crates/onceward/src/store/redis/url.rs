@@ -106,9 +106,11 @@ impl Options {
         };
         let db = match db {
             "" => 0,
-            db => db.parse().ok().filter(|db| (0..=0xffff).contains(db)).ok_or_else(|| {
-                format!("{db:?} is no number of a database; write /0, or leave it out")
-            })?,
+            db => db
+                .parse()
+                .ok()
+                .filter(|db| (0..=0xffff).contains(db))
+                .ok_or_else(|| format!("{db:?} is no number of a database; write /0, or leave it out"))?,
         };
         if kind == Kind::Cluster && db != 0 {
             return Err("names a database, and a cluster has only one; leave the number out".into());

@@ -149,7 +149,8 @@ async fn whatever_breaks_the_way_it_recovers_within_ten_seconds_of_the_heal() {
     let store = connect(&format!("redis://{}", proxy.address), patience).await;
     for (n, fault) in [Fault::Down, Fault::Hanging, Fault::AnswersStuck, Fault::AsksStuck].into_iter().enumerate() {
         proxy.set(fault);
-        let error = timeout(patience * 3, store.insert(&id(100 + n), &claim(1))).await.expect("it is bounded").unwrap_err();
+        let error =
+            timeout(patience * 3, store.insert(&id(100 + n), &claim(1))).await.expect("it is bounded").unwrap_err();
         if fault == Fault::AnswersStuck {
             assert_eq!(error.applied(), Applied::Unknown, "it was carried out, and says {error:?}");
         }

@@ -27,7 +27,11 @@ async fn what_voids_a_promise_stops_the_start_unless_it_is_accepted() {
     let url = server.url(0);
     connect(&url).await.unwrap();
     for (change, back, mend) in [
-        (&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"][..], &["CONFIG", "SET", "maxmemory-policy", "noeviction"][..], "eviction"),
+        (
+            &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"][..],
+            &["CONFIG", "SET", "maxmemory-policy", "noeviction"][..],
+            "eviction",
+        ),
         (&["CONFIG", "SET", "appendonly", "no"], &["CONFIG", "SET", "appendonly", "yes"], "no-persistence"),
         (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "replica"),
     ] {

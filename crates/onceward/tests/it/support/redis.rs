@@ -39,7 +39,7 @@ impl Redis {
     /// An empty Valkey 9.
     pub(crate) fn valkey(settings: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let program = root.join("target/programs/valkey-9/bin/valkey-server");
+        let program = root.join("target/programs/valkey-9/linux-x86_64/valkey-server");
         assert!(program.is_file(), "Valkey 9 is not installed; `cargo xtask test` installs it");
         Self::of(&program, settings)
     }
@@ -60,7 +60,17 @@ impl Redis {
             program("redis-server").display(),
             address.port()
         );
-        let cli = ["--tls", "-a", "geheim", "--no-auth-warning", "--cacert", &format!("{at}/ca.pem"), "--cert", &format!("{at}/client.pem"), "--key"];
+        let cli = [
+            "--tls",
+            "-a",
+            "geheim",
+            "--no-auth-warning",
+            "--cacert",
+            &format!("{at}/ca.pem"),
+            "--cert",
+            &format!("{at}/client.pem"),
+            "--key",
+        ];
         let mut cli: Vec<&str> = cli.to_vec();
         let key = format!("{at}/client.key");
         cli.push(&key);
@@ -179,21 +189,22 @@ impl Sentinels {
         poll("a replica that follows", || {
             replica.cli(0, &["INFO", "replication"]).contains("master_link_status:up").then_some(())
         });
-        let sentinels: Vec<_> = (0..3).map(|_| {
-            let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
-            let settings = format!(
-                "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} 2\n\
+        let sentinels: Vec<_> = (0..3)
+            .map(|_| {
+                let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
+                let settings = format!(
+                    "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} 2\n\
                  sentinel down-after-milliseconds orders 1000\nsentinel failover-timeout orders 5000\n",
-                address.port(),
-                folder.path().display(),
-                master.address.port()
-            );
-            let file = folder.path().join("sentinel.conf");
-            std::fs::write(&file, settings).unwrap();
-            let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
-            (watched(&line, folder.path()), address, folder)
-        })
-        .collect();
+                    address.port(),
+                    folder.path().display(),
+                    master.address.port()
+                );
+                let file = folder.path().join("sentinel.conf");
+                std::fs::write(&file, settings).unwrap();
+                let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
+                (watched(&line, folder.path()), address, folder)
+            })
+            .collect();
         let group = Self { servers: [master, replica], sentinels };
         group.await_known();
         group
@@ -207,7 +218,10 @@ impl Sentinels {
                 let field = |name: &str| said.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
                 let replicas = cli_at(*address, &["SENTINEL", "REPLICAS", "orders"])?;
                 let is_well = replicas.contains("master-link-status\nok") && !replicas.contains("s_down");
-                (is_well && field("num-slaves")? == "1" && field("num-other-sentinels")? == "2" && field("flags")? == "master")
+                (is_well
+                    && field("num-slaves")? == "1"
+                    && field("num-other-sentinels")? == "2"
+                    && field("flags")? == "master")
                     .then_some(())
             });
         }
@@ -296,7 +310,8 @@ fn cli_at(address: SocketAddr, arguments: &[&str]) -> Option<String> {
 
 /// A process that is killed with its standard input: also where the test is killed.
 fn watched(line: &str, folder: &Path) -> Child {
-    let script = format!("{{ {line}; }} </dev/null >log 2>&1 & P=$!; cat >/dev/null; kill -KILL $P; wait $P 2>/dev/null");
+    let script =
+        format!("{{ {line}; }} </dev/null >log 2>&1 & P=$!; cat >/dev/null; kill -KILL $P; wait $P 2>/dev/null");
     let mut shell = Command::new("sh");
     shell.args(["-c", &script]).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
 }
