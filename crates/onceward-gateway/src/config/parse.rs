@@ -220,7 +220,7 @@ pub enum StoreUrl {
     /// In a Redis or Valkey.
     Redis {
         /// Where, and who we are there.
-        options: RedisOptions,
+        options: Box<RedisOptions>,
     },
 }
 
@@ -281,7 +281,7 @@ pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
         "embedded" => Ok(StoreUrl::Embedded { folder: rest.into() }),
         "redis" | "rediss" | "redis-sentinel" | "redis-cluster" => {
             let options = redis::Options::parse(text)?;
-            Ok(StoreUrl::Redis { options: RedisOptions { options, url: text.to_owned() } })
+            Ok(StoreUrl::Redis { options: Box::new(RedisOptions { options, url: text.to_owned() }) })
         }
         // The rest may hold a password.
         scheme => Err(format!("no store {scheme:?} is built in; {HAS}")),
