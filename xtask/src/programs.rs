@@ -95,6 +95,27 @@ const PROGRAMS: &[Program] = &[
         needed_by: POSTGRES,
     },
     Program {
+        name: "redis-server",
+        package: "redis-server",
+        at_least: (7, 0),
+        purpose: "keeps records in the tests of that store, alone, as Sentinels and as a cluster",
+        needed_by: REDIS,
+    },
+    Program {
+        name: "redis-cli",
+        package: "redis-tools",
+        at_least: (7, 0),
+        purpose: "looks into Redis and Valkey",
+        needed_by: REDIS,
+    },
+    Program {
+        name: "/usr/sbin/haproxy",
+        package: "haproxy",
+        at_least: (2, 4),
+        purpose: "stands before gateways that are restarted one after another",
+        needed_by: &["gateway"],
+    },
+    Program {
         name: "python3",
         package: "python3-pip",
         at_least: (3, 8),
@@ -102,6 +123,9 @@ const PROGRAMS: &[Program] = &[
         needed_by: POSTGRES,
     },
 ];
+
+/// The parts that start Redis.
+const REDIS: &[&str] = &["lib-all", "gateway"];
 
 /// The parts that start PostgreSQL.
 const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres"];

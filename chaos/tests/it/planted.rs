@@ -9,6 +9,9 @@ use chaos::client::{Call, Leaves};
 use chaos::history::What;
 use chaos::stage::{LEASE, Stage, rules};
 
+/// How often a story is played: in some, who comes first at the moment of the bug is not for the story to say.
+const PLAYS_MAX: usize = 4;
+
 /// Plays the same with and without the bug.
 #[track_caller]
 fn finds(bug: &str, rule: Rule, play: fn(&mut Stage)) {
@@ -23,8 +26,13 @@ fn finds(bug: &str, rule: Rule, play: fn(&mut Stage)) {
     };
     let (sound, log) = found(None);
     assert!(sound.breaches.is_empty(), "without the bug: {:#?}\n{log}", sound.breaches);
-    let (verdict, log) = found(Some(bug));
-    assert!(verdict.breaks(rule), "{bug} breaks {rule:?}, and it found {:#?}\n{log}", verdict.breaches);
+    for play in 1..=PLAYS_MAX {
+        let (verdict, log) = found(Some(bug));
+        if verdict.breaks(rule) {
+            return;
+        }
+        assert!(play < PLAYS_MAX, "{bug} breaks {rule:?}, and it found {:#?}\n{log}", verdict.breaches);
+    }
 }
 
 /// Kills the gateway and starts it again.

@@ -47,7 +47,7 @@ pub(crate) struct Serve {
     /// Where clients connect to [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// What knows the keys: embedded:FOLDER, postgres://… or memory: [default: embedded:onceward-data]
+    /// What knows the keys: embedded:FOLDER, postgres://…, redis://HOST:PORT or memory: [default: embedded:onceward-data]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Where /healthz, /readyz, /status and /metrics are [default: 127.0.0.1:8081]

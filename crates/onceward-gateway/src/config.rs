@@ -25,6 +25,8 @@ use onceward::limits::Limits;
 use onceward::policy::{Keys, Missing, Policy};
 use onceward::principal::Rule;
 
+#[cfg(feature = "redis")]
+pub use parse::RedisOptions;
 pub use parse::{Host, StoreUrl, Upstream};
 pub use source::{Invalid, Origin};
 
@@ -130,6 +132,9 @@ impl Config {
         settings.warnings.extend(unknown.into_iter().map(|name| format!("unknown environment variable {name}")));
 
         let mut config = settings.top()?;
+        if let Some(tombstone) = config.store.tombstone() {
+            settings.default("policy.tombstone", tombstone);
+        }
         config.policy = settings.policy("default")?;
         config.routes = settings.routes(&file.routes)?;
         settings.check(&config)?;
@@ -169,6 +174,13 @@ impl Settings {
             found = Some(parse(&value.item).map_err(|what| Invalid::new(&value.name, what, value.origin.clone()))?);
         }
         Ok(found)
+    }
+
+    /// Changes a default that hangs on another setting.
+    fn default(&mut self, path: &str, value: &str) {
+        if let Some(default) = self.layers[0].get_mut(path) {
+            default.item = Item::Text(value.to_owned());
+        }
     }
 
     /// Refuses a combination, in the name of the setting that was given last.

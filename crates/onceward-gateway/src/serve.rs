@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use onceward::layer::IdempotencyLayer;
 use onceward::secret::Secret;
+#[cfg(feature = "redis")]
+use onceward::store::RedisStore;
 use onceward::store::{EmbeddedStore, MemoryStore, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -50,7 +52,7 @@ async fn serve(config: Config) -> Result<(), String> {
     let (listener, listening) = bind(config.listen, "--listen").await?;
     let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
 
-    let store = open_store(&config.store).await?;
+    let store = open_store(&config.store, config.limits.store_timeout).await?;
     let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
     let metrics = Arc::new(Metrics::new(policies));
     let mut builder = IdempotencyLayer::builder(store)
@@ -136,7 +138,8 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAdd
     bound.await.map_err(|error| format!("cannot listen on {address}: {error}; free it, or take another with {flag}"))
 }
 
-async fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, String> {
+#[cfg_attr(not(feature = "redis"), allow(unused_variables, reason = "only a server needs patience"))]
+async fn open_store(url: &StoreUrl, patience: Duration) -> Result<Arc<dyn Store>, String> {
     Ok(match url {
         StoreUrl::Memory { bytes_max } => Arc::new(MemoryStore::new(*bytes_max)),
         StoreUrl::Embedded { folder } => {
@@ -148,6 +151,15 @@ async fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, String> {
         StoreUrl::Postgres(url) => {
             let opened = onceward::store::PostgresStore::open(&url.0).await;
             Arc::new(opened.map_err(|error| format!("store: {}", crate::chain(&error)))?)
+        }
+        #[cfg(feature = "redis")]
+        StoreUrl::Redis { options } => {
+            // A little less, so that it is the store that says what failed, and drops a connection that hangs.
+            let options = options.options.clone().timeout(patience * 9 / 10);
+            let store = RedisStore::connect(options.clone())
+                .await
+                .map_err(|error| format!("store: {options}: {}", crate::chain(&error)))?;
+            Arc::new(store)
         }
     })
 }

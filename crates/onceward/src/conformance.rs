@@ -126,6 +126,7 @@ pub struct Subject {
     other: Arc<dyn Store>,
     advance: Box<Advance>,
     slack: Duration,
+    ends_by_itself: bool,
     _kept: Vec<Box<dyn Any + Send + Sync>>,
 }
 
@@ -146,13 +147,32 @@ impl Subject {
         slack: Duration,
         advance: impl Fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync + 'static,
     ) -> Self {
-        Self { other: store.clone(), store, advance: Box::new(advance), slack, _kept: Vec::new() }
+        Self {
+            other: store.clone(),
+            store,
+            advance: Box::new(advance),
+            slack,
+            ends_by_itself: false,
+            _kept: Vec::new(),
+        }
     }
 
     /// With a second client of the same data, as another process has one.
     pub fn with_other(mut self, other: Arc<dyn Store>) -> Self {
         self.other = other;
         self
+    }
+
+    /// Over a server that ends by itself what is past its time: an answer becomes a tombstone, and a tombstone or what was
+    /// released goes, without a sweep.
+    pub fn ending_by_itself(mut self) -> Self {
+        self.ends_by_itself = true;
+        self
+    }
+
+    /// A record that is due at its time: completed, where it waits for the sweep.
+    fn due_at_its_time(&self, attempt: AttemptId) -> Record {
+        if self.ends_by_itself { in_flight(attempt) } else { completed(attempt) }
     }
 
     /// With something that must live as long as the store, such as its folder.
@@ -388,7 +408,7 @@ pub async fn a_remove_compares_the_version(subject: Subject) {
 /// What was removed is as if it had never been; its id is free.
 pub async fn a_removed_record_is_gone(subject: Subject) {
     let store = &subject.store;
-    let first = completed(attempt(1));
+    let first = subject.due_at_its_time(attempt(1));
     insert(store, 1, &first).await;
     insert(store, 2, &first).await;
     assert!(store.remove(&id(1), first.version()).await.unwrap());
@@ -406,7 +426,8 @@ pub async fn due_lists_what_is_due_and_nothing_else(subject: Subject) {
     let store = &subject.store;
     // Each is due after as many hours as its number.
     for n in 1..=4 {
-        let mut record = each_phase(attempt(n))[[0, 1, 3, 5][n - 1]].clone();
+        let phase = if subject.ends_by_itself { 0 } else { [0, 1, 3, 5][n - 1] };
+        let mut record = each_phase(attempt(n))[phase].clone();
         set_due(&mut record, HOUR * n as u32);
         insert(store, n, &record).await;
     }
@@ -433,7 +454,7 @@ pub async fn due_lists_the_oldest_first(subject: Subject) {
     let store = &subject.store;
     let hours = [7, 3, 9, 1, 8, 2, 6, 4, 5];
     for (n, hours) in hours.into_iter().enumerate() {
-        let mut record = if n % 2 == 0 { in_flight(attempt(n)) } else { completed(attempt(n)) };
+        let mut record = if n % 2 == 0 { in_flight(attempt(n)) } else { subject.due_at_its_time(attempt(n)) };
         set_due(&mut record, HOUR * hours);
         insert(store, hours as usize, &record).await;
         subject.advance(Duration::from_secs(60)).await;
@@ -504,6 +525,12 @@ pub async fn what_was_replaced_is_not_due_as_what_it_was(subject: Subject) {
     replace(store, 2, in_flight(attempt(2)).version(), &unknown(attempt(2))).await.unwrap();
     assert_eq!(due(store, 100).await, [0; 0]);
     subject.advance(DAY * 2).await;
+    if subject.ends_by_itself {
+        assert_eq!(due(store, 100).await, [0; 0]);
+        let left = get(store, 1).await.expect("its tombstone is not over");
+        assert_eq!(left.version(), Version { attempt: attempt(1), stage: Stage::Tombstone });
+        return;
+    }
     assert_eq!(due(store, 100).await, [1]);
 }
 
@@ -562,6 +589,12 @@ pub async fn nothing_expires_by_itself(subject: Subject) {
     subject.advance(DAY * 3650).await;
     let listed = due(store, 100).await;
     for (n, record) in records.iter().enumerate() {
+        let stays = matches!(record.phase, Phase::InFlight { .. } | Phase::Unknown { .. });
+        if subject.ends_by_itself && !stays {
+            assert_eq!(get(store, n).await, None);
+            assert!(!listed.contains(&n));
+            continue;
+        }
         assert_eq!(get(store, n).await.as_ref(), Some(record));
         assert_eq!(insert(store, n, &in_flight(attempt(2))).await.as_ref(), Some(record));
         assert_eq!(listed.contains(&n), record.due().is_some());

@@ -6,6 +6,8 @@ pub mod embedded;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -23,6 +25,8 @@ pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;
 
 /// What a store's operation returns: an answer that is there already, which takes no allocation, or one to come.
 ///
@@ -87,7 +91,9 @@ impl<T> Debug for Pending<'_, T> {
 /// 2. **Durable when it returns**, as far as [`Store::facts`] promises it. What is found is durable too: an answer that
 ///    could still be forgotten is not shown.
 /// 3. **Nothing expires by itself.** A store deletes a record by [`Store::remove`] alone; it never evicts a record whose
-///    [`due`](Record::due) has not passed, and it may evict tombstones where it is full.
+///    [`due`](Record::due) has not passed, and it may evict tombstones where it is full. A server that ends what is past its
+///    time by itself, as the sweep would, may do that to what is completed, released or a tombstone, and need not list it
+///    as due; never to a claim or an `unknown`.
 /// 4. **Ages by one clock.** [`Found::age`] is the time since the last write of that record, by the store's own clock,
 ///    which must not go back; where it can only guess, it says less rather than more.
 /// 5. **An error that is not [`Applied::No`] leaves the outcome open**: the operation may have taken effect, or may still.

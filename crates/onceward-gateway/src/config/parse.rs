@@ -11,6 +11,8 @@ use http::{HeaderValue, Method, Uri};
 use onceward::fingerprint::Kind;
 use onceward::policy::{Guarantee, Keys, Missing, StatusSet};
 use onceward::principal::{Part, Rule};
+#[cfg(feature = "redis")]
+use onceward::store::redis;
 
 use super::source::Item;
 
@@ -221,25 +223,77 @@ pub enum StoreUrl {
     /// In PostgreSQL; the URL may hold a password.
     #[cfg(feature = "postgres")]
     Postgres(Secretive),
+    /// In a Redis or Valkey.
+    #[cfg(feature = "redis")]
+    Redis {
+        /// Where, and who we are there.
+        options: Box<RedisOptions>,
+    },
 }
 
 /// A URL that is not shown, for it may hold a password.
+#[cfg(feature = "postgres")]
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secretive(pub(crate) String);
 
+#[cfg(feature = "postgres")]
 impl fmt::Debug for Secretive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"…\"")
     }
 }
 
+impl StoreUrl {
+    /// How long keys are known after their retention, where nobody says otherwise: each takes memory.
+    pub(crate) fn tombstone(&self) -> Option<&'static str> {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis { .. } => Some("72h"),
+            _ => None,
+        }
+    }
+}
+
+/// What the URL of a Redis says; two are equal if they were written alike.
+#[cfg(feature = "redis")]
+#[derive(Clone)]
+pub struct RedisOptions {
+    /// What it says.
+    pub options: redis::Options,
+    url: String,
+}
+
+/// Without a password.
+#[cfg(feature = "redis")]
+impl fmt::Debug for RedisOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.options.fmt(f)
+    }
+}
+
+#[cfg(feature = "redis")]
+impl PartialEq for RedisOptions {
+    fn eq(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
+}
+
+#[cfg(feature = "redis")]
+impl Eq for RedisOptions {}
+
 /// The URL of a store.
 pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
-    const HAS: &str = match cfg!(feature = "postgres") {
-        true => {
+    const HAS: &str = match (cfg!(feature = "postgres"), cfg!(feature = "redis")) {
+        (true, true) => {
+            "this build has \"embedded:FOLDER\", \"postgres://USER:PASSWORD@HOST/DATABASE\", \"redis://HOST:PORT\" (rediss, redis-sentinel, redis-cluster) and \"memory:?max=256MiB\""
+        }
+        (true, false) => {
             "this build has \"embedded:FOLDER\", \"postgres://USER:PASSWORD@HOST/DATABASE\" and \"memory:?max=256MiB\""
         }
-        false => "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"",
+        (false, true) => {
+            "this build has \"embedded:FOLDER\", \"redis://HOST:PORT\" (rediss, redis-sentinel, redis-cluster) and \"memory:?max=256MiB\""
+        }
+        (false, false) => "this build has \"embedded:FOLDER\" and \"memory:?max=256MiB\"",
     };
     let text = text(item)?.trim();
     let Some((scheme, rest)) = text.split_once(':') else {
@@ -265,6 +319,11 @@ pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
             // Read once here, so that what is wrong with it is said with the setting's name and place.
             text.parse::<onceward::store::postgres::Settings>()?;
             Ok(StoreUrl::Postgres(Secretive(text.to_owned())))
+        }
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" | "redis-sentinel" | "redis-cluster" => {
+            let options = redis::Options::parse(text)?;
+            Ok(StoreUrl::Redis { options: Box::new(RedisOptions { options, url: text.to_owned() }) })
         }
         // The rest may hold a password.
         scheme => Err(format!("no store {scheme:?} is built in; {HAS}")),

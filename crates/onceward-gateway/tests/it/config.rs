@@ -51,6 +51,19 @@ fn what_is_printed_is_what_holds() {
 }
 
 #[test]
+fn tombstones_are_kept_shorter_on_redis_and_its_password_is_not_shown() {
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let url = "redis-sentinel://me:geheim@a,b/orders?sentinel-password=geheim&accept=eviction";
+    let config = with_upstream(&format!("store = {url:?}\n[[route]]\npath = \"/orders\"")).unwrap();
+    assert_eq!((config.policy.tombstone, config.routes[0].1.tombstone), (days(3), days(3)));
+    let shown = format!("{:?} {config:?}", config.sources);
+    assert!(!shown.contains("geheim") && shown.contains("accept=eviction"), "{shown}");
+    let config = with_upstream("store = \"redis://a\"\n[policy]\ntombstone = \"9d\"").unwrap();
+    assert_eq!(config.policy.tombstone, days(9));
+    assert_eq!(with_upstream("").unwrap().policy.tombstone, days(30));
+}
+
+#[test]
 fn what_is_printed_is_read_back_unchanged() {
     let printed = Command::new(env!("CARGO_BIN_EXE_onceward")).args(["config", "--print"]).output().unwrap();
     assert!(printed.status.success());
@@ -198,6 +211,8 @@ fn wrong_settings_are_named_with_mend_and_place() {
         ("store = \"mysql://u:secret@h/db\"", "store", "embedded:FOLDER", 2),
         ("store = \"memory:max=1\"", "store", "memory:?max=256MiB", 2),
         ("store = \"memory:?max=lots\"", "store", "no size", 2),
+        ("store = \"redis://:secret@h,i\"", "store", "redis-sentinel://", 2),
+        ("store = \"redis://:secret@h?accept=all\"", "store", "accept=eviction", 2),
         ("store = \"embedded:\"", "store", "names no folder", 2),
         ("store = \"data\"", "store", "embedded:FOLDER", 2),
         ("[admin]\nlisten = \"0.0.0.0:8081\"", "admin.token", "ONCEWARD_ADMIN_TOKEN", 3),

@@ -12,6 +12,8 @@ mod faults;
 mod forward;
 mod keys;
 mod kills;
+#[cfg(target_os = "linux")]
+mod many;
 #[cfg(feature = "demo")]
 mod page;
 #[cfg(feature = "postgres")]
@@ -19,6 +21,9 @@ mod pair;
 #[cfg(feature = "postgres")]
 #[path = "../../../onceward/tests/it/support/postgres.rs"]
 mod postgres;
+#[cfg(target_os = "linux")]
+#[path = "../../../onceward/tests/it/support/redis.rs"]
+mod redis_server;
 mod rows;
 mod serve;
 mod stores;

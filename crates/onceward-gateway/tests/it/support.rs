@@ -87,12 +87,26 @@ impl Gateway {
         std::path::Path::new(&root).join(folder.strip_prefix("/").unwrap()).join("disk/filler")
     }
 
+    /// With these settings alone, at these places.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn at_places(settings: &str, listen: SocketAddr, admin: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+        let mut command = command(&folder);
+        command.args(["--listen", &listen.to_string(), "--admin", &admin.to_string()]);
+        Self::spawn(folder, command)
+    }
+
     fn in_folder(folder: tempfile::TempDir, command: Command, environment: &[(&str, &str)]) -> Self {
         Self::at("127.0.0.1:0", folder, command, environment)
     }
 
     fn at(listen: &str, folder: tempfile::TempDir, mut command: Command, environment: &[(&str, &str)]) -> Self {
         command.args(["--listen", listen, "--admin", "127.0.0.1:0"]).envs(environment.iter().copied());
+        Self::spawn(folder, command)
+    }
+
+    fn spawn(folder: tempfile::TempDir, mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let log = Log::default();
         log.follow(child.stderr.take().unwrap());

@@ -19,11 +19,13 @@ mod postgres;
 #[cfg(feature = "engine")]
 mod principal;
 mod problem;
+#[cfg(all(feature = "redis", feature = "conformance"))]
+mod redis;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod shop;
 #[cfg(all(feature = "memory", feature = "conformance"))]
 mod simulated;
-#[cfg(all(feature = "postgres", feature = "conformance"))]
+#[cfg(all(any(feature = "postgres", feature = "redis"), feature = "conformance"))]
 mod support;
 #[cfg(feature = "engine")]
 mod vectors;

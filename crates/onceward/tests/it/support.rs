@@ -1,4 +1,7 @@
 //! Real servers, and what breaks the way to them.
 
 pub(crate) mod fault_proxy;
+#[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;

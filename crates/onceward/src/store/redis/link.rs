@@ -1,0 +1,430 @@
+//! The connection: made, shared by all, dropped when it fails, made anew; and how long a command is tried.
+//!
+//! One multiplexed connection a process, over which all commands are pipelined; a cluster has one to each node. A new one is
+//! asked who it is before it is used, for another server, or the same one restarted, may know less.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
+};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::fault::{Fault, judge};
+use super::scripts::Code;
+use super::server::{Server, Servers};
+use super::url::{Kind, Options};
+use crate::clock::Clock;
+use crate::store::Error;
+
+/// How long making a connection may take.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// How long a server may take to say who it is.
+const PROBE_MAX: Duration = Duration::from_secs(1);
+
+/// How long a Sentinel may take to answer.
+const SENTINEL_MAX: Duration = Duration::from_millis(500);
+
+/// The shared connection, and what is known of the servers behind it.
+pub(super) struct Link {
+    pub(super) options: Options,
+    clock: Arc<dyn Clock>,
+    current: RwLock<Option<Current>>,
+    /// Held by whoever makes a connection, so that all others wait for the same one.
+    connecting: tokio::sync::Mutex<u64>,
+    known: Mutex<Known>,
+}
+
+#[derive(Clone)]
+struct Current {
+    number: u64,
+    connection: Connection,
+    /// Of the master that a Sentinel named.
+    address: Option<(String, u16)>,
+}
+
+#[derive(Clone)]
+enum Connection {
+    One(MultiplexedConnection),
+    Many(ClusterConnection),
+}
+
+/// What the servers said last.
+#[derive(Default)]
+struct Known {
+    servers: Servers,
+    /// Since when they are the ones that they are, as far as it is known: so long before `at`.
+    before: Duration,
+    at: Duration,
+}
+
+impl Link {
+    pub(super) fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            options,
+            clock,
+            current: RwLock::default(),
+            connecting: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The age of a claim counts at most from when its server became the one that it is: what it says of the time before
+    /// may be an older copy, in which signs of life are missing.
+    pub(super) fn known_for(&self) -> Duration {
+        let known = self.known.lock();
+        known.before + self.clock.now().saturating_sub(known.at)
+    }
+
+    pub(super) fn servers<T>(&self, read: impl FnOnce(&Servers) -> T) -> T {
+        read(&self.known.lock().servers)
+    }
+
+    /// Why no claim is taken now.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.known.lock().servers.refusal(self.options.accepts)
+    }
+
+    /// Runs a script, whose text goes along only where the server does not know it.
+    pub(super) async fn run(&self, code: &Code, keys: &[&str], arguments: &[&[u8]]) -> Result<Value, Error> {
+        let command = |name: &str, code: &str| {
+            let mut command = redis::cmd(name);
+            command.arg(code).arg(keys.len()).arg(keys);
+            for argument in arguments {
+                command.arg(argument);
+            }
+            command
+        };
+        self.ask(&command("EVALSHA", &code.hash), || command("EVAL", code.text)).await
+    }
+
+    /// Sends a command, and again where it surely was not executed, or where whoever sends it twice finds what the first
+    /// did: every command here compares what is there with what its sender believes.
+    pub(super) async fn ask(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Value, Error> {
+        let deadline = Instant::now() + self.options.timeout;
+        let mut spelt_out = None;
+        // Whether an earlier try may have been executed, or may still be.
+        let mut open = false;
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let why = match self.connection(deadline).await {
+                Err(error) => error,
+                Ok(Current { number, mut connection, .. }) => {
+                    let sent = spelt_out.as_ref().unwrap_or(command);
+                    match timeout_at(deadline, connection.send(sent)).await {
+                        Ok(Ok(value)) => return Ok(value),
+                        Ok(Err(error)) => {
+                            // A cluster's client tries again by itself, and tells of the last try alone.
+                            open |= matches!(connection, Connection::Many(_));
+                            match judge(&error) {
+                                Fault::NoScript => {
+                                    spelt_out = Some(whole());
+                                    continue;
+                                }
+                                Fault::NotNow | Fault::Full => {}
+                                Fault::NotHere => self.drop_connection(number),
+                                Fault::Lost => {
+                                    open = true;
+                                    self.drop_connection(number);
+                                }
+                                Fault::Never => return Err(failed(open, "the server refused a command").because(error)),
+                            }
+                            let full = judge(&error) == Fault::Full && !open;
+                            let what =
+                                if full { "the server has no room" } else { "the server did not take a command" };
+                            let told = if full { Error::full(what) } else { failed(open, what) };
+                            told.because(error)
+                        }
+                        Err(_) => {
+                            self.drop_connection(number);
+                            return Err(Error::unavailable("the server did not answer in time"));
+                        }
+                    }
+                }
+            };
+            let now = Instant::now();
+            if now + pause >= deadline {
+                return Err(if open && why.applied() == crate::store::Applied::No {
+                    Error::unavailable("the server did not answer in time").because(why)
+                } else {
+                    why
+                });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// Asks every server that takes writes. Not tried again.
+    pub(super) async fn ask_all(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
+        let Current { number, mut connection, .. } = self.connection(Instant::now() + self.options.timeout).await?;
+        match timeout(self.options.timeout, connection.send_to_all(command)).await {
+            Ok(Ok(values)) => Ok(values),
+            Ok(Err(error)) => {
+                if judge(&error) == Fault::Lost {
+                    self.drop_connection(number);
+                }
+                Err(Error::unavailable("the server did not take a command").because(error))
+            }
+            Err(_) => {
+                self.drop_connection(number);
+                Err(Error::unavailable("the server did not answer in time"))
+            }
+        }
+    }
+
+    /// Looks whether the servers are there and are who they were, and connects anew if they are not.
+    pub(super) async fn watch(&self) -> Result<(), Error> {
+        let current = self.connection(Instant::now() + self.options.timeout).await?;
+        if let Some(address) = &current.address
+            && self.named_by_sentinels().await.is_ok_and(|named| named != *address)
+        {
+            self.drop_connection(current.number);
+            return self.connection(Instant::now() + self.options.timeout).await.map(drop);
+        }
+        let Current { number, mut connection, .. } = current;
+        match self.probe(&mut connection).await {
+            Ok(servers) => {
+                self.learn(servers);
+                Ok(())
+            }
+            Err(error) => {
+                self.drop_connection(number);
+                Err(error)
+            }
+        }
+    }
+
+    async fn connection(&self, deadline: Instant) -> Result<Current, Error> {
+        if let Some(current) = self.current.read().clone() {
+            return Ok(current);
+        }
+        // Nothing was sent yet.
+        let late = || Error::refused("there is no connection to the server");
+        let mut number = timeout_at(deadline, self.connecting.lock()).await.map_err(|_| late())?;
+        if let Some(current) = self.current.read().clone() {
+            return Ok(current);
+        }
+        let (mut connection, address) = timeout_at(deadline, self.connect())
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| Error::refused(format!("{} cannot be reached", self.options)).because(error))?;
+        let servers = timeout_at(deadline, self.probe(&mut connection)).await.map_err(|_| late())??;
+        self.learn(servers);
+        *number += 1;
+        let current = Current { number: *number, connection, address };
+        *self.current.write() = Some(current.clone());
+        Ok(current)
+    }
+
+    /// Nobody uses it from now on, unless another has taken its place already.
+    fn drop_connection(&self, number: u64) {
+        let mut current = self.current.write();
+        if current.as_ref().is_some_and(|current| current.number == number) {
+            *current = None;
+        }
+    }
+
+    async fn connect(&self) -> Result<(Connection, Option<(String, u16)>), RedisError> {
+        match self.options.kind {
+            Kind::Alone => {
+                let connection = self.one(&self.options.hosts[0]).await?;
+                Ok((Connection::One(connection), None))
+            }
+            Kind::Sentinel { .. } => {
+                let address = self.named_by_sentinels().await?;
+                let connection = self.one(&address).await?;
+                Ok((Connection::One(connection), Some(address)))
+            }
+            Kind::Cluster => {
+                let nodes = self.options.hosts.iter().map(|host| self.info(host)).collect::<Result<Vec<_>, _>>()?;
+                let mut builder = ClusterClientBuilder::new(nodes)
+                    .tcp_settings(tcp())
+                    .connection_timeout(CONNECT_MAX)
+                    .response_timeout(self.options.timeout);
+                if let Some(user) = &self.options.user {
+                    builder = builder.username(user);
+                }
+                if let Some(password) = &self.options.password {
+                    builder = builder.password(password);
+                }
+                if self.options.tls.is_some() {
+                    builder = builder.tls(TlsMode::Secure).certs(self.certificates()?);
+                }
+                let connection = builder.build()?.get_async_connection().await?;
+                Ok((Connection::Many(connection), None))
+            }
+        }
+    }
+
+    async fn one(&self, host: &(String, u16)) -> Result<MultiplexedConnection, RedisError> {
+        self.client(self.info(host)?)?.get_multiplexed_async_connection_with_config(&config()).await
+    }
+
+    fn client(&self, info: ConnectionInfo) -> Result<Client, RedisError> {
+        match &self.options.tls {
+            Some(_) => Client::build_with_tls(info, self.certificates()?),
+            None => Client::open(info),
+        }
+    }
+
+    fn info(&self, (host, port): &(String, u16)) -> Result<ConnectionInfo, RedisError> {
+        let mut redis = RedisConnectionInfo::default().set_db(self.options.db);
+        if let Some(user) = &self.options.user {
+            redis = redis.set_username(user);
+        }
+        if let Some(password) = &self.options.password {
+            redis = redis.set_password(password);
+        }
+        Ok(self.address(host, *port).into_connection_info()?.set_redis_settings(redis).set_tcp_settings(tcp()))
+    }
+
+    fn address(&self, host: &str, port: u16) -> ConnectionAddr {
+        match self.options.tls {
+            Some(_) => ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: false, tls_params: None },
+            None => ConnectionAddr::Tcp(host.to_owned(), port),
+        }
+    }
+
+    /// Read anew for each connection, so that a certificate that was renewed counts.
+    fn certificates(&self) -> Result<TlsCertificates, RedisError> {
+        let tls = self.options.tls.clone().unwrap_or_default();
+        let read = |path: &std::path::PathBuf| {
+            std::fs::read(path).map_err(|error| {
+                let what = format!("{} cannot be read: {error}", path.display());
+                RedisError::from(std::io::Error::new(error.kind(), what))
+            })
+        };
+        let client_tls = match (&tls.cert, &tls.key) {
+            (Some(cert), Some(key)) => Some(ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? }),
+            _ => None,
+        };
+        Ok(TlsCertificates { client_tls, root_cert: tls.ca.as_ref().map(read).transpose()? })
+    }
+
+    /// The master's address, by the first Sentinel that answers.
+    async fn named_by_sentinels(&self) -> Result<(String, u16), RedisError> {
+        let Kind::Sentinel { master, user, password } = &self.options.kind else {
+            return Err(RedisError::from((redis::ErrorKind::Client, "no Sentinel is configured")));
+        };
+        let mut last = RedisError::from((redis::ErrorKind::EmptySentinelList, "no Sentinel answered"));
+        for host in &self.options.hosts {
+            let asked = async {
+                let mut redis = RedisConnectionInfo::default();
+                if let Some(user) = user {
+                    redis = redis.set_username(user);
+                }
+                if let Some(password) = password {
+                    redis = redis.set_password(password);
+                }
+                let info = self.address(&host.0, host.1).into_connection_info()?.set_redis_settings(redis);
+                let client = self.client(info.set_tcp_settings(tcp()))?;
+                let mut sentinel = client.get_multiplexed_async_connection_with_config(&config()).await?;
+                redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(master).query_async(&mut sentinel).await
+            };
+            match timeout(SENTINEL_MAX, asked).await {
+                Ok(Ok(Some((host, port)))) => return Ok((host, port)),
+                Ok(Ok(None)) => {
+                    let what = "the Sentinel knows no master of that name";
+                    last = RedisError::from((redis::ErrorKind::MasterNameNotFoundBySentinel, what));
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => {}
+            }
+        }
+        Err(last)
+    }
+
+    async fn probe(&self, connection: &mut Connection) -> Result<Servers, Error> {
+        let mut info = redis::cmd("INFO");
+        info.arg(&["server", "memory", "persistence", "replication"]);
+        let mut config = redis::cmd("CONFIG");
+        config.arg(&["GET", "save", "appendfsync"]);
+        let probed = async {
+            let infos = connection.send_to_all(&info).await?;
+            // Where it is not allowed, what it would say is not told.
+            let configs = connection.send_to_all(&config).await.unwrap_or_default();
+            Ok::<_, RedisError>((infos, configs))
+        };
+        let failed = || Error::refused("the server does not say who it is");
+        let (infos, configs) = match timeout(PROBE_MAX, probed).await {
+            Ok(Ok(probed)) => probed,
+            Ok(Err(error)) => return Err(failed().because(error)),
+            Err(_) => return Err(failed()),
+        };
+        let mut servers: Vec<Server> = Vec::new();
+        for (at, info) in infos.into_iter().enumerate() {
+            let info: String = redis::from_redis_value(info).map_err(|error| failed().because(error))?;
+            let config = configs.get(at).and_then(|config| {
+                let pairs: Vec<String> = redis::from_redis_value(config.clone()).ok()?;
+                Some(pairs.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect::<Vec<_>>())
+            });
+            servers.push(Server::read(&info, config.as_deref()));
+        }
+        servers.sort_by(|a, b| a.identity.cmp(&b.identity));
+        Ok(Servers(servers))
+    }
+
+    fn learn(&self, servers: Servers) {
+        let who = |servers: &Servers| servers.0.iter().map(|server| server.identity.clone()).collect::<Vec<_>>();
+        let mut known = self.known.lock();
+        let is_first = known.servers.0.is_empty();
+        if is_first || who(&known.servers) != who(&servers) {
+            let before = servers.0.iter().map(Server::known_for).min().unwrap_or_default();
+            known.before = if is_first { before } else { Duration::ZERO };
+            known.at = self.clock.now();
+            if !is_first {
+                tracing::warn!(store = %self.options, "the server is another or was restarted; leases count anew");
+            }
+        }
+        known.servers = servers;
+    }
+}
+
+impl Connection {
+    async fn send(&mut self, command: &Cmd) -> Result<Value, RedisError> {
+        match self {
+            Self::One(one) => one.req_packed_command(command).await,
+            Self::Many(many) => many.req_packed_command(command).await,
+        }?
+        .extract_error()
+    }
+
+    /// To every master, in the order of their addresses.
+    async fn send_to_all(&mut self, command: &Cmd) -> Result<Vec<Value>, RedisError> {
+        match self {
+            Self::One(_) => Ok(vec![self.send(command).await?]),
+            Self::Many(many) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                let Value::Map(mut each) = many.route_command(command.clone(), all).await? else {
+                    return Err(RedisError::from((redis::ErrorKind::UnexpectedReturnType, "no answer of each node")));
+                };
+                let address = |value: &Value| redis::from_redis_value::<String>(value.clone()).unwrap_or_default();
+                each.sort_by_key(|(node, _)| address(node));
+                each.into_iter().map(|(_, value)| value.extract_error()).collect()
+            }
+        }
+    }
+}
+
+fn tcp() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
+}
+
+/// Each command has a deadline of its own.
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_MAX)).set_response_timeout(None)
+}
+
+fn failed(open: bool, what: &str) -> Error {
+    if open { Error::unavailable(what) } else { Error::refused(what) }
+}

@@ -1,0 +1,198 @@
+//! What a server says instead of an answer, and what becomes of the way to it: nothing of it is taken for an answer to a
+//! claim, and all goes on by itself afterwards.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::clock::ManualClock;
+use onceward::store::redis::{Options, RedisStore};
+use onceward::store::{Applied, Replaced, Store};
+use tokio::time::{Instant, timeout};
+
+use super::records::{LEASE, claim, completed, id};
+use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::redis::{PATIENCE, Redis};
+
+async fn connect(url: &str, patience: Duration) -> RedisStore {
+    RedisStore::connect(Options::parse(url).unwrap().timeout(patience)).await.unwrap()
+}
+
+/// Within ten seconds of the heal.
+async fn recovers(store: &RedisStore, n: usize) {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match store.insert(&id(n), &claim(1)).await {
+            Ok(None) => return,
+            // An earlier try was carried out after all.
+            Ok(Some(found)) if *found.record == claim(1) => return,
+            Ok(Some(found)) => panic!("another's: {found:?}"),
+            Err(error) => assert!(Instant::now() < until, "it does not recover: {error:?}"),
+        }
+        // One that refuses at once lets nobody else run.
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_script_that_the_server_forgot_goes_along() {
+    let server = Redis::start("");
+    let store = connect(&server.url(0), PATIENCE).await;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    server.cli(0, &["SCRIPT", "FLUSH"]);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    server.cli(0, &["SCRIPT", "FLUSH"]);
+    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, completed(1));
+}
+
+#[tokio::test]
+async fn a_server_without_room_is_no_answer_to_a_claim() {
+    let server = Redis::start("");
+    let store = connect(&server.url(0), Duration::from_millis(300)).await;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
+    let error = store.insert(&id(2), &claim(1)).await.unwrap_err();
+    assert_eq!((error.applied(), error.to_string().contains("no room")), (Applied::No, true), "{error:?}");
+    // The answer of what was executed is not kept yet either, and nothing of it is half written.
+    let error = store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error:?}");
+    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
+    server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_busy_is_waited_for_and_then_refused() {
+    let server = Redis::start("--busy-reply-threshold 50");
+    let store = connect(&server.url(0), Duration::from_millis(700)).await;
+    let mut hog = Command::new("redis-cli")
+        .args(["-p", &server.address.port().to_string(), "EVAL", "while true do end", "0"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + PATIENCE;
+    let error = loop {
+        match store.insert(&id(1), &claim(1)).await {
+            Err(error) => break error,
+            // The script has not begun.
+            Ok(_) => assert!(store.remove(&id(1), claim(1).version()).await.is_ok() && Instant::now() < until),
+        }
+    };
+    assert!(error.to_string().contains("server"), "{error:?}");
+    server.cli(0, &["SCRIPT", "KILL"]);
+    hog.wait().unwrap();
+    recovers(&store, 1).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_loading_is_waited_for_and_has_forgotten_nothing() {
+    let mut server = Redis::start("--key-load-delay 1000 --loading-process-events-interval-bytes 1024");
+    let store = connect(&server.url(0), PATIENCE).await;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    server.cli(0, &["EVAL", "for n = 1, 1500 do redis.call('SET', 'other:' .. n, string.rep('x', 100)) end", "0"]);
+    server.cli(0, &["CONFIG", "SET", "appendfsync", "always"]);
+    server.cli(0, &["SET", "other", "1"]);
+    server.kill();
+    server.begin_again(true);
+    let address = server.address;
+    let saw_loading = tokio::task::spawn_blocking(move || {
+        crate::support::redis::poll("a server that says that it is loading, or is done", || {
+            let said = Command::new("redis-cli").args(["-p", &address.port().to_string(), "GET", "x"]).output().ok()?;
+            let said = String::from_utf8_lossy(&said.stdout).into_owned();
+            (!said.contains("refused") && !said.trim().is_empty() || said == "\n").then(|| said.contains("LOADING"))
+        })
+    });
+    let found = store.insert(&id(1), &claim(2)).await.unwrap().expect("the claim was there before");
+    assert_eq!(*found.record, claim(1));
+    assert!(saw_loading.await.unwrap(), "it was never loading, so nothing is shown");
+}
+
+#[tokio::test]
+async fn a_master_that_became_a_replica_takes_nothing_and_is_left() {
+    let server = Redis::start("");
+    let store = connect(&server.url(0), Duration::from_millis(300)).await;
+    server.cli(0, &["REPLICAOF", "127.0.0.1", "1"]);
+    let error = store.insert(&id(1), &claim(1)).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error:?}");
+    server.cli(0, &["REPLICAOF", "NO", "ONE"]);
+    recovers(&store, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_is_found_again_by_its_attempt() {
+    let server = Redis::start("");
+    let proxy = FaultProxy::before(server.address);
+    let store = connect(&format!("redis://{}", proxy.address), PATIENCE).await;
+    let mut lost = 0;
+    for n in 0..20 {
+        lost += 1;
+        proxy.set(Fault::NextAnswerLost);
+        let found = store.insert(&id(n), &claim(1)).await.unwrap();
+        assert!(found.is_none_or(|found| *found.record == claim(1)), "its own claim was taken for another's");
+        proxy.set(Fault::NextAnswerLost);
+        match store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap() {
+            Replaced::Yes => {}
+            Replaced::No(found) => assert_eq!(*found.unwrap().record, completed(1)),
+        }
+        assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(1));
+        assert_eq!(server.cli(0, &["EXISTS", &key(n)]), "1");
+    }
+    assert!(proxy.lost() >= lost, "too few answers were lost: {}", proxy.lost());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_breaks_the_way_it_recovers_within_ten_seconds_of_the_heal() {
+    let server = Redis::start("");
+    let proxy = FaultProxy::before(server.address);
+    let patience = Duration::from_millis(900);
+    let store = connect(&format!("redis://{}", proxy.address), patience).await;
+    for (n, fault) in [Fault::Down, Fault::Hanging, Fault::AnswersStuck, Fault::AsksStuck].into_iter().enumerate() {
+        proxy.set(fault);
+        let error =
+            timeout(patience * 3, store.insert(&id(100 + n), &claim(1))).await.expect("it is bounded").unwrap_err();
+        if fault == Fault::AnswersStuck {
+            assert_eq!(error.applied(), Applied::Unknown, "it was carried out, and says {error:?}");
+        }
+        proxy.heal();
+        recovers(&store, 100 + n).await;
+    }
+    proxy.set(Fault::Slow(Duration::from_millis(50)));
+    assert_eq!(store.insert(&id(200), &claim(1)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_server_that_was_restarted_lets_leases_begin_anew() {
+    let mut server = Redis::start("--appendfsync always");
+    let clock = ManualClock::default();
+    let options = Options::parse(&server.url(0)).unwrap().timeout(PATIENCE);
+    let store = RedisStore::connect_with(options, Arc::new(clock.clone())).await.unwrap();
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    let age = async || store.get(&id(1)).await.unwrap().unwrap().age;
+    clock.advance(LEASE * 2);
+    server.age(0, LEASE * 2);
+    assert!(age().await >= LEASE, "it was not aged, so nothing is shown");
+    server.kill();
+    server.start_again(true);
+    // What it has may be an older copy: the sign of life that came after it is not there.
+    assert!(age().await < LEASE / 2, "a claim is as old as the copy says: {:?}", age().await);
+    clock.advance(LEASE * 2);
+    assert!(age().await >= LEASE, "nobody would ever find its holder lost");
+}
+
+#[tokio::test]
+async fn a_server_that_was_restarted_empty_has_another_identity() {
+    let mut server = Redis::start("");
+    let store = connect(&server.url(0), PATIENCE).await;
+    assert_eq!(store.meta("identity", b"first").await.unwrap(), "first");
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    server.kill();
+    server.start_again(false);
+    assert_eq!(store.get(&id(1)).await.unwrap(), None);
+    assert_eq!(store.meta("identity", b"second").await.unwrap(), "second");
+}
+
+fn key(n: usize) -> String {
+    let hex: String = id(n).0.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("onceward:{{{hex}}}:answer")
+}

@@ -1,0 +1,34 @@
+//! Records to keep.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use onceward::fingerprint::Fingerprint;
+use onceward::record::{AttemptId, Kept, Phase, Print, Record};
+use onceward::reply::Reply;
+use onceward::secret::{KeyHash, RecordId};
+
+pub(super) const LEASE: Duration = Duration::from_secs(60);
+
+pub(super) fn id(n: usize) -> RecordId {
+    RecordId(*blake3::hash(&n.to_le_bytes()).as_bytes())
+}
+
+pub(super) fn claim(attempt: u8) -> Record {
+    let phase = Phase::InFlight { print: print(), lease: LEASE, began: Duration::ZERO };
+    Record { key_hash: KeyHash([1; 32]), attempt: AttemptId([attempt; 16]), phase }
+}
+
+pub(super) fn completed(attempt: u8) -> Record {
+    let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"{\"order\":1}") };
+    let day = Duration::from_secs(86_400);
+    let phase =
+        Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention: day, tombstone: day * 3 };
+    Record { phase, ..claim(attempt) }
+}
+
+fn print() -> Print {
+    Print { fingerprint: Fingerprint([2; 32]), rules: Arc::default() }
+}

