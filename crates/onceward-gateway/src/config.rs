@@ -391,18 +391,31 @@ fn shown(value: &Value) -> (String, String, Origin) {
     (value.name.clone(), text, value.origin.clone())
 }
 
-/// A URL whose password is not shown.
+/// A URL without the passwords before its host and behind its question mark. In doubt more is hidden.
 fn without_password(url: &str) -> String {
-    let is_secret = |(user, _): &(&str, &str)| user.contains("://");
-    // The last `@` before the path: a password may have one of its own.
-    let host = url.find("://").map_or(0, |at| at + 3);
-    let end = url[host..].find(['/', '?']).map_or(url.len(), |at| host + at);
-    let shown = url[..end].rfind('@').and_then(|at| {
-        let user = url[..at].rsplit_once("://")?.1.split(':').next()?;
-        Some(format!("{}{user}:…{}", &url[..host], &url[at..]))
-    });
-    let named = url.split_once("password=").filter(is_secret).map(|(before, _)| format!("{before}password=…"));
-    named.or(shown).unwrap_or_else(|| url.to_owned())
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (place, query) = match rest.split_once('?') {
+        // A question mark that stands in the password itself.
+        Some((before, _)) if !before.contains('@') && rest.contains('@') => (rest, None),
+        Some((place, query)) => (place, Some(query)),
+        None => (rest, None),
+    };
+    // The last `@`: a password may have one of its own.
+    let mut shown = match place.rsplit_once('@') {
+        Some((user, host)) => match user.split_once(':') {
+            Some((user, _)) => format!("{scheme}://{user}:…@{host}"),
+            None => url[..scheme.len() + 3 + place.len()].to_owned(),
+        },
+        None => format!("{scheme}://{place}"),
+    };
+    for (n, part) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
+        shown.push(if n == 0 { '?' } else { '&' });
+        match part.split_once('=') {
+            Some((name, _)) if name.contains("password") => shown += &format!("{name}=…"),
+            _ => shown += part,
+        }
+    }
+    shown
 }
 
 fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {
@@ -419,5 +432,28 @@ fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {
             "{pattern:?} is no pattern: {}; write \"/users/{{id}}\" or \"/files/{{*rest}}\"",
             error.to_string().to_lowercase()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_password_is_shown_nowhere() {
+        for (url, shown) in [
+            ("embedded:data", "embedded:data"),
+            ("postgres://u:secret@h/db", "postgres://u:…@h/db"),
+            ("postgres://u:sec@ret@h/db?sslmode=disable", "postgres://u:…@h/db?sslmode=disable"),
+            ("postgres://u:sec/ret@h/db", "postgres://u:…@h/db"),
+            ("postgres://u:sec?ret@h/db", "postgres://u:…@h/db"),
+            ("postgres://h/db?user=u&password=secret&connections=8", "postgres://h/db?user=u&password=…&connections=8"),
+            ("redis://:secret@h", "redis://:…@h"),
+            ("redis://h:6379", "redis://h:6379"),
+            (
+                "redis-sentinel://me:secret@a,b/orders?sentinel-password=secret&accept=eviction",
+                "redis-sentinel://me:…@a,b/orders?sentinel-password=…&accept=eviction",
+            ),
+        ] {
+            assert_eq!(super::without_password(url), shown);
+        }
     }
 }
