@@ -53,12 +53,32 @@ async fn subject(url: &str, servers: Vec<&'static Redis>, database: usize) -> Su
         clock.advance(by);
         let servers = servers.clone();
         Box::pin(async move {
-            let age = move || servers.iter().for_each(|server| server.age(database, by));
+            let age = move || {
+                servers.iter().for_each(|server| {
+                    written(server, database);
+                    server.age(database, by);
+                });
+            };
             tokio::task::spawn_blocking(age).await.unwrap();
         })
     })
     .with_other(Arc::new(other))
     .ending_by_itself()
+}
+
+/// The list of claims is written after them: returns when it grows no more.
+fn written(server: &Redis, database: usize) {
+    let listed = || server.cli(database, &["ZCARD", "onceward:claims"]);
+    let mut before = listed();
+    loop {
+        // waits: nothing tells from outside that nothing more comes
+        std::thread::sleep(Duration::from_millis(50));
+        let now = listed();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
 }
 
 /// The machine may be busy with other tests.
