@@ -394,28 +394,17 @@ fn shown(value: &Value) -> (String, String, Origin) {
 /// A URL without the passwords before its host and behind its question mark. In doubt more is hidden.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (place, query) = match rest.split_once('?') {
-        // A question mark that stands in the password itself.
-        Some((before, _)) if !before.contains('@') && rest.contains('@') => (rest, None),
-        Some((place, query)) => (place, Some(query)),
-        None => (rest, None),
-    };
-    // The last `@`: a password may have one of its own.
-    let mut shown = match place.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{scheme}://{user}:…@{host}"),
-            None => url[..scheme.len() + 3 + place.len()].to_owned(),
-        },
-        None => format!("{scheme}://{place}"),
-    };
-    for (n, part) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
-        shown.push(if n == 0 { '?' } else { '&' });
-        match part.split_once('=') {
-            Some((name, _)) if name.contains("password") => shown += &format!("{name}=…"),
-            _ => shown += part,
-        }
+    // Those behind the question mark first, for an `@` may stand in them.
+    let parts = rest.split('&').map(|part| match part.split_once("password=") {
+        Some((before, _)) => format!("{before}password=…"),
+        None => part.to_owned(),
+    });
+    let shown = parts.collect::<Vec<_>>().join("&");
+    // The last `@` of all: a password may have one of its own, a slash or a question mark.
+    match shown.rsplit_once('@') {
+        Some((who, host)) => format!("{scheme}://{}:…@{host}", who.split([':', '/', '?']).next().unwrap_or_default()),
+        None => format!("{scheme}://{shown}"),
     }
-    shown
 }
 
 fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {
@@ -446,6 +435,8 @@ mod tests {
             ("postgres://u:sec/ret@h/db", "postgres://u:…@h/db"),
             ("postgres://u:sec?ret@h/db", "postgres://u:…@h/db"),
             ("postgres://h/db?user=u&password=secret&connections=8", "postgres://h/db?user=u&password=…&connections=8"),
+            ("postgres://h/db?password=sec@ret", "postgres://h/db?password=…"),
+            ("postgres://u:sec@ret?x@h/db", "postgres://u:…@h/db"),
             ("redis://:secret@h", "redis://:…@h"),
             ("redis://h:6379", "redis://h:6379"),
             (
