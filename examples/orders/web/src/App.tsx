@@ -39,9 +39,9 @@ export function App() {
   // The button, as each client would have it under its own.
   const press = () => {
     const now = kept.get()
-    if (now.placed !== undefined) return
     naive.order(now)
-    order.mutate(wanted(now, 'onceward'))
+    // Its answer is here, be it from before a refresh: there is nothing left to press for.
+    if (now.placed === undefined) order.mutate(wanted(now, 'onceward'))
   }
   const pressed = () => {
     const on = switches.get()
@@ -69,7 +69,7 @@ export function App() {
         <p>Each press orders twice at the same moment: with a client that keeps one key per intent, and with a naive one. Let something go wrong, and count.</p>
       </header>
       <div className="stage">
-        <Counter cart={cart} order={order} network={network} isOld={isOld} onPress={pressed} />
+        <Counter cart={cart} order={order} naiveKnows={naive.isPending || naive.said !== ''} network={network} isOld={isOld} onPress={pressed} />
         <section className="sides" aria-label="What became of it">
           <Side client="onceward" title="With Onceward" rows={ours} all={rows} status={order.status} said={saidOf(order, cart)} />
           <Side client="naive" title="The naive client" rows={theirs} all={rows} status={naive.isPending ? 'pending' : naive.said ? 'success' : 'idle'} said={naive.said} />

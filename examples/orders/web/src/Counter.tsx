@@ -4,14 +4,17 @@ import { switches, toggle, TROUBLES, type Trouble } from './troubles.js'
 interface Props {
   readonly cart: Cart
   readonly order: { readonly status: string }
+  /** Whether the naive client still knows that it ordered: a refresh takes that from it. */
+  readonly naiveKnows: boolean
   readonly network: boolean | undefined
   readonly isOld: boolean
   readonly onPress: () => void
 }
 
-export function Counter({ cart, order, network, isOld, onPress }: Props) {
+export function Counter({ cart, order, naiveKnows, network, isOld, onPress }: Props) {
   const isPlaced = cart.placed !== undefined
-  const label = isPlaced ? `Placed: order #${cart.placed}` : order.status === 'pending' ? 'Ordering … press again' : cart.pressed ? 'Press again' : 'Order'
+  const isDone = isPlaced && naiveKnows
+  const label = isDone ? `Placed: order #${cart.placed}` : isPlaced ? 'Press again: the naive one forgot' : order.status === 'pending' ? 'Ordering … press again' : cart.pressed ? 'Press again' : 'Order'
   return (
     <section className="card counter" aria-labelledby="counter-title">
       <h2 id="counter-title">The counter <code className="ticket" title="This cart: one intent">{cart.ticket}</code></h2>
@@ -37,7 +40,7 @@ export function Counter({ cart, order, network, isOld, onPress }: Props) {
       </fieldset>
       {network === false && <p className="note">The network here is a good one. <a href={networkOrigin()}>Through the demo’s own</a> answers can be lost, and the server killed.</p>}
       <div className="press">
-        <button id="order" type="button" className="primary" disabled={isPlaced} onClick={onPress}>{label}</button>
+        <button id="order" type="button" className="primary" disabled={isDone} onClick={onPress}>{label}</button>
         <button id="next" type="button" disabled={!cart.pressed} onClick={next}>Next customer</button>
       </div>
       <p className="note" role="status">{isOld ? 'The server does not answer at the moment. It is on its way back.' : ''}</p>

@@ -219,16 +219,18 @@ describe('the page as it is served', () => {
   })
 
   test('pictures of it for the README are left in a folder', async () => {
+    // Of its own, so that it counts from one.
+    const fresh = await Demo.start()
     const folder = process.env['ONCEWARD_PICTURES'] ?? mkdtempSync(join(tmpdir(), 'onceward-pictures-'))
     for (const [name, colorScheme, width] of [['light', 'light', 1080], ['dark', 'dark', 1080], ['phone', 'dark', 360]] as const) {
       const context = await browser.newContext({ colorScheme, viewport: { width, height: 740 } })
       const page = await context.newPage()
-      await page.goto(demo.url)
+      await page.goto(fresh.url)
       await turnOn(page, 'lose')
       await turnOn(page, 'double')
       await page.click('#order')
       await settled(page)
-      await page.locator(side('naive', '[data-status=success]')).waitFor()
+      await page.waitForSelector(side('naive', '[data-orders="3"][data-status=success]'))
       await page.evaluate(() => (document.activeElement as HTMLElement).blur())
       await page.screenshot({ path: join(folder, `page-${name}.png`), fullPage: true, animations: 'disabled' })
       // Dark is dark, and light is light.
@@ -236,6 +238,7 @@ describe('the page as it is served', () => {
       expect(Number(/\d+/.exec(ground)![0]) < 128).toBe(colorScheme === 'dark')
       await context.close()
     }
+    await fresh.close()
     if (!process.env['ONCEWARD_PICTURES']) rmSync(folder, { recursive: true })
   })
 })
