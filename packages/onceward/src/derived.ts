@@ -5,7 +5,7 @@ import { derivedKey, suspects } from './key.js'
 import type { KeySource } from './options.js'
 import { sleep } from './patience.js'
 import { backoff } from './retry.js'
-import { endpoint, headersOf, question } from './send.js'
+import { endpoint, question } from './send.js'
 import { keyOf } from './wire.js'
 
 /**
@@ -33,9 +33,8 @@ export function issuedKeys(): KeySource {
     for (let tries = 1; ; tries++) {
       let response: Response | undefined
       try {
-        const ask = question(prepared.request, endpoint(options, prepared.url, 'keys'), headersOf(options), signal)
+        const ask = question(prepared.request, endpoint(options, prepared.url, 'keys'), { 'content-type': 'application/json' }, signal)
         const body = JSON.stringify({ method: prepared.request.method, path: new URL(prepared.url).pathname })
-        ask.headers.set('content-type', 'application/json')
         response = await (options.fetch ?? fetch)(new Request(ask, { method: 'POST', body }))
         const { key } = response.status === 201 ? ((await response.json()) as { key?: unknown }) : {}
         if (typeof key === 'string' && keyOf(key) !== undefined) return keyOf(key)!

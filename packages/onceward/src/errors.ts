@@ -22,8 +22,7 @@ export class OncewardError extends Error implements Circumstances {
   declare readonly response: Response | undefined
   constructor(message: string, circumstances: Circumstances) {
     super(message)
-    const { executed, intent, problem, response, cause } = circumstances
-    Object.assign(this, { executed, intent, problem, response, cause })
+    Object.assign(this, circumstances)
   }
 }
 

@@ -1,7 +1,7 @@
 export { createIdempotentFetch, type IdempotentFetch } from './idempotentFetch.js'
 export { idempotentFetch } from './default.js'
 export type { Attempt, IdempotentInit, KeySource, Options } from './options.js'
-export { recall, type Recalled } from './recall.js'
+export { forget, recall, type Recalled } from './recall.js'
 export { derivedKeys, issuedKeys } from './derived.js'
 export { newKey, derivedKey, suspects } from './key.js'
 export { canonical, CanonicalError } from './canonical.js'

@@ -7,11 +7,10 @@ export const hex = (bytes: Uint8Array) => Array.from(bytes, (byte) => byte.toStr
 
 /** A UUIDv7: random, and sorted by when it was made. Works on plain `http://` too, where there is no `randomUUID`. */
 export function newKey(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(16))
-  const random = hex(bytes)
+  const random = hex(crypto.getRandomValues(new Uint8Array(10)))
   const time = Date.now().toString(16).padStart(12, '0')
-  const variant = ((bytes[8]! & 0x3f) | 0x80).toString(16)
-  return `${time.slice(0, 8)}-${time.slice(8)}-7${random.slice(13, 16)}-${variant}${random.slice(18, 20)}-${random.slice(20)}`
+  const variant = '89ab'[parseInt(random[3]!, 16) & 3]
+  return `${time}7${random.slice(0, 3)}${variant}${random.slice(4, 19)}`.replace(/(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-')
 }
 
 /**

@@ -1,7 +1,6 @@
 /** Turns by a lease in `localStorage`, where there are no Web Locks: plain `http://` on a LAN. */
 
-import { sleep } from './patience.js'
-import { tell, type Turn } from './tabs.js'
+import type { Tools, Turn } from './tabs.js'
 import type { Holder } from './wait.js'
 
 interface Lease {
@@ -19,7 +18,7 @@ const SETTLE_MS = 40
 const POLL_MS = 100
 
 /** Two tabs that write at once see who wrote last, and the other waits. `undefined`: there is no storage to share. */
-export function byLease(): Holder | undefined {
+export function byLease({ tell }: Tools, sleep: (ms: number) => Promise<void>): Holder | undefined {
   let storage: Storage
   try {
     storage = localStorage

@@ -188,7 +188,7 @@ function textOf(variables: unknown): string {
 async function reserve({ inner }: IdempotentFetch, intent: string, payload: string) {
   const { keys, options } = inner
   const digest = await digestOf(encode(payload))
-  const id = inner.id(await inner.group(intent), digest)
+  const id = await inner.id(intent, digest)
   // One from another source is made when there is a request to make it for.
   const key = (await keys.get(id))?.key ?? (options.keys ? undefined : newKey())
   if (key !== undefined && !(await keys.get(id))) await keys.put(id, { key, intent, digest, born: Date.now(), doubt: false })

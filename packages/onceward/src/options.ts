@@ -1,4 +1,4 @@
-import type { Decision, Failure } from './retry.js'
+import type { Decision, Heard } from './retry.js'
 import type { Deadline } from './patience.js'
 import type { Prepared } from './prepare.js'
 import type { KeyStorage } from './storage.js'
@@ -13,19 +13,18 @@ export interface Options {
   readonly keys?: KeySource
   /** Says that the servers honour keys, so that nobody has to ask. Default: found out before the first resend. */
   readonly honoured?: boolean
-  /** Where the servers have `policy`, `operation` and `keys`: a path of each origin, or a URL. Default: `/.idempotency`. */
+  /** Where the servers have `policy`, `operation` and `keys`: a path of each origin, or a URL, without a slash at its end. Default: `/.idempotency`. */
   readonly endpoints?: string
-  /** Which methods bear a key without an `intent`. Default: POST and PATCH. */
-  readonly methods?: readonly string[]
-  /** Sent with each request, also with our own questions: where a server tells callers apart by a header. */
-  readonly headers?: HeadersInit | (() => HeadersInit)
   /** Within which all attempts end, in milliseconds, without the time offline. Default: 60 000. */
   readonly deadline?: number
   /** After which one attempt is given up and asked for again, in milliseconds, where keys are honoured. Default: 25 000. */
   readonly attemptTimeout?: number
   /** How long a server may hold a duplicate until the first one's answer is there, in seconds. Default: 10. */
   readonly wait?: number
-  /** The fetch beneath. Default: the global one, looked up at each call. */
+  /**
+   * The fetch beneath. Default: the global one, looked up at each call. It sees our own questions too, such as `GET
+   * operation`: one that adds credentials to `request.headers` is the place for them.
+   */
   readonly fetch?: (request: Request) => Promise<Response>
   /** Observes what was heard and decided, attempt by attempt. */
   readonly onAttempt?: (attempt: Attempt) => void
@@ -48,14 +47,13 @@ export type KeySource = (wanted: {
 export interface IdempotentInit extends RequestInit {
   /**
    * What the person means, such as `checkout:7`: the same for each retry of it, another for another order. Default: method,
-   * URL and payload, for as long as the outcome is open.
+   * URL and payload, for as long as the outcome is open. Requests of any method that name one bear a key; without one, POST
+   * and PATCH do.
    */
   readonly intent?: string
   /** What the key is bound to, instead of the request's own bytes: the same intent and payload have the same key. */
   readonly payload?: string
-  readonly user?: string
   readonly deadline?: number
-  readonly onAttempt?: (attempt: Attempt) => void
 }
 
 /** One step towards an answer. */
@@ -64,10 +62,8 @@ export interface Attempt {
   readonly key: string
   /** How often the request itself was sent so far, this time included. */
   readonly sends: number
-  /** `send`: the request. `ask`: GET operation. */
-  readonly kind: 'send' | 'ask'
-  readonly status?: number | undefined
-  readonly outcome?: string | undefined
-  readonly failure?: Failure | undefined
+  /** Whether this was `GET operation`, and not the request itself. */
+  readonly asked: boolean
+  readonly heard: Heard
   readonly decision: Decision
 }

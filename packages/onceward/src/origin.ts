@@ -1,34 +1,28 @@
 /** What is known of an origin: never the duplicate itself. */
 
 import type { Options } from './options.js'
-import { KEY } from './wire.js'
 
-const known = new Map<string, boolean>()
+const known = new Set<string>()
 
-export const isHonoured = (origin: string, { honoured }: Options) => honoured ?? known.get(origin)
-export const learn = (origin: string, honoured: boolean) => void known.set(origin, honoured)
+export const isHonoured = (origin: string, { honoured }: Options) => honoured ?? (known.has(origin) || undefined)
+export const learn = (origin: string) => void known.add(origin)
 
 /** Whether a page of another origin asks: then headers that a preflight does not know would make the request fail. */
-export const isForeign = (origin: string) => typeof location !== 'undefined' && location.origin !== origin
+export const isForeign = (origin: string) => (globalThis.location?.origin ?? origin) !== origin
 
 /**
- * Asks the policy page whether this origin honours keys. `undefined`: it did not say, and may be asked again. Sent without
- * any header that would need a preflight.
+ * Asks the policy page whether this origin honours keys. `undefined`: it did not say, and may be asked again. To be sent
+ * without any header that would need a preflight.
  */
-export async function check(origin: string, url: string, fetch: (request: Request) => Promise<Response>, signal: AbortSignal): Promise<boolean | undefined> {
-  let response: Response
+export async function check(origin: string, ask: () => Promise<Response>): Promise<boolean | undefined> {
   try {
-    response = await fetch(new Request(url, { headers: { accept: 'application/json' }, signal }))
+    const response = await ask()
+    if (response.status === 429 || response.status >= 500) return undefined
+    const honoured = response.ok && /"header"\s*:\s*"idempotency-key"/i.test(await response.text())
+    // A no is not for ever: a gateway may be put in front tomorrow, while the page stays open.
+    if (honoured) learn(origin)
+    return honoured
   } catch {
     return undefined
   }
-  if (response.status === 429 || response.status >= 500) return undefined
-  let header: unknown
-  try {
-    header = ((await response.json()) as { header?: unknown } | null)?.header
-  } catch { /* a page of somebody else's */ }
-  const honoured = response.ok && String(header).toLowerCase() === KEY.toLowerCase()
-  // A no is not for ever: a gateway may be put in front tomorrow, while the page stays open.
-  if (honoured) learn(origin, true)
-  return honoured
 }

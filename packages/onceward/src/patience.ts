@@ -2,6 +2,8 @@
 
 /** How long somebody offline is waited for, in milliseconds, before the deadline goes on. */
 const OFFLINE_MS_MAX = 10 * 60_000
+/** How often it is looked whether the network is back, in milliseconds. */
+const LOOK_MS = 500
 
 /** Calls when the signal aborts, now if it did already. Returns how to stop listening. */
 export function follow(signal: AbortSignal, onAbort: () => void): () => void {
@@ -10,22 +12,18 @@ export function follow(signal: AbortSignal, onAbort: () => void): () => void {
   return () => signal.removeEventListener('abort', onAbort)
 }
 
-/** Waits, at most until an event of the page. Rejects with the signal's reason. */
-export async function sleep(ms: number, signal?: AbortSignal, event?: string): Promise<void> {
-  let wake: (() => void) | undefined
-  let leave: (() => void) | undefined
-  let timer: ReturnType<typeof setTimeout> | undefined
-  try {
-    await new Promise<void>((resolve, reject) => {
-      timer = setTimeout((wake = () => resolve()), ms)
-      if (event) addEventListener(event, wake)
-      leave = signal && follow(signal, () => reject(signal.reason as Error))
+/** Rejects with the signal's reason. */
+export function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      leave()
+      resolve()
+    }, ms)
+    const leave = follow(signal, () => {
+      clearTimeout(timer)
+      reject(signal.reason as Error)
     })
-  } finally {
-    clearTimeout(timer)
-    leave?.()
-    if (event) removeEventListener(event, wake!)
-  }
+  })
 }
 
 /** A total deadline whose clock stands while the browser is offline. */
@@ -37,11 +35,11 @@ export class Deadline {
   get left_ms(): number {
     return Math.max(0, this.#until - performance.now())
   }
-  /** Waits until the browser says that it is online, if it said that it is not. */
+  /** Waits until the browser no longer says that it is offline. */
   async online(signal: AbortSignal): Promise<void> {
-    if (globalThis.navigator?.onLine !== false) return
-    const begun = performance.now()
-    await sleep(OFFLINE_MS_MAX, signal, 'online')
-    this.#until += performance.now() - begun
+    for (let waited = 0; globalThis.navigator?.onLine === false && waited < OFFLINE_MS_MAX; waited += LOOK_MS) {
+      await sleep(LOOK_MS, signal)
+      this.#until += LOOK_MS
+    }
   }
 }

@@ -1,6 +1,6 @@
 /** A request that can be sent any number of times, each time the very same bytes. */
 
-import { digest, encode } from './digest.js'
+import { digest } from './digest.js'
 
 export interface Prepared {
   /** Method, URL, headers and the rest; its body has been read. */
@@ -19,15 +19,12 @@ export async function prepare(request: Request): Promise<Prepared> {
   let contentType = request.headers.get('content-type') ?? undefined
   const buffer = await request.arrayBuffer()
   const body = buffer.byteLength > 0 || contentType ? new Uint8Array(buffer) : undefined
-  const boundary = /^multipart\/form-data;.*boundary="?([^";]+)/i.exec(contentType ?? '')?.[1]
+  const boundary = /^multipart.*boundary="?([^";]+)/i.exec(contentType ?? '')?.[1]
   if (body && boundary) {
-    contentType = contentType!.replace(boundary, await (await import('./multipart.js')).fixBoundary(body, boundary))
+    contentType = contentType!.replace(boundary, await (await import('./multipart.js')).fixBoundary(body, boundary, digest))
   }
-  const head = encode(`${request.method} ${url}\n${contentType ?? ''}\n`)
-  const all = new Uint8Array(head.length + (body?.length ?? 0))
-  all.set(head)
-  if (body) all.set(body, head.length)
-  return { request, url, origin: new URL(url).origin, body, contentType, digest: await digest(all) }
+  const all = new Blob([`${request.method} ${url}\n${contentType}\n`, body ?? ''])
+  return { request, url, origin: new URL(url).origin, body, contentType, digest: await digest(new Uint8Array(await all.arrayBuffer())) }
 }
 
 /** One attempt of it. */

@@ -3,7 +3,8 @@
 import type { IdempotentFetch } from './idempotentFetch.js'
 import { isForeign } from './origin.js'
 import { decide } from './retry.js'
-import { endpoint, headersOf, listen, question } from './send.js'
+import { endpoint, listen, question } from './send.js'
+import { idsOf } from './storage.js'
 import { KEY, type Executed, type Problem } from './wire.js'
 
 export type Recalled =
@@ -20,10 +21,10 @@ const POLL_MS = 1000
 
 /** What became of the youngest open request of an intent. Asks this page's origin, unless `endpoints` is a URL. */
 export async function recall(
-  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { user, signal = new AbortController().signal, wait = 0 }: { readonly user?: string; readonly signal?: AbortSignal; /** How long the server may hold the question until there is an answer, in seconds. */ readonly wait?: number } = {},
+  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { signal = new AbortController().signal, wait = 0 }: { readonly signal?: AbortSignal; /** How long the server may hold the question until there is an answer, in seconds. */ readonly wait?: number } = {},
 ): Promise<Recalled> {
   // One that was never sent is nothing to ask for.
-  const entries = await Promise.all((await keys.ids(await group(intent, user))).map(async (id) => ({ ...(await keys.get(id)), id })))
+  const entries = await Promise.all((await idsOf(keys, await group(intent))).map(async (id) => ({ ...(await keys.get(id)), id })))
   const [entry] = entries.filter(({ doubt }) => doubt).sort((a, b) => b.born! - a.born!)
   if (!entry) return { state: 'none' }
   const here = typeof location === 'undefined' ? undefined : location.href
@@ -31,7 +32,7 @@ export async function recall(
   const url = endpoint(options, here ?? options.endpoints!, 'operation')
   const prefer = isForeign(new URL(url).origin) ? {} : { prefer: `wait=${wait}` }
   try {
-    const asked = question(new Request(url), url, { ...headersOf(options), ...prefer, [KEY]: JSON.stringify(entry.key) }, signal)
+    const asked = question(new Request(url), url, { ...prefer, [KEY]: JSON.stringify(entry.key) }, signal)
     const response = await (options.fetch ?? fetch)(asked)
     const { heard, problem } = await listen(response, true)
     const decision = decide({ asked: true, honoured: true, doubt: true, left_ms: Infinity }, heard)
@@ -47,4 +48,9 @@ export async function recall(
     signal.throwIfAborted()
     return { state: 'interrupted', executed: 'unknown' }
   }
+}
+
+/** Lets the keys of an intent go, whatever became of them: the next request of it is another one. */
+export async function forget({ inner: { keys, group } }: IdempotentFetch, intent: string): Promise<void> {
+  for (const id of await idsOf(keys, await group(intent))) await keys.remove(id)
 }

@@ -53,10 +53,10 @@ export type Decision = {
 )
 
 /** Said by a proxy, or a service, that may have executed the request; and by one that did not. */
-const isLost = (status: number) => [408, 502, 503, 504].includes(status) || (status >= 520 && status <= 527)
+const isLost = (status: number) => /^(408|50[234]|52[0-7])$/.test(`${status}`)
 const isBusy = (status: number) => status === 425 || status === 429
 /** What may be mended, waited for or signed in to without a new intent, so that the same key goes on. */
-const KEPT = [401, 403, 407, 409, 410, 421, 422, 423, 425, 426, 429, 431]
+const isKept = (status: number) => /^4(01|03|07|10|2[1236]|31)$/.test(`${status}`)
 /** The outcomes of codes, for pages of other origins that can read the body and not the header. */
 const BY_CODE: Record<string, Outcome> = {
   in_flight: 'in-flight', upstream_timeout: 'in-flight', outcome_unknown: 'unknown', upstream_lost: 'unknown',
@@ -66,13 +66,13 @@ const BY_CODE: Record<string, Outcome> = {
 /** What to do after what was heard. */
 export function decide(given: Given, heard: Heard): Decision {
   const { asked, doubt, left_ms } = given
-  const keep = (executed: Executed, because: Reason) => ({ key: 'keep', executed, because }) as const
-  const drop = (executed: Executed, because: Reason) => ({ key: 'drop', executed, because }) as const
+  const hand = (executed: Executed, because: Reason, key: 'keep' | 'drop' = 'keep'): Decision => ({ do: 'return', key, executed, because })
+  const fail = (error: ErrorName | 'AbortError', executed: Executed, because: Reason, key: 'keep' | 'drop' = 'keep'): Decision =>
+    ({ do: 'throw', error, key, executed, because })
   const giveUp = (executed: Executed, because: Reason): Decision => {
-    if (because === 'deadline' && inFlight) return { do: 'throw', error: 'InFlightError', ...keep(executed, because) }
-    if (executed !== 'no') return { do: 'throw', error: 'OutcomeUnknownError', ...keep(executed, because) }
-    if ('failure' in heard) return { do: 'throw', error: 'NotSentError', ...keep(executed, because) }
-    return { do: 'return', ...keep(executed, because) }
+    if (because === 'deadline' && inFlight) return fail('InFlightError', executed, because)
+    if (executed !== 'no') return fail('OutcomeUnknownError', executed, because)
+    return 'failure' in heard ? fail('NotSentError', executed, because) : hand(executed, because)
   }
   let inFlight = false
   let honoured = given.honoured
@@ -84,16 +84,16 @@ export function decide(given: Given, heard: Heard): Decision {
     // Never the duplicate itself: a request that perhaps was executed is sent again only to where keys are honoured.
     const isFirst = because === 'unsent' && !doubt
     if (!honoured && !isFirst && !asked) {
-      if (honoured === undefined) return { do: 'check', ...keep(executed, 'not-known-to-be-honoured') }
+      if (honoured === undefined) return { do: 'check', key: 'keep', executed, because: 'not-known-to-be-honoured' }
       return giveUp(executed, 'not-honoured')
     }
-    return { do: how, after: wait, ...keep(executed, because) }
+    return { do: how, after: wait, key: 'keep', executed, because }
   }
   const before: Executed = doubt ? 'unknown' : 'no'
 
   if ('failure' in heard) {
     switch (heard.failure) {
-      case 'aborted': return { do: 'throw', error: 'AbortError', ...keep('unknown', 'aborted') }
+      case 'aborted': return fail('AbortError', 'unknown', 'aborted')
       case 'unsent': return again(before, 'unsent')
       default: return again('unknown', 'answer-lost')
     }
@@ -109,44 +109,44 @@ export function decide(given: Given, heard: Heard): Decision {
     // falls through
     case 'replayed':
     case 'reconciled':
-      return { do: 'return', ...drop('yes', 'answer') }
+      return hand('yes', 'answer', 'drop')
     case 'not-stored':
-      if (code === 'answer_not_kept' || asked) return { do: 'throw', error: 'AnswerNotKeptError', ...drop('yes', 'not-kept') }
+      if (code === 'answer_not_kept' || asked) return fail('AnswerNotKeptError', 'yes', 'not-kept', 'drop')
       if (isLost(status) || retry === 'same-key') return again('unknown', 'answer-lost')
-      return { do: 'return', ...drop('yes', 'answer') }
+      return hand('yes', 'answer', 'drop')
     case 'released':
       // Never seen here, or released: what was sent earlier may yet arrive, so `executed` stays open.
       if (asked) return again('unknown', 'free', 'resend', 0)
       if (isBusy(status) || status === 503 || retry === 'same-key') return again('no', 'busy')
-      return { do: 'return', ...keep('no', 'not-executed') }
+      return hand('no', 'not-executed')
     case 'in-flight':
       inFlight = true
       return again('unknown', 'in-flight')
     case 'unknown':
-      if (asked && retry !== 'wait') return { do: 'throw', error: 'OutcomeUnknownError', ...keep('unknown', 'unknown') }
+      if (asked && retry !== 'wait') return fail('OutcomeUnknownError', 'unknown', 'unknown')
       if (retry === 'same-key' || (!code && isLost(status))) return again('unknown', 'answer-lost')
       return again('unknown', 'unknown', 'ask', retry === 'wait' ? undefined : 0)
     case 'mismatch':
-      return { do: 'throw', error: 'KeyReusedError', ...keep('unknown', 'mismatch') }
+      return fail('KeyReusedError', 'unknown', 'mismatch')
     case 'expired': {
       const executed = heard.executed ?? 'unknown'
-      return { do: 'throw', error: 'KeyExpiredError', key: executed === 'yes' ? 'drop' : 'keep', executed, because: 'expired' }
+      return fail('KeyExpiredError', executed, 'expired', executed === 'yes' ? 'drop' : 'keep')
     }
     case 'rejected': {
       // Refused before it could execute; but a record that cannot be read may be one of an earlier execution.
       const executed = heard.executed === 'unknown' && status !== 500 ? before : (heard.executed ?? 'unknown')
       if (retry === 'same-key' || retry === 'wait') return again(executed, 'busy')
-      return { do: 'throw', error: 'KeyRefusedError', key: retry === 'new-key' ? 'drop' : 'keep', executed, because: 'refused' }
+      return fail('KeyRefusedError', executed, 'refused', retry === 'new-key' ? 'drop' : 'keep')
     }
   }
 
   // Nobody who knows of keys spoke: a service without them, or a proxy on the way.
   if (isBusy(status)) return again(before, 'busy')
   if (isLost(status)) return again('unknown', 'answer-lost')
-  if (asked) return { do: 'throw', error: 'OutcomeUnknownError', ...keep('unknown', 'unknown') }
-  if (status < 400) return { do: 'return', ...drop('yes', 'plain') }
-  if (status >= 500 || status === 409) return { do: 'return', ...keep('unknown', 'plain') }
-  return { do: 'return', key: doubt || KEPT.includes(status) ? 'keep' : 'drop', executed: before, because: 'plain' }
+  if (asked) return fail('OutcomeUnknownError', 'unknown', 'unknown')
+  if (status < 400) return hand('yes', 'plain', 'drop')
+  if (status >= 500 || status === 409) return hand('unknown', 'plain')
+  return hand(before, 'plain', doubt || isKept(status) ? 'keep' : 'drop')
 }
 
 const BACKOFF_FIRST_MS = 500

@@ -1,7 +1,7 @@
 /** Sends until it is settled, one key throughout. */
 
 import { errorOf } from './errors.js'
-import type { Attempt, Options } from './options.js'
+import type { Options } from './options.js'
 import { check, isForeign, isHonoured, learn } from './origin.js'
 import { follow, sleep, type Deadline } from './patience.js'
 import { attempt, withHeaders, type Prepared } from './prepare.js'
@@ -14,8 +14,8 @@ import { FIRST_SENT, KEY, OUTCOME, outcomeOf, type Problem } from './wire.js'
 export interface Errand {
   readonly prepared: Prepared
   readonly key: string
-  /** The header as the caller gave it. */
-  readonly given: string | null
+  /** Whether the caller gave it, as it is to stand in the header. */
+  readonly isGiven: boolean
   readonly intent: string
   /** When the intent was born. */
   readonly born: number
@@ -24,14 +24,6 @@ export interface Errand {
   readonly deadline: Deadline
   /** Aborts when nobody wants the answer any longer. */
   readonly signal: AbortSignal
-  readonly onAttempt: ((attempt: Attempt) => void) | undefined
-}
-
-export interface Settled {
-  readonly response: Response
-  readonly decision: Decision
-  /** The same for other tabs, where it is no stream. */
-  readonly shared: Shared | undefined
 }
 
 export const DEADLINE_MS = 60_000
@@ -40,41 +32,35 @@ export const WAIT_SECONDS = 10
 
 /** What a response says, and the problem in it. */
 export interface Told {
-  readonly heard: Heard
+  readonly response: Response
+  readonly heard: Extract<Heard, { status: number }>
   readonly problem: Problem | undefined
+  /** The same for other tabs, where it is no stream. */
   readonly shared: Shared | undefined
 }
 
 /** Rejects with an {@link OncewardError}, or with the signal's reason; its decision is then in `onEnd`. */
-export async function send(errand: Errand, options: Options, onEnd: (decision: Decision) => void): Promise<Settled> {
+export async function send(errand: Errand, options: Options, onEnd: (decision: Decision) => void): Promise<Told> {
   const { prepared, key, intent, deadline, signal } = errand
   const { url, origin } = prepared
   const fetch = options.fetch ?? globalThis.fetch
   const honoured = () => isHonoured(origin, options)
   let { doubt } = errand
   let sends = 0
-  let isAsking = false
-  let isNotHonoured = false
-  let last: { response: Response; told: Told } | undefined
+  let asked = false
+  let isRefuted = false
+  let last: Told | undefined
   let cause: unknown
 
-  const end = (decision: Decision & { do: 'throw' }): never => {
-    onEnd(decision)
-    if (decision.error === 'AbortError') throw signal.reason
-    const more = decision.because === 'not-honoured'
-      ? `, and ${origin} is not known to honour keys. Look whether it took effect; to send it anew, forget its intent` : ''
-    const { executed } = decision
-    throw errorOf(decision.error, { executed, intent, problem: last?.told.problem, response: last?.response, cause }, more)
-  }
   const judge = (heard: Heard): Decision =>
-    decide({ asked: isAsking, honoured: isNotHonoured ? false : honoured(), doubt, left_ms: deadline.left_ms }, heard)
-  /** Finds out whether keys are honoured here, until that is said or the deadline comes. */
-  const checked = async (heard: Heard): Promise<Decision> => {
+    decide({ asked, honoured: isRefuted ? false : honoured(), doubt, left_ms: deadline.left_ms }, heard)
+  /** What to do after what was heard, and after finding out whether keys are honoured here, if it comes to that. */
+  const decided = async (heard: Heard): Promise<Decision> => {
     for (let tries = 1; ; tries++) {
       const decision = judge(heard)
       if (decision.do !== 'check') return decision
-      const said = await check(origin, endpoint(options, url, 'policy'), fetch, signal)
-      if (said === false) isNotHonoured = true
+      const said = await check(origin, () => fetch(new Request(endpoint(options, url, 'policy'), { signal })))
+      if (said === false) isRefuted = true
       if (said === undefined) await pause(Math.min(backoff(tries, Math.random()), deadline.left_ms))
     }
   }
@@ -82,47 +68,46 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     await sleep(ms, signal)
     await deadline.online(signal)
   }
+  const act = async (decision: Decision): Promise<void> => {
+    if (decision.executed !== 'no') doubt = true
+    if (decision.do === 'throw') {
+      onEnd(decision)
+      if (decision.error === 'AbortError') throw signal.reason
+      const { executed } = decision
+      // Whoever has looked can `forget` the intent, and send it anew.
+      const more = decision.because === 'not-honoured' ? `; ${origin} is not known to honour keys: look whether it took effect` : ''
+      throw errorOf(decision.error, { executed, intent, problem: last?.problem, response: last?.response, cause }, more)
+    }
+    if ('after' in decision) {
+      await pause(decision.after === 'backoff' ? backoff(sends, Math.random()) : decision.after)
+      asked = decision.do === 'ask'
+    }
+  }
 
-  try {
-    if (doubt) {
-      // The first send of this page is a resend of the key.
-      const decision = await checked({ failure: 'network' })
-      if (decision.do === 'throw') end(decision)
+  // The first send of this page may be a resend of the key.
+  if (doubt) {
+    const decision = await decided({ failure: 'network' })
+    if (decision.do === 'throw') await act(decision)
+  }
+  for (;;) {
+    if (!asked) sends += 1
+    let heard: Heard
+    last = undefined
+    try {
+      last = await listen(await once(), asked)
+      heard = last.heard
+      if (outcomeOf(last.heard.outcome)) learn(origin)
+    } catch (error) {
+      cause = error
+      heard = { failure: signal.aborted ? 'aborted' : error === TOO_LONG ? 'timeout' : 'network' }
     }
-    for (;;) {
-      if (!isAsking) sends += 1
-      let heard: Heard
-      try {
-        last = undefined
-        const response = await once()
-        const told = await listen(response, isAsking)
-        last = { response, told }
-        heard = told.heard
-        if (outcomeOf('status' in heard ? heard.outcome : undefined)) learn(origin, true)
-      } catch (error) {
-        cause = error
-        heard = { failure: signal.aborted ? 'aborted' : error === TOO_LONG ? 'timeout' : 'network' }
-      }
-      let decision = judge(heard)
-      observe(heard, decision)
-      if (decision.do === 'check') decision = await checked(heard)
-      if (decision.executed !== 'no') doubt = true
-      switch (decision.do) {
-        case 'return':
-          onEnd(decision)
-          return { response: last!.response, decision, shared: last!.told.shared }
-        case 'throw':
-          end(decision)
-          break
-        case 'resend':
-        case 'ask':
-          await pause(decision.after === 'backoff' ? backoff(sends, Math.random()) : decision.after)
-          isAsking = decision.do === 'ask'
-      }
+    options.onAttempt?.({ intent, key, sends, asked, heard, decision: judge(heard) })
+    const decision = await decided(heard)
+    if (decision.do === 'return') {
+      onEnd(decision)
+      return last!
     }
-  } catch (error) {
-    if (signal.aborted) onEnd({ do: 'throw', error: 'AbortError', key: 'keep', executed: 'unknown', because: 'aborted' })
-    throw error
+    await act(decision)
   }
 
   async function once(): Promise<Response> {
@@ -134,11 +119,10 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     try {
       const known = !isForeign(origin) || honoured()
       const headers = {
-        ...headersOf(options),
-        [KEY]: errand.given ?? JSON.stringify(key),
+        [KEY]: errand.isGiven ? key : JSON.stringify(key),
         prefer: known ? `wait=${options.wait ?? WAIT_SECONDS}` : undefined,
       }
-      if (isAsking) return await fetch(question(prepared.request, endpoint(options, url, 'operation'), headers, stop.signal))
+      if (asked) return await fetch(question(prepared.request, endpoint(options, url, 'operation'), headers, stop.signal))
       const born = known ? new Date(errand.born).toUTCString() : undefined
       return await fetch(attempt(prepared, { ...headers, [FIRST_SENT]: born }, stop.signal))
     } catch (error) {
@@ -148,15 +132,9 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
       leave()
     }
   }
-
-  function observe(heard: Heard, decision: Decision): void {
-    const kind = isAsking ? 'ask' : 'send'
-    const about = 'failure' in heard ? { failure: heard.failure } : { status: heard.status, outcome: heard.outcome }
-    for (const listener of [options.onAttempt, errand.onAttempt]) listener?.({ intent, key, sends, kind, decision, ...about })
-  }
 }
 
-const TOO_LONG = new Error('the attempt took too long')
+const TOO_LONG = new Error('timeout')
 
 /** Reads what a response says. An answer that is cut in its middle rejects. */
 export async function listen(response: Response, asked: boolean): Promise<Told> {
@@ -164,21 +142,18 @@ export async function listen(response: Response, asked: boolean): Promise<Told> 
   // What is not kept may be a stream without an end.
   const shared = outcome === 'not-stored' && response.ok ? undefined : await whole(response, outcome !== undefined)
   let problem: Problem | undefined
-  const kind = response.headers.get('content-type') ?? ''
-  if (/^application\/problem\+json/.test(kind) || (asked && outcome !== 'replayed' && /^application\/json/.test(kind))) {
+  // An answer of the service is not ours to read, whatever it looks like.
+  if (asked ? outcome !== 'replayed' : /^application\/problem\+json/.test(response.headers.get('content-type') ?? '')) {
     try { problem = (await response.clone().json()) as Problem } catch { /* not what it says it is */ }
   }
   const after = retryAfter(response.headers.get('retry-after'), Date.now(), response.headers.get('date'))
   const { code, executed, retry } = problem ?? {}
-  return { heard: { status: response.status, outcome, code, executed, retry, retry_after_ms: after }, problem, shared }
+  return { response, heard: { status: response.status, outcome, code, executed, retry, retry_after_ms: after }, problem, shared }
 }
-
-/** The headers that are bound. */
-export const headersOf = ({ headers }: Options) => Object.fromEntries(new Headers(typeof headers === 'function' ? headers() : headers))
 
 /** `policy`, `operation` or `keys` of the server of this URL. */
 export function endpoint(options: Options, url: string, name: string): string {
-  return new URL(`${(options.endpoints ?? '/.idempotency').replace(/\/$/, '')}/${name}`, url).href
+  return new URL(`${(options.endpoints ?? '/.idempotency')}/${name}`, url).href
 }
 
 /** A question of our own, with the credentials of the request that it is about. */

@@ -1,12 +1,13 @@
-/** An outcome as it goes from one tab to another. */
-
-import { isOncewardError } from './errors.js'
-import type { ErrorName } from './retry.js'
-import type { Executed, Problem } from './wire.js'
-
-export type Shared =
-  | { readonly url: string; readonly status: number; readonly headers: [string, string][]; readonly body: ArrayBuffer }
-  | { readonly error: ErrorName; readonly executed: Executed; readonly intent: string; readonly problem: Problem | undefined }
+/**
+ * An answer as it goes from one tab to another. An error does not: whoever waited goes on with the sender's key, and finds
+ * out by its own deadline.
+ */
+export interface Shared {
+  readonly url: string
+  readonly status: number
+  readonly headers: [string, string][]
+  readonly body: ArrayBuffer
+}
 
 /** Servers keep no larger answers, unless they are told to. */
 const BODY_BYTES_MAX = 4 << 20
@@ -18,12 +19,6 @@ const BODY_BYTES_MAX = 4 << 20
 export async function whole(response: Response, isKept: boolean): Promise<Shared | undefined> {
   const { url, status, headers } = response
   const length = headers.get('content-length')
-  if (length === null ? !isKept : Number(length) > BODY_BYTES_MAX) return undefined
+  if (length === null ? !isKept : +length > BODY_BYTES_MAX) return undefined
   return { url, status, headers: [...headers], body: await response.clone().arrayBuffer() }
-}
-
-export function sharedError(error: unknown): Shared | undefined {
-  if (!isOncewardError(error)) return undefined
-  const { name, executed, intent, problem } = error
-  return { error: name as ErrorName, executed, intent, problem }
 }

@@ -51,8 +51,8 @@ export interface Keys {
   readonly get: (id: string) => Promise<Entry | undefined>
   readonly put: (id: string, entry: Entry) => Promise<void>
   readonly remove: (id: string) => Promise<void>
-  /** The ids of one user's intent. */
-  readonly ids: (group: string) => Promise<string[]>
+  /** Where they are: the storage, and memory. */
+  readonly places: readonly KeyStorage[]
 }
 
 export function keysIn(storage: KeyStorage, warn: (message: string) => void): Keys {
@@ -62,7 +62,7 @@ export function keysIn(storage: KeyStorage, warn: (message: string) => void): Ke
     try {
       return await use(storage)
     } catch (error) {
-      if (!hasWarned) warn(`the storage failed, and keys in memory alone do not survive a refresh: ${String(error)}`)
+      if (!hasWarned) warn(`onceward: keys are in memory alone: ${error as Error}`)
       hasWarned = true
       return undefined
     }
@@ -86,9 +86,12 @@ export function keysIn(storage: KeyStorage, warn: (message: string) => void): Ke
       await memory.remove(PREFIX + id)
       await attempt((it) => it.remove(PREFIX + id))
     },
-    ids: async (group) =>
-      [...(await memory.names()), ...((await attempt((it) => it.names())) ?? [])]
-        .filter((name) => name.startsWith(`${PREFIX}${group}:`))
-        .map((name) => name.slice(PREFIX.length)),
+    places: [storage, memory],
   }
+}
+
+/** The ids of a user's intent that have a key. */
+export async function idsOf({ places }: Keys, group: string): Promise<string[]> {
+  const names = await Promise.all(places.map(async (place) => place.names()).map((names) => names.catch(() => [])))
+  return names.flat().filter((name) => name.startsWith(`${PREFIX}${group}:`)).map((name) => name.slice(PREFIX.length))
 }

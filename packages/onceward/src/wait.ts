@@ -1,10 +1,8 @@
 /** Waiting for the turn, while another tab sends. */
 
-import { errorOf } from './errors.js'
 import { byLease } from './lease.js'
-import { follow, sleep } from './patience.js'
 import type { Shared } from './shared.js'
-import { CHANNEL, keyName, takeLock, type Turn } from './tabs.js'
+import type { Tools, Turn } from './tabs.js'
 
 /** How a tab takes the turn, and learns the key of the one that has it. */
 export interface Holder {
@@ -20,11 +18,13 @@ export interface Holder {
 const RESULT_MS_MAX = 100
 const POLL_MS = 50
 
-/** The turn, or the response that another tab got; throws the error that it got. */
-export async function wait(id: string, signal: AbortSignal): Promise<Turn | Response> {
-  const holder = navigator.locks ? LOCKS : byLease()
+const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms))
+
+/** The turn, or the response that another tab got. */
+export async function wait(id: string, signal: AbortSignal, tools: Tools): Promise<Turn | Response> {
+  const holder = navigator.locks ? byLocks(tools) : byLease(tools, sleep)
   if (!holder) return {}
-  const channel = globalThis.BroadcastChannel && new BroadcastChannel(CHANNEL)
+  const channel = globalThis.BroadcastChannel && new BroadcastChannel('onceward')
   let isOver = false
   try {
     // Heard from before the turn is asked for, so that no word is missed in between.
@@ -41,7 +41,9 @@ export async function wait(id: string, signal: AbortSignal): Promise<Turn | Resp
     }
     void learn().catch(() => undefined)
     const stop = new AbortController()
-    const leave = follow(signal, () => stop.abort(signal.reason))
+    const onAbort = () => stop.abort(signal.reason)
+    signal.addEventListener('abort', onAbort)
+    if (signal.aborted) onAbort()
     const granted = holder.wait(id, stop.signal)
     try {
       const first = await Promise.race([heard, granted.then((turn) => ({ turn }))])
@@ -56,7 +58,7 @@ export async function wait(id: string, signal: AbortSignal): Promise<Turn | Resp
       first.turn.done?.()
       return revive(late)
     } finally {
-      leave()
+      signal.removeEventListener('abort', onAbort)
     }
   } finally {
     isOver = true
@@ -64,19 +66,20 @@ export async function wait(id: string, signal: AbortSignal): Promise<Turn | Resp
   }
 }
 
-const LOCKS: Holder = {
-  take: (id) => takeLock(id, { ifAvailable: true }),
-  wait: async (id, signal) => (await takeLock(id, { signal }))!,
-  announced: async (id) => {
-    const held = ((await navigator.locks.query()).held ?? []).map(({ name = '' }) => name).filter((name) => name.startsWith(keyName(id)))
-    // The one that was announced last. What follows the time is the key, which may have colons itself.
-    const told = held.map((name) => /^(\d+):(.*)$/.exec(name.slice(keyName(id).length))).filter((it) => it !== null)
-    return told.sort((a, b) => Number(b[1]) - Number(a[1]))[0]?.[2]
-  },
+function byLocks({ takeLock }: Tools): Holder {
+  return {
+    take: (id) => takeLock(id, { ifAvailable: true }),
+    wait: async (id, signal) => (await takeLock(id, { signal }))!,
+    announced: async (id) => {
+      const prefix = `onceward:key:${id}:`
+      const names = ((await navigator.locks.query()).held ?? []).map(({ name = '' }) => name).filter((name) => name.startsWith(prefix))
+      // The one that was announced last. What follows the time is the key, which may have colons itself.
+      const told = names.map((name) => /^(\d+):(.*)$/.exec(name.slice(prefix.length))).filter((it) => it !== null)
+      return told.sort((a, b) => Number(b[1]) - Number(a[1]))[0]?.[2]
+    },
+  }
 }
 
-function revive(shared: Shared): Response {
-  if ('error' in shared) throw errorOf(shared.error, shared)
-  const { url, status, headers, body } = shared
+function revive({ url, status, headers, body }: Shared): Response {
   return Object.defineProperty(new Response(body.byteLength ? body : null, { status, headers }), 'url', { value: url })
 }

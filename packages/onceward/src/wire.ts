@@ -6,12 +6,9 @@ export const FIRST_SENT = 'Idempotency-First-Sent'
 /** Where a server has its `policy`, `operation` and `keys`, unless told otherwise. */
 export const ENDPOINTS = '/.idempotency'
 
-const OUTCOMES = [
-  'stored', 'replayed', 'released', 'not-stored', 'in-flight', 'mismatch', 'unknown', 'expired', 'rejected', 'reconciled',
-] as const
-
 /** What happened to a keyed request: the value of `Idempotency-Outcome`. */
-export type Outcome = (typeof OUTCOMES)[number]
+export type Outcome =
+  | 'stored' | 'replayed' | 'released' | 'not-stored' | 'in-flight' | 'mismatch' | 'unknown' | 'expired' | 'rejected' | 'reconciled'
 
 /** Whether the key's operation was executed, in any attempt. */
 export type Executed = 'yes' | 'no' | 'unknown'
@@ -33,12 +30,8 @@ export interface Problem {
 
 /** An outcome of tomorrow counts as none. */
 export function outcomeOf(value: string | null | undefined): Outcome | undefined {
-  return OUTCOMES.find((outcome) => outcome === value)
-}
-
-/** A key as it stands in the header: an RFC 9651 string. */
-export function quoted(key: string): string {
-  return `"${key.replace(/["\\]/g, '\\$&')}"`
+  const known = /^(stored|replayed|released|not-stored|in-flight|mismatch|unknown|expired|rejected|reconciled)$/
+  return known.test(value!) ? (value as Outcome) : undefined
 }
 
 /** The key that a header's value is, bare or quoted; `undefined`: it is none. */

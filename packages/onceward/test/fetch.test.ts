@@ -2,7 +2,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import {
-  createIdempotentFetch, derivedKey, derivedKeys, isAnswerNotKeptError, isInFlightError, isKeyReusedError, isKeyRefusedError,
+  createIdempotentFetch, derivedKey, forget, derivedKeys, isAnswerNotKeptError, isInFlightError, isKeyReusedError, isKeyRefusedError,
   isNotSentError, isOncewardError, isOutcomeUnknownError, issuedKeys, memoryStorage, recall, webStorage, type Attempt, type KeyStorage, type Options,
 } from '../src/index.js'
 import { gate } from './support/door.js'
@@ -37,17 +37,19 @@ describe('one key', () => {
     expect(result.status).toBe(201)
     expect(result.headers.get('idempotency-outcome')).toBe('replayed')
     expect(orders).toBe(1)
-    expect(attempts.map(({ failure, outcome }) => failure ?? outcome)).toEqual(['network', 'network', 'replayed'])
+    expect(attempts.map(({ heard }) => ('failure' in heard ? heard.failure : heard.outcome))).toEqual(['network', 'network', 'replayed'])
     expect(new Set(attempts.map(({ key }) => key)).size).toBe(1)
   })
 
   test('a double click is one intent, and both get an answer', async () => {
     const fetch = client()
     const what = order()
+    const posts = shop.front.posts()
     const { result, orders } = await made(() => Promise.all([fetch(at(), what), fetch(at(), what), fetch(at(), what)]))
     const bodies = await Promise.all(result.map((response) => response.text()))
     expect(new Set(bodies).size).toBe(1)
     expect(orders).toBe(1)
+    expect(shop.front.posts() - posts).toBe(1)
   })
 
   test('an equal order after the first is settled is another', async () => {
@@ -179,7 +181,7 @@ describe('where it is kept', () => {
     const storage = memoryStorage()
     const what = await interrupted({ storage }, order(), { intent: 'cart:2' })
     const fetch = client({ storage })
-    await fetch.forget('cart:2')
+    await forget(fetch, 'cart:2')
     expect((await fetch(at(), { ...what, intent: 'cart:2' })).headers.get('idempotency-outcome')).toBe('stored')
   })
 
@@ -236,7 +238,7 @@ describe('the end', () => {
       }
     })
     expect(orders).toBe(1)
-    expect(attempts.at(-1)!.kind).toBe('ask')
+    expect(attempts.at(-1)!.asked).toBe(true)
     expect(await storage.names()).toHaveLength(1)
   })
 
@@ -246,7 +248,7 @@ describe('the end', () => {
     const { result, orders } = await made(() => caught(client()(at(), { ...order(), headers })))
     expect(isKeyReusedError(result)).toBe(true)
     expect(orders).toBe(0)
-    expect(attempts.slice(-1)[0]!.status).toBe(422)
+    expect(attempts.slice(-1)[0]!.heard).toMatchObject({ status: 422 })
   })
 
   test('a malformed key is refused with the mend', async () => {
@@ -305,7 +307,7 @@ describe('the end', () => {
     open.open()
     expect(result.headers.get('idempotency-outcome')).toBe('replayed')
     expect(orders).toBe(1)
-    expect(attempts.at(-2)!.failure).toBe('timeout')
+    expect(attempts.at(-2)!.heard).toEqual({ failure: 'timeout' })
   })
 
   test('the gateway killed and started again: the answer comes', async () => {
@@ -334,7 +336,7 @@ describe('never the duplicate itself', () => {
       plain.lose = 1
       const { result, orders } = await made(() => caught(client()(`${plain.url}/orders`, order())))
       expect(isOutcomeUnknownError(result)).toBe(true)
-      expect((result as Error).message).toMatch(/not known to honour keys.*forget/)
+      expect((result as Error).message).toMatch(/not known to honour keys: look whether/)
       expect(orders).toBe(1)
       expect(plain.posts()).toBe(1)
       expect(plain.seen.map(({ url }) => url)).toContain('/.idempotency/policy')

@@ -5,7 +5,7 @@ import { derivedKey, newKey, suspects } from '../src/key.js'
 import { backoff, decide, type Decision, type Given, type Heard } from '../src/retry.js'
 import { retryAfter } from '../src/retryAfter.js'
 import { sha256 } from '../src/sha256.js'
-import { keyOf, quoted } from '../src/wire.js'
+import { keyOf } from '../src/wire.js'
 import { createHash } from 'node:crypto'
 
 interface Cases {
@@ -83,7 +83,7 @@ describe('keys on the wire', () => {
   it('has its cases', () => expect(single.length).toBeGreaterThan(30))
   test.each(single)('$name', ({ value, key }) => {
     expect(keyOf(value!)).toBe(key)
-    if (key !== undefined) expect(keyOf(quoted(key))).toBe(key)
+    if (key !== undefined) expect(keyOf(JSON.stringify(key))).toBe(key) // as it is sent
   })
 })
 
