@@ -22,7 +22,7 @@ use parts::{Kind, Part};
 fn main() -> ExitCode {
     let typed: Vec<String> = env::args().skip(1).collect();
     // What the parts `web` and `page` run: they are not for people to type.
-    let npm: Option<fn(Option<&str>) -> Result<(), String>> = match typed.first().map(String::as_str) {
+    let npm: Option<NpmPart> = match typed.first().map(String::as_str) {
         Some("web") => Some(web::run),
         Some("page") => Some(page::run),
         _ => None,
@@ -58,6 +58,9 @@ fn main() -> ExitCode {
         },
     }
 }
+
+/// Given a filter on test names; an error is the one line to print.
+type NpmPart = fn(Option<&str>) -> Result<(), String>;
 
 /// Installs what is missing, runs the parts that were asked for, and says whether all is well.
 fn test(asked: &Asked) -> Result<bool, String> {
