@@ -142,7 +142,7 @@ const once = ({ onceward, naive }: Record<Client, number>) => {
   expect(naive).toBeGreaterThan(1)
 }
 
-const scenes = (rounds: number) => {
+const scenes = (rounds = ROUNDS) => {
   for (const [name, scene] of Object.entries(BY_HAND)) {
     test(`${name} is one order, and several of the naive client`, async () => {
       for (let round = 0; round < rounds; round++) once(await play(scene))
@@ -166,7 +166,7 @@ const scenes = (rounds: number) => {
 }
 
 describe('the page as it is served', () => {
-  scenes(ROUNDS)
+  scenes()
 
   test('without trouble, both make one, and the next customer another', async () => {
     expect(await play(async ({ open }) => {
@@ -254,5 +254,5 @@ describe('the page in development, whose StrictMode runs each effect twice', () 
     rmSync(folder, { recursive: true })
   })
 
-  scenes(1)
+  scenes()
 })
