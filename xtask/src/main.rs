@@ -3,6 +3,7 @@
 //! Only `std` is used, so that the command itself builds in a second in a fresh clone.
 
 mod args;
+mod page;
 mod parts;
 mod programs;
 mod run;
@@ -20,9 +21,14 @@ use parts::{Kind, Part};
 
 fn main() -> ExitCode {
     let typed: Vec<String> = env::args().skip(1).collect();
-    // What the part `web` runs: it is not for people to type.
-    if let Some((_, filter)) = typed.split_first().filter(|(command, _)| *command == "web") {
-        return match web::run(filter.first().map(String::as_str)) {
+    // What the parts `web` and `page` run: they are not for people to type.
+    let npm: Option<NpmPart> = match typed.first().map(String::as_str) {
+        Some("web") => Some(web::run),
+        Some("page") => Some(page::run),
+        _ => None,
+    };
+    if let Some(run) = npm {
+        return match run(typed.get(1).map(String::as_str)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(line) => {
                 eprintln!("xtask: {line}");
@@ -52,6 +58,9 @@ fn main() -> ExitCode {
         },
     }
 }
+
+/// Given a filter on test names; an error is the one line to print.
+type NpmPart = fn(Option<&str>) -> Result<(), String>;
 
 fn asked_for(asked: &Asked) -> Result<bool, String> {
     if asked.action == Action::Chaos { chaos(&asked.rest) } else { test(asked) }

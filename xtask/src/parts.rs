@@ -63,6 +63,8 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     ]);
     // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.
     parts.push(Part { kind: Tests, ..part("web", Check, "run --quiet -p xtask -- web") });
+    // The demo's page: built anew and compared with what is committed, then driven in a browser.
+    parts.push(Part { kind: Tests, ..part("page", Check, "run --quiet -p xtask -- page") });
     parts
 }
 

@@ -57,7 +57,7 @@ const PROGRAMS: &[Program] = &[
         package: "chromium",
         at_least: (120, 0),
         purpose: "opens the demo's page",
-        needed_by: &["gateway", "web"],
+        needed_by: &["gateway", "web", "page"],
     },
     Program {
         name: "chromedriver",

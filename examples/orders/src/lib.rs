@@ -44,7 +44,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
 //! # let orders = orders::Orders::open(folder.path().join("orders.db"))?;
-//! let config = orders::Config { relay: Some("http://127.0.0.1:8082".into()) };
+//! let config = orders::Config { relay: Some("http://127.0.0.1:8082".into()), ..Default::default() };
 //! let router = orders::router(orders, config);
 //! # drop(router); Ok(()) }
 //! ```

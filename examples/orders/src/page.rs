@@ -3,6 +3,14 @@ pub(crate) fn page(relay: Option<&str>) -> String {
     include_str!("page.html").replacen("{{relay}}", &escape(relay.unwrap_or_default()), 1)
 }
 
+/// The shop counter, built from `web/` and committed, so that nobody needs Node to serve it.
+pub(crate) fn counter(network: &str) -> String {
+    include_str!("../web/built/index.html").replacen("{{network}}", &escape(network), 1)
+}
+
+pub(crate) const COUNTER_SCRIPT: &str = include_str!("../web/built/counter.js");
+pub(crate) const COUNTER_STYLE: &str = include_str!("../web/built/counter.css");
+
 /// What may stand inside a quoted attribute of HTML.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());

@@ -13,7 +13,10 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::{net::TcpListener, sync::oneshot, time};
 
-use crate::{Error, NewOrder, Order, Orders, Refusal, page::page};
+use crate::{
+    Error, NewOrder, Order, Orders, Refusal,
+    page::{COUNTER_SCRIPT, COUNTER_STYLE, counter, page},
+};
 
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How much more of a body is read before its refusal: a client that is cut off while it still
@@ -28,19 +31,38 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
                            connect-src http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+// The counter asks where it came from, and nobody else.
+const COUNTER_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
+                              base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 /// What the service can be told.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The origin, such as `http://127.0.0.1:8082`, to which the page sends a request whose answer
     /// shall be lost. `None`: the page says that it cannot do that.
     pub relay: Option<String>,
+    /// The origin from which the shop counter is to be loaded: a network that treats a request as badly as its
+    /// `Demo-Network` header says. With it the counter is at `/`, and the plain page at `/by-hand`.
+    pub network: Option<String>,
 }
 
 /// The service's routes. A layer that is put on them sees every request.
 pub fn router(orders: Orders, config: Config) -> Router {
     let page = page(config.relay.as_deref());
-    Router::new()
-        .route("/", get(move || async { show_page(page) }))
+    let pages = match &config.network {
+        None => Router::new().route("/", get(move || async { show(PAGE_POLICY, Html(page)) })),
+        Some(network) => {
+            let counter = counter(network);
+            let script = ([(header::CONTENT_TYPE, "text/javascript")], COUNTER_SCRIPT);
+            let style = ([(header::CONTENT_TYPE, "text/css")], COUNTER_STYLE);
+            Router::new()
+                .route("/", get(move || async { show(COUNTER_POLICY, Html(counter)) }))
+                .route("/by-hand", get(move || async { show(PAGE_POLICY, Html(page)) }))
+                .route("/counter.js", get(move || async move { show(COUNTER_POLICY, script) }))
+                .route("/counter.css", get(move || async move { show(COUNTER_POLICY, style) }))
+        }
+    };
+    pages
         .route("/orders", get(list).post(place))
         .route("/orders/{id}", get(find))
         .method_not_allowed_fallback(wrong_method)
@@ -68,13 +90,13 @@ pub async fn serve(
     }
 }
 
-fn show_page(page: String) -> impl IntoResponse {
+fn show(policy: &'static str, page: impl IntoResponse) -> impl IntoResponse {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::CONTENT_SECURITY_POLICY, policy),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    (headers, Html(page))
+    (headers, page)
 }
 
 async fn place(State(orders): State<Orders>, request: Request<Body>) -> Result<Response, Refusal> {

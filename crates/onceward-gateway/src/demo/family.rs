@@ -24,6 +24,9 @@ pub(crate) struct OrdersArgs {
     db: PathBuf,
     #[arg(long)]
     relay: String,
+    /// Where the page is to be loaded from, so that its network can be bad.
+    #[arg(long)]
+    network: Option<String>,
 }
 
 /// Ends this process when the one that started it is gone, however that went: its end of the pipe closes then.
@@ -52,15 +55,16 @@ async fn serve_orders(args: &OrdersArgs) -> Result<(), String> {
     let listen = args.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let orders = Orders::open(&args.db).map_err(|error| crate::chain(&error))?;
-    let router = orders::router(orders, Config { relay: Some(args.relay.clone()) });
+    let router = orders::router(orders, Config { relay: Some(args.relay.clone()), network: args.network.clone() });
     // In the gateway's words, so that the demo listens for one line alone.
     eprintln!("{}", serde_json::json!({ "level": "INFO", "message": format!("listening on {listen}") }));
     orders::serve(listener, router, std::future::pending()).await.map_err(|error| error.to_string())
 }
 
-pub(super) fn orders_args(folder: &Path, listen: SocketAddr, relay: &str) -> Vec<OsString> {
-    let args = ["demo-orders", "--listen", &listen.to_string(), "--relay", relay, "--db"].map(OsString::from);
-    args.into_iter().chain([folder.join(ORDERS_DB).into()]).collect()
+pub(super) fn orders_args(folder: &Path, listen: SocketAddr, relay: SocketAddr, network: SocketAddr) -> Vec<OsString> {
+    let (listen, relay, network) = (listen.to_string(), format!("http://{relay}"), format!("http://{network}"));
+    let args = ["demo-orders", "--listen", &listen, "--relay", &relay, "--network", &network, "--db"];
+    args.map(OsString::from).into_iter().chain([folder.join(ORDERS_DB).into()]).collect()
 }
 
 /// The gateway's arguments, and the file of settings that they name: what a person would write.

@@ -93,6 +93,12 @@ impl Part {
         self.child.wait().await
     }
 
+    /// Kills it as `kill -9` does, and gives how it ended.
+    pub(super) async fn kill(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.start_kill()?;
+        self.ended().await
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.pid
     }

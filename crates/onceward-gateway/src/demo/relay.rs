@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::ask::ask;
+use super::cut::Cut;
 
 /// More than an order has, and more than the gateway takes.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -86,14 +87,3 @@ fn preflight() -> Preflight {
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("content-type, idempotency-key, prefer"));
     response
 }
-
-#[derive(Debug)]
-struct Cut;
-
-impl std::fmt::Display for Cut {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the connection is cut, as the relay does")
-    }
-}
-
-impl std::error::Error for Cut {}

@@ -16,17 +16,23 @@ pub(super) fn say(line: &str) {
 
 pub(super) fn welcome(stage: &Stage, script: &Script, folder: &Folder) {
     let (gateway, orders, admin, relay) = (stage.gateway, stage.orders, stage.admin, stage.relay);
+    let network = stage.network;
     let (gateway_pid, orders_pid) = (stage.gateway_part.pid(), stage.orders_part.pid());
     let fate = match folder {
         Folder::Fresh(_) => "removed at the end; --keep DIR keeps it",
         Folder::Kept(..) => "stays when this ends",
     };
     say("");
-    say(&bold("  Open the page: place an order, lose its answer, click twice"));
+    say(&bold("  Open the page: order, lose the answer, kill the server, click twice"));
     say("");
-    say(&format!("    {}", bold(&format!("http://{gateway}/"))));
+    say(&format!("    {}", bold(&format!("http://{network}/"))));
     say("");
     for (name, at, what) in [
+        (
+            "network",
+            format!("http://{network}"),
+            "between the page and the gateway, and as bad as the page asks".into(),
+        ),
         ("gateway", format!("http://{gateway}"), format!("`onceward serve`, pid {gateway_pid}")),
         (
             "orders",

@@ -308,3 +308,35 @@ fn the_relay_loses_the_answer_and_not_the_order() {
     let preflight = sh(&format!("curl -sS -i -X OPTIONS {relay}/orders -H 'Origin: {gateway}'")).to_lowercase();
     assert!(preflight.starts_with("http/1.1 204") && preflight.contains("idempotency-key"), "{preflight}");
 }
+
+#[test]
+fn the_network_is_as_bad_as_a_request_asks() {
+    let demo = Demo::start(&[]);
+    let (gateway, network) = (demo.url("gateway"), demo.url("network"));
+    // The same request to the gateway whichever way it comes: `Host` is what it was.
+    let line = format!("{} -H 'Host: a.shop'", demo.curl_lines()[0]);
+    let bad = |trouble: &str| {
+        let line = format!("{} -H 'Demo-Network: {trouble}'", line.replace(&gateway, &network));
+        Command::new("sh").args(["-c", &line]).output().unwrap()
+    };
+    // Killed: a real process, after it has kept the answer, and once for all who ask for it by one name.
+    assert_eq!(bad("kill one").status.code(), Some(52));
+    let gone = demo.until("is gone");
+    assert!(gone.contains(&format!("(pid {})", demo.pid("gateway"))) && gone.contains("signal: 9"), "{gone}");
+    demo.until("the gateway is back: pid ");
+    for lost in ["kill one", "lose"] {
+        assert_eq!(bad(lost).status.code(), Some(52), "{lost}");
+    }
+    let slow = bad("slow");
+    let slow = String::from_utf8(slow.stdout).unwrap();
+    assert_eq!((parts(&slow).0, &*parts(&slow).1), ("201", "replayed"));
+    assert!(slow.to_lowercase().contains("demo-network: here"), "{slow}");
+    let direct = sh(&line);
+    assert_eq!((&*parts(&direct).1, parts(&direct).2), ("replayed", parts(&slow).2));
+    assert_eq!(demo.orders(), 1);
+    // The second `kill one` killed nobody.
+    assert!(!demo.lines.try_iter().any(|line| line.contains("is gone")));
+    // The page comes through it, and says where it is.
+    let page = sh(&format!("curl -sS {network}/"));
+    assert!(page.contains(&format!("<meta name=\"network\" content=\"{network}\">")), "{page}");
+}

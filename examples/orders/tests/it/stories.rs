@@ -219,7 +219,7 @@ async fn another_database_is_another_story() {
 async fn the_relay_is_text_in_the_page() {
     let folder = tempfile::tempdir().unwrap();
     let orders = Orders::open(folder.path().join("orders.db")).unwrap();
-    let config = Config { relay: Some(r#"http://x/"><script>'&"#.into()) };
+    let config = Config { relay: Some(r#"http://x/"><script>'&"#.into()), ..Config::default() };
     let address = serve(orders::router(orders, config), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let page = tokio::task::spawn_blocking(move || ask(address, "GET", "/", "", b"")).await.unwrap();
     let injected = r#"<meta name="relay" content="http://x/&quot;&gt;&lt;script&gt;&#39;&amp;">"#;
@@ -296,7 +296,7 @@ async fn with_the_layer_another_body_is_refused_and_a_new_key_is_a_new_order() {
 /// The service in this process, with a relay before it and a layer on it.
 async fn serve_with_relay(folder: &Path, layer: impl FnOnce(Router) -> Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = Config { relay: Some(relay_to(listener.local_addr().unwrap())) };
+    let config = Config { relay: Some(relay_to(listener.local_addr().unwrap())), ..Config::default() };
     let orders = Orders::open(folder.join("orders.db")).unwrap();
     serve(layer(orders::router(orders, config)), listener)
 }

@@ -1,0 +1,56 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { Door } from '../../../../../packages/onceward/test/support/door.js'
+
+const BINARY = process.env['ONCEWARD_BIN'] ?? fileURLToPath(new URL('../../../../../target/debug/onceward', import.meta.url))
+
+/** `onceward demo` as a person starts it, and a door before its network, which holds answers until a test lets them go. */
+export class Demo {
+  readonly #child: ChildProcess
+  readonly door: Door
+  /** Where the page is, by the door. */
+  readonly url: string
+  readonly #orders: string
+  /** What the demo said since it was there. */
+  #said: () => string
+
+  private constructor(child: ChildProcess, door: Door, orders: string, said: () => string) {
+    ;[this.#child, this.door, this.url, this.#orders, this.#said] = [child, door, door.url, orders, said]
+  }
+
+  static async start(): Promise<Demo> {
+    if (!existsSync(BINARY)) throw new Error(`${BINARY} is missing: run \`cargo build -p onceward-gateway\``)
+    const child = spawn(BINARY, ['demo'], { stdio: ['ignore', 'pipe', 'pipe'] })
+    let said = ''
+    await new Promise<void>((resolve, reject) => {
+      const hear = (chunk: Buffer) => {
+        said += chunk.toString()
+        if (said.includes('Ctrl-C')) resolve()
+      }
+      child.stdout.on('data', hear)
+      child.stderr.on('data', hear)
+      child.once('exit', (code) => reject(new Error(`the demo ended (${code}): ${said}`)))
+    })
+    const at = (name: string) => new URL(new RegExp(`^ +${name} +(http\\S+)`, 'm').exec(said)![1]!)
+    const door = await new Door(Number(at('network').port)).open()
+    return new Demo(child, door, at('orders').origin, () => said)
+  }
+
+  /** How many orders the database has, as the service says. */
+  async orders(client: 'onceward' | 'naive'): Promise<number> {
+    const rows = (await (await fetch(`${this.#orders}/orders?limit=10000`)).json()) as { item: string }[]
+    return rows.filter(({ item }) => item.endsWith(client)).length
+  }
+  /** How often the gateway was killed and came back. */
+  get restarts(): number {
+    return this.#said().split('the gateway is back').length - 1
+  }
+  async close(): Promise<void> {
+    await this.door.close()
+    if (this.#child.exitCode !== null) return
+    const ended = new Promise((resolve) => this.#child.once('exit', resolve))
+    this.#child.kill('SIGTERM')
+    await ended
+  }
+}
