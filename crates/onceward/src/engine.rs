@@ -50,7 +50,7 @@ pub trait Operation: Send + Sized + 'static {
     /// The request's fingerprint, by the given rules.
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
 
-    /// Executes. Runs in a task of its own, which no client's hang-up ends.
+    /// Executes. No client's hang-up ends it: what does not end in its first poll goes on in a task.
     fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Answer>> + Send;
 }
 

@@ -23,9 +23,12 @@
 //!
 //! # Features
 //!
-//! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `postgres` the one in PostgreSQL, `axum-08` the extractor
-//! `Claim`, `conformance` the suite for authors of stores, `engine` is the loop without HTTP's layer. With none, [`key`],
-//! [`wire`] and [`problem`] are left, without tokio: for clients.
+//! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `postgres` the one in PostgreSQL, `redis` the one
+//! in Redis or Valkey, `axum-08` the extractor `Claim`, `conformance` the suite for authors of stores, `engine` is the loop
+//! without HTTP's layer. With none, [`key`], [`wire`] and [`problem`] are left, without tokio: for clients.
+
+// A store alone needs the engine's records, and nothing of what the engine has for the layer.
+#![cfg_attr(not(feature = "layer"), allow(dead_code))]
 
 #[cfg(feature = "axum-08")]
 mod extract;

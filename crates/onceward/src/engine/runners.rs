@@ -1,6 +1,6 @@
 //! Tasks that execute, each one operation at a time, and are used again.
 //!
-//! An operation has a task of its own, so that no client's hang-up ends it. But a task that is made and dropped for each
+//! An operation that has to wait goes on in a task, so that no client's hang-up ends it. But a task that is made and dropped for each
 //! request costs more than all else that a new key does besides its hashes: its memory is aligned to cache lines, which
 //! glibc's allocator serves by its slow path.
 

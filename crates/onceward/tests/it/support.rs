@@ -5,3 +5,4 @@ pub(crate) mod fault_proxy;
 pub(crate) mod postgres;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+pub(crate) mod waiting;

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::records::{claim, completed, id};
 use crate::support::fault_proxy::{Fault, FaultProxy};
-use crate::support::redis::{PATIENCE, Redis};
+use crate::support::redis::Redis;
+use crate::support::waiting::PATIENCE;
 
 const REQUESTS: usize = 200;
 

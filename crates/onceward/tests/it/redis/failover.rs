@@ -11,7 +11,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
 use super::records::{claim, completed, id};
-use crate::support::redis::{Cluster, PATIENCE, Sentinels, poll};
+use crate::support::redis::{Cluster, Sentinels};
+use crate::support::waiting::{PATIENCE, poll};
 
 async fn connect(url: &str) -> RedisStore {
     RedisStore::connect(Options::parse(url).unwrap().timeout(Duration::from_secs(2))).await.unwrap()

@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use super::records::{LEASE, claim, completed, id};
 use crate::support::fault_proxy::{Fault, FaultProxy};
-use crate::support::redis::{PATIENCE, Redis};
+use crate::support::redis::Redis;
+use crate::support::waiting::{PATIENCE, poll};
 
 async fn connect(url: &str, patience: Duration) -> RedisStore {
     RedisStore::connect(Options::parse(url).unwrap().timeout(patience)).await.unwrap()
@@ -100,7 +101,7 @@ async fn a_server_that_is_loading_is_waited_for_and_has_forgotten_nothing() {
     server.begin_again(true);
     let address = server.address;
     let saw_loading = tokio::task::spawn_blocking(move || {
-        crate::support::redis::poll("a server that says that it is loading, or is done", || {
+        poll("a server that says that it is loading, or is done", || {
             let said = Command::new("redis-cli").args(["-p", &address.port().to_string(), "GET", "x"]).output().ok()?;
             let said = String::from_utf8_lossy(&said.stdout).into_owned();
             (!said.contains("refused") && !said.trim().is_empty() || said == "\n").then(|| said.contains("LOADING"))

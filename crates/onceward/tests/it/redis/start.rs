@@ -9,7 +9,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose
 use tokio::time::Instant;
 
 use super::records::{claim, completed, id};
-use crate::support::redis::{PATIENCE, Redis};
+use crate::support::redis::Redis;
+use crate::support::waiting::PATIENCE;
 
 async fn connect(url: &str) -> Result<RedisStore, Error> {
     RedisStore::connect(Options::parse(url).unwrap().timeout(Duration::from_secs(3))).await

@@ -10,10 +10,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
-/// Whatever is waited for is there by then, or never.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::waiting::poll;
 
 /// A running server.
 #[derive(Debug)]
@@ -249,16 +247,4 @@ fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = ask() {
-            return found;
-        }
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        // waits: between two looks at the condition, so that the server gets the processor
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -9,10 +9,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Whatever is waited for is there by then, or never.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+use super::waiting::poll;
 
 /// A running server.
 #[derive(Debug)]
@@ -329,16 +328,4 @@ pub(crate) fn free_port() -> SocketAddr {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         (address.port() < 55_000).then_some(address)
     })
-}
-
-pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = ask() {
-            return found;
-        }
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        // waits: between two looks at the condition, so that the server gets the processor
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -1,0 +1,19 @@
+//! Waiting for servers.
+
+use std::time::{Duration, Instant};
+
+/// Whatever is waited for is there by then, or never.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks until there is something.
+pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        // waits: between two looks at the condition, so that the server gets the processor
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
