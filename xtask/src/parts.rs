@@ -51,6 +51,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     parts.extend([
         // Checked, not built: the bench profile links with LTO, which costs minutes and finds nothing more.
         part("benches", Check, "check -p onceward --benches --all-features"),
+        part("bench", Tests, "test -p bench"),
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
         part("client", Tests, "test -p onceward-client"),
@@ -79,6 +80,11 @@ fn gateway_over(store: &'static str) -> Part {
 /// The run itself, whatever is asked of it.
 pub(crate) fn chaos() -> Part {
     part("chaos", Check, "run --quiet -p chaos --")
+}
+
+/// Measures what takes servers, without debug assertions and with all optimisations.
+pub(crate) fn measure() -> Part {
+    part("measure", Check, "run --quiet --profile dist -p bench --")
 }
 
 pub(crate) fn minutes_of_chaos(asked: &[&str]) -> Part {
