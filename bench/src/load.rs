@@ -83,7 +83,11 @@ pub(crate) fn executions_of_a_hundred(address: SocketAddr) -> Result<u64, String
     curl.args(["-sS", "--no-keepalive", "-Z", "--parallel-immediate", "--parallel-max", "100"]);
     curl.args(["-H", "content-type: application/json", "-H", "idempotency-key: one-of-a-hundred", "-H", "x-slow: 1"]);
     curl.args(["-d", r#"{"item":"tea","qty":1}"#]).args(vec![format!("http://{address}/orders"); 100]);
-    let sent = curl.stdout(Stdio::null()).stderr(Stdio::null()).status().map_err(|error| format!("curl does not start: {error}"))?;
+    let sent = curl
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(|error| format!("curl does not start: {error}"))?;
     if !sent.success() {
         return Err(format!("curl failed: {sent}"));
     }

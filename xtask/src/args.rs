@@ -45,7 +45,9 @@ impl Asked {
                 return Err(format!("unknown command `{other}`; there are `test`, `ci`, `chaos` and `bench`"));
             }
             None => {
-                return Err("which command? There are `test`, `ci`, `chaos` and `bench`; `cargo xtask help` says more".into());
+                return Err(
+                    "which command? There are `test`, `ci`, `chaos` and `bench`; `cargo xtask help` says more".into()
+                );
             }
         };
         let mut asked = Self { action, only: None, long: false, list: false, rest: Vec::new() };

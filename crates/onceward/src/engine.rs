@@ -4,11 +4,11 @@
 //! here is only the order of things and what becomes of each failure.
 
 mod cache;
+mod caring;
 mod claiming;
 mod holding;
 mod issuing;
 mod opening;
-mod runners;
 mod sweeping;
 mod waiting;
 mod writing;
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
-use tokio::sync::{Notify, OnceCell, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use crate::claim::{Claim, Held};
 use crate::clock::{Clock, SystemClock};
@@ -41,6 +41,7 @@ use crate::store::{Census, Error, Pending, Replaced, Store, chain};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
 use cache::Cache;
+use caring::Cared;
 use claiming::{Begun, Ended, live};
 use opening::Opened;
 
@@ -52,7 +53,7 @@ pub trait Operation: Send + Sized + 'static {
     /// The request's fingerprint, by the given rules.
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
 
-    /// Executes. No client's hang-up ends it: what does not end in its first poll goes on in a task.
+    /// Executes. No client's hang-up ends it: without a caller it goes on in a task.
     fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Answer>> + Send;
 }
 
@@ -145,8 +146,8 @@ impl Engine {
 
     /// Does `operation` once, or says what became of it.
     ///
-    /// All of it is polled once in the caller's task: what ends at once costs no task of its own. What does not goes on in a
-    /// task: from the moment on when a claim was sent the caller may go away.
+    /// All of it is polled in the caller's task, as long as the caller is there. From the moment on when a claim was sent it may go
+    /// away: then a task goes on.
     pub async fn run<O: Operation>(&self, ask: &Ask, operation: Box<O>) -> Answer<O::Answer> {
         let shared = &self.shared;
         let keys = match shared.open().await {
@@ -286,35 +287,22 @@ impl Engine {
 /// Begins the life of a request, and waits for what its client is told.
 async fn begin<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Begun<O> {
     let mut life = live(Arc::clone(held), operation);
-    // No caller goes away within a poll. What does not end in its first goes on in a task, whatever becomes of the caller.
-    if let Some(Ended { begun, rest }) = poll_immediate(&mut life).await {
-        if let Some(rest) = rest {
-            held.shared.runners.run(rest);
-        }
-        return begun;
+    // No caller goes away within a poll: what ends in its first needs nobody who cares for it.
+    match poll_immediate(&mut life).await {
+        Some(ended) => ended.told(),
+        None => go_on(held, life).await,
     }
-    go_on(held, life).await
 }
 
-/// Lives on in a task, and waits for what the client is told: when it ends, or earlier, where patience does.
+/// Goes on until the client is told: when the life ends, or earlier, where patience does. Without a caller, a task goes on.
 fn go_on<O: Operation>(held: &Held, life: Boxed<'static, Ended<O>>) -> Boxed<'static, Begun<O>> {
-    let (sender, told) = oneshot::channel();
+    let life = Cared::for_life(life);
     let impatience = held.impatience.listen();
-    held.shared.runners.run(Box::pin(async move {
-        let Ended { begun, rest } = life.await;
-        // An error only says that the client went away.
-        drop(sender.send(begun));
-        if let Some(rest) = rest {
-            rest.await;
-        }
-    }));
     Box::pin(async move {
         tokio::select! {
             biased;
-            Ok(begun) = told => begun,
+            ended = life => ended.told(),
             Ok(problem) = impatience => Begun::Answered(Answer::Refused(problem)),
-            // The task was dropped with its runtime: whatever it did, nobody is left to say.
-            else => std::future::pending().await,
         }
     })
 }
@@ -390,7 +378,6 @@ impl Builder {
                 observer: self.observer,
                 opened: OnceCell::new(),
                 waiters: Arc::default(),
-                runners: Arc::default(),
                 running: AtomicUsize::new(0),
                 idle: Notify::new(),
                 draining: AtomicBool::new(false),
@@ -413,7 +400,6 @@ pub(crate) struct Shared {
     observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<Opened>,
     waiters: Arc<Waiters>,
-    runners: Arc<runners::Runners>,
     running: AtomicUsize,
     idle: Notify,
     draining: AtomicBool,

@@ -52,6 +52,16 @@ pub(super) struct Ended<O: Operation> {
     pub(super) rest: Option<Boxed<'static, ()>>,
 }
 
+impl<O: Operation> Ended<O> {
+    /// What the client is told; whatever is left to do goes on in a task.
+    pub(super) fn told(self) -> Begun<O> {
+        if let Some(rest) = self.rest {
+            tokio::spawn(rest);
+        }
+        self.begun
+    }
+}
+
 impl<O: Operation> From<Begun<O>> for Ended<O> {
     fn from(begun: Begun<O>) -> Self {
         Self { begun, rest: None }
