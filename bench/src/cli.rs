@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use clap::Parser;
 
-use crate::{gateway, postgres, redis};
+use crate::{gateway, postgres, redis, scale};
 
-/// Measures what Onceward costs, as ratios in one run, and writes docs/performance.md.
+/// Measures what Onceward costs, as ratios in one run, and writes docs/performance.md and docs/scale.md.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Args {
@@ -46,11 +46,7 @@ impl Plan {
 }
 
 const PAGE: &str = "docs/performance.md";
-
-type Section = (&'static str, fn(&Plan) -> Result<String, String>);
-
-const SECTIONS: [Section; 3] =
-    [("redis", redis::measure), ("postgres", postgres::measure), ("gateway", gateway::measure)];
+const SCALE: &str = "docs/scale.md";
 
 pub(crate) fn main() -> ExitCode {
     let args = Args::parse();
@@ -71,10 +67,22 @@ fn run(args: &Args) -> Result<(), String> {
         let table: Vec<&str> = said.lines().filter(|line| line.starts_with('|')).collect();
         tables.push(("layer", table.join("\n") + "\n"));
     }
-    for (name, measure) in SECTIONS {
-        if args.only.as_deref().is_none_or(|only| only == name) {
-            tables.push((name, measure(&plan)?));
-        }
+    let is_asked = |name: &str| args.only.as_deref().is_none_or(|only| only == name);
+    let mut costs = (None, None, None);
+    if is_asked("redis") {
+        let (table, cost) = redis::measure(&plan)?;
+        tables.push(("redis", table));
+        costs.0 = Some(cost);
+    }
+    if is_asked("postgres") {
+        let (table, cost) = postgres::measure(&plan)?;
+        tables.push(("postgres", table));
+        costs.1 = Some(cost);
+    }
+    if is_asked("gateway") {
+        let (table, cost) = gateway::measure(&plan)?;
+        tables.push(("gateway", table));
+        costs.2 = Some(cost);
     }
     if tables.is_empty() {
         return Err(format!("there is no {:?}; there are layer, redis, postgres and gateway", args.only));
@@ -83,6 +91,13 @@ fn run(args: &Args) -> Result<(), String> {
         println!("\n{name}\n\n{table}");
         if !args.dry {
             write(Path::new(PAGE), name, table)?;
+        }
+    }
+    if let (Some(redis), Some(postgres), Some(gateway)) = costs {
+        let table = scale::table(gateway, redis, postgres);
+        println!("\nscale\n\n{table}");
+        if !args.dry {
+            write(Path::new(SCALE), "scale", &table)?;
         }
     }
     Ok(())

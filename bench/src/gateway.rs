@@ -16,7 +16,13 @@ const SUBJECTS: [(&str, &str, &str, Keys); 6] = [
     ("replays: the cache", "redis", "64MiB", Keys::Same),
 ];
 
-pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
+/// What an executed request over Redis costs a gateway.
+#[derive(Clone, Copy)]
+pub(crate) struct Costs {
+    pub(crate) micros: f64,
+}
+
+pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
     let mut subjects = SUBJECTS.map(|(name, ..)| Subject::named(name));
     let upstream = Process::service(&["plain"])?;
     for round in 0..plan.rounds {
@@ -25,15 +31,14 @@ pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
             let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
             let server = (store == "redis").then(|| Redis::start(""));
             let url = server.as_ref().map_or_else(|| "embedded:store".to_owned(), |server| server.url(0));
-            let settings = format!("principal = []\n[limits]\ncache = \"{cache}\"\n");
-            let settings = settings.replace("principal = []\n", "") + "[policy]\nprincipal = []\n";
+            let settings = format!("[limits]\ncache = \"{cache}\"\n[policy]\nprincipal = []\n");
             std::fs::write(folder.path().join("onceward.toml"), settings).map_err(|error| error.to_string())?;
             let upstream = format!("http://{}", upstream.address);
             let gateway = Process::gateway(&["--upstream", &upstream, "--store", &url], folder.path())?;
             load::run(gateway.address, keys, "warm", plan.warm_seconds)?;
-            let before = cpu_seconds(gateway.id());
+            let before = (cpu_seconds(gateway.id()), 0.0);
             let run = load::run(gateway.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
-            subject.micros.push((cpu_seconds(gateway.id()) - before) * 1e6 / run.requests as f64);
+            subject.took(before, (cpu_seconds(gateway.id()), 0.0), run.requests as f64);
             subject.per_second.push(run.per_second());
         }
     }
@@ -58,5 +63,6 @@ pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
             aim: "–",
         },
     ];
-    Ok(format!("{}\n{}", table::subjects(&subjects), table::ratios(&ratios)))
+    let costs = Costs { micros: micros(3) };
+    Ok((format!("{}\n{}", table::subjects(&subjects), table::ratios(&ratios)), costs))
 }

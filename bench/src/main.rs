@@ -9,6 +9,7 @@ mod load;
 mod postgres;
 mod processes;
 mod redis;
+mod scale;
 mod servers;
 mod service;
 mod table;

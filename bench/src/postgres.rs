@@ -8,6 +8,7 @@ use crate::cli::Plan;
 use crate::load::{self, Keys};
 use crate::processes::{Process, cpu_seconds};
 use crate::servers::postgres::Postgres;
+use crate::servers::waiting::poll;
 use crate::table::{self, Ratio, Subject};
 
 /// What the store has unless its URL says otherwise.
@@ -49,9 +50,19 @@ VACUUM ANALYZE once.records;
 const NAMES: [&str; 4] =
     ["new keys: pgbench", "new keys: Onceward", "replays: pgbench", "replays: Onceward, from PostgreSQL"];
 
-pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
+/// What an executed request costs a PostgreSQL.
+#[derive(Clone, Copy)]
+pub(crate) struct Costs {
+    pub(crate) micros: f64,
+    pub(crate) log: f64,
+    pub(crate) row: f64,
+    pub(crate) tombstone: f64,
+}
+
+pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
     let mut subjects = NAMES.map(Subject::named);
-    let mut room = String::new();
+    let mut log = f64::NAN;
+    let mut rows = (f64::NAN, f64::NAN);
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     for round in 0..plan.rounds {
         let server = Postgres::start(15, SETTINGS);
@@ -66,24 +77,27 @@ pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
         for (at, subject) in subjects.iter_mut().enumerate() {
             plan.progress(round, NAMES[at]);
             let keys = if at < 2 { Keys::New } else { Keys::Same };
-            let cpu = || cpu_seconds(service.id()) + cpu_seconds(postgres);
+            let cpu = || (cpu_seconds(service.id()), cpu_seconds(postgres));
             if at % 2 == 0 {
                 let script = if at == 0 { NEW.to_owned() } else { READ.replace("ROWS", &ROWS.to_string()) };
                 pgbench(&server, folder.path(), &script, plan.warm_seconds)?;
                 let before = cpu();
                 let (count, per_second) = pgbench(&server, folder.path(), &script, plan.seconds)?;
-                subject.micros.push((cpu() - before) * 1e6 / count);
+                subject.took(before, cpu(), count);
                 subject.per_second.push(per_second);
                 continue;
             }
             load::run(service.address, keys, "warm", plan.warm_seconds)?;
-            let (before, seen) = (cpu(), Seen::of(&server));
+            let (before, written) = (cpu(), written(&server));
             let run = load::run(service.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
-            subject.micros.push((cpu() - before) * 1e6 / run.requests as f64);
+            subject.took(before, cpu(), run.requests as f64);
             subject.per_second.push(run.per_second());
             if at == 1 {
-                room = seen.since(&server, run.requests);
+                log = (self::written(&server) - written) / run.requests as f64;
             }
+        }
+        if round + 1 == plan.rounds {
+            rows = row_sizes(&server, plan)?;
         }
     }
     let rate = |at: usize| subjects[at].per_second.median();
@@ -93,7 +107,13 @@ pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
         },
         Ratio { what: "replays a second: Onceward to pgbench", value: rate(3) / rate(2), limit: "≥ 0.8", aim: "1.0" },
     ];
-    Ok(format!("{}\n{}\n{room}", table::subjects(&subjects), table::ratios(&ratios)))
+    let costs = Costs { micros: subjects[1].server_micros.median(), log, row: rows.0, tombstone: rows.1 };
+    let room = format!(
+        "An executed request over PostgreSQL writes {log:.0} bytes of log; a row takes {:.0} bytes of disk with its answer and {:.0} as a\n\
+         tombstone, indexes and the room beside it included.\n",
+        costs.row, costs.tombstone
+    );
+    Ok((format!("{}\n{}\n{room}", table::subjects(&subjects), table::ratios(&ratios)), costs))
 }
 
 /// Runs it, prepared; returns how many transactions of the script it did, and how many a second.
@@ -130,30 +150,29 @@ fn pgbench(server: &Postgres, folder: &Path, script: &str, seconds: u32) -> Resu
     }
 }
 
-/// What a server had, in bytes: the log that it wrote, the table with its indexes.
-struct Seen {
-    log: u64,
-    room: u64,
-    rows: u64,
+/// How many bytes of log a server has written.
+fn written(server: &Postgres) -> f64 {
+    number(server, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
 }
 
-impl Seen {
-    fn of(server: &Postgres) -> Self {
-        let number = |text: &str| server.sql("postgres", text).parse().unwrap_or(0);
-        Self {
-            log: number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"),
-            room: number("SELECT pg_total_relation_size('onceward.records')"),
-            rows: number("SELECT count(*) FROM onceward.records"),
-        }
-    }
+fn number(server: &Postgres, text: &str) -> f64 {
+    server.sql("postgres", text).parse().unwrap_or(f64::NAN)
+}
 
-    fn since(self, server: &Postgres, requests: u64) -> String {
-        let now = Self::of(server);
-        let each = |now: u64, before: u64, of: u64| now.saturating_sub(before) as f64 / of as f64;
-        format!(
-            "An executed request over PostgreSQL writes {:.0} bytes of log; a row takes {:.0} bytes of disk, indexes and free room included.\n",
-            each(now.log, self.log, requests),
-            each(now.room, self.room, now.rows - self.rows),
-        )
-    }
+/// What a row takes of the disk, in bytes, its indexes and the room that is left beside it included: with its answer, and as a
+/// tombstone.
+fn row_sizes(server: &Postgres, plan: &Plan) -> Result<(f64, f64), String> {
+    let size = |rows: &str| {
+        server.sql("postgres", "VACUUM FULL onceward.records");
+        number(server, &format!("SELECT pg_total_relation_size('onceward.records')::float / {rows}"))
+    };
+    let with_answer = size("(SELECT count(*) FROM onceward.records)");
+    server.sql("postgres", "TRUNCATE onceward.records");
+    let url = format!("postgres://postgres@{}/postgres", server.address);
+    let service = Process::service(&["soon-forgotten", &url])?;
+    load::run(service.address, Keys::New, "forgotten", plan.warm_seconds)?;
+    poll("tombstones", || {
+        (number(server, "SELECT count(*) FROM onceward.records WHERE stage <> 5") == 0.0).then_some(())
+    });
+    Ok((with_answer, size("(SELECT count(*) FROM onceward.records)")))
 }

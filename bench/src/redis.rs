@@ -16,9 +16,18 @@ const SUBJECTS: [(&str, &[&str], Keys); 6] = [
     ("replays: Onceward, from the cache", &["layer", "67108864"], Keys::Same),
 ];
 
-pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
+/// What an executed request costs a Redis.
+#[derive(Clone, Copy)]
+pub(crate) struct Costs {
+    pub(crate) micros: f64,
+    pub(crate) answer: f64,
+    pub(crate) record: f64,
+    pub(crate) moved: f64,
+}
+
+pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
     let mut subjects = SUBJECTS.map(|(name, ..)| Subject::named(name));
-    let mut room = String::new();
+    let mut room = None;
     for round in 0..plan.rounds {
         for (subject, (name, words, keys)) in subjects.iter_mut().zip(SUBJECTS) {
             plan.progress(round, name);
@@ -27,13 +36,13 @@ pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
             let service = start(&server, words)?;
             let redis = server.info("process_id") as u32;
             load::run(service.address, keys, "warm", plan.warm_seconds)?;
-            let cpu = || cpu_seconds(service.id()) + cpu_seconds(redis);
+            let cpu = || (cpu_seconds(service.id()), cpu_seconds(redis));
             let (before, seen) = (cpu(), Seen::of(&server));
             let run = load::run(service.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
-            subject.micros.push((cpu() - before) * 1e6 / run.requests as f64);
+            subject.took(before, cpu(), run.requests as f64);
             subject.per_second.push(run.per_second());
             if *words == ["layer", "0"] && keys == Keys::New && round + 1 == plan.rounds {
-                room = seen.since(&server, run.requests);
+                room = Some(seen.since(&server, run.requests));
             }
         }
     }
@@ -64,7 +73,10 @@ pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
         safe += &format!(" {name} **{executed}**,");
     }
     let safe = safe.trim_end_matches(',');
-    Ok(format!("{}\n{}\n{safe}.\n\n{room}", table::subjects(&subjects), table::ratios(&ratios)))
+    let (room, mut costs) = room.ok_or("there was no round")?;
+    costs.micros = subjects[2].server_micros.median();
+    let text = format!("{}\n{}\n{safe}.\n\n{room}", table::subjects(&subjects), table::ratios(&ratios));
+    Ok((text, costs))
 }
 
 fn start(server: &Redis, words: &[&str]) -> Result<Process, String> {
@@ -92,18 +104,18 @@ impl Seen {
         }
     }
 
-    fn since(self, server: &Redis, requests: u64) -> String {
+    fn since(self, server: &Redis, requests: u64) -> (String, Costs) {
         let now = Self::of(server);
         let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / requests as f64;
         let (record, answer) = (typical_size(server, false), typical_size(server, true));
-        format!(
+        let (came, went) = (each(now.came, self.came), each(now.went, self.went));
+        let text = format!(
             "An executed request over Redis leaves {:.0} bytes of data in {:.1} entries (an answer of {answer} bytes as `MEMORY USAGE`\n\
-             tells it, a record of {record}); {:.0} bytes come to the server, {:.0} go from it.\n",
+             tells it, a record of {record}); {came:.0} bytes come to the server, {went:.0} go from it.\n",
             each(now.data, self.data),
             each(now.keys, self.keys),
-            each(now.came, self.came),
-            each(now.went, self.went),
-        )
+        );
+        (text, Costs { micros: f64::NAN, answer: answer as f64, record: record as f64, moved: came + went })
     }
 }
 

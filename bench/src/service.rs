@@ -54,7 +54,8 @@ async fn serve(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         ["minimum", url] => {
             orders.route_layer(from_fn_with_state(by_hand::connect(url).await?, by_hand::claim_then_store))
         }
-        ["layer", url, cache] => orders.route_layer(layer(url, cache.parse()?).await?),
+        ["layer", url, cache] => orders.route_layer(layer(url, cache.parse()?, Policy::default().retention).await?),
+        ["soon-forgotten", url] => orders.route_layer(layer(url, 0, Duration::from_secs(1)).await?),
         _ => return Err(format!("{words:?} is no service").into()),
     };
     let app = orders.route("/executed", get(async || EXECUTED.load(Ordering::SeqCst).to_string()));
@@ -64,8 +65,9 @@ async fn serve(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn layer(url: &str, cache: usize) -> Result<IdempotencyLayer, Box<dyn Error>> {
+async fn layer(url: &str, cache: usize, retention: Duration) -> Result<IdempotencyLayer, Box<dyn Error>> {
     let mut policy = Policy::default();
+    policy.retention = retention;
     policy.principal = Rule::Parts(Vec::new());
     let mut limits = Limits::default();
     limits.cache = cache;

@@ -27,11 +27,20 @@ pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) per_second: Series,
     pub(crate) micros: Series,
+    /// That of the server alone.
+    pub(crate) server_micros: Series,
 }
 
 impl Subject {
     pub(crate) fn named(name: &'static str) -> Self {
         Self { name, ..Self::default() }
+    }
+
+    /// Takes note of a run: the CPU seconds of the service and of its server before and after it.
+    pub(crate) fn took(&mut self, before: (f64, f64), after: (f64, f64), requests: f64) {
+        let (own, servers) = (after.0 - before.0, after.1 - before.1);
+        self.micros.push((own + servers) * 1e6 / requests);
+        self.server_micros.push(servers * 1e6 / requests);
     }
 }
 
