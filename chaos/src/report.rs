@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::run::{Outcome, Plan, line};
+use crate::run::{Outcome, Plan, Store, line};
 
 const NOT_INJECTED: &str = "\
 ## What was not injected
@@ -22,11 +22,17 @@ const NOT_INJECTED: &str = "\
 /// What a run did and saw.
 pub(crate) fn markdown(plan: &Plan, outcome: &Outcome) -> String {
     let minutes = outcome.took.as_secs() / 60;
-    let store = plan.store.as_deref().map_or("embedded", |url| url.split(':').next().unwrap_or(url));
+    let store = match &plan.store {
+        Store::Embedded => "an `embedded` store".to_owned(),
+        Store::Own(kind) => format!("{} gateways over a server of its own: {}", plan.gateways, kind.in_words()),
+        Store::Url(url) => {
+            format!("{} gateways over a `{}` store", plan.gateways, url.split(':').next().unwrap_or(url))
+        }
+    };
     let mut page = format!(
         "# Reliability\n\nWritten by `cargo xtask chaos`: what was done to real gateways, how often, and what was seen. \
          Each round has an upstream that syncs a\nline per execution before it answers, six clients that log each call, \
-         and an `{store}` store; a checker reads the log of each.\n\n\
+         and\n{store}; a checker reads the log of each.\n\n\
          - **Time**: {minutes} minutes, {} rounds, seeds {} to {}.\n- **Seen**: {}.\n- **Found**: {}.\n\n\
          What the checker knows: at most one execution of a key, as its guarantee says; each kept answer byte-equal, whole, and\n\
          of that key's own execution; no other body executed or answered; what was kept and seen is never forgotten; nobody is\n\
@@ -40,12 +46,17 @@ pub(crate) fn markdown(plan: &Plan, outcome: &Outcome) -> String {
     );
     for (title, group) in [
         ("What was done to the gateways", "gateway: "),
+        ("What was done to the store and the ways to it", "store: "),
         ("What the upstream was told to do", "upstream: "),
         ("What the clients did besides calling", "client: "),
         ("What the clients were told", "answer: "),
     ] {
+        let rows = outcome.tally.group(group);
+        if rows.is_empty() {
+            continue;
+        }
         let _ = write!(page, "\n## {title}\n\n| what | how often |\n|---|---:|\n");
-        for (name, count) in outcome.tally.group(group) {
+        for (name, count) in rows {
             let _ = writeln!(page, "| {name} | {count} |");
         }
     }

@@ -68,9 +68,11 @@ fn asked_for(asked: &Asked) -> Result<bool, String> {
 
 /// Installs what chaos needs, and hands over to it: it says itself how it went.
 fn chaos(rest: &[String]) -> Result<bool, String> {
-    let part = parts::chaos();
-    programs::provide(std::slice::from_ref(&part))?;
-    let status = cargo().current_dir(root()).args(&part.args).args(rest).status();
+    // Which programs it needs hangs on the store.
+    let store = rest.iter().position(|word| word == "--store").and_then(|at| rest.get(at + 1));
+    let store = store.map(String::as_str).filter(|store| ["postgres", "redis"].contains(store));
+    programs::provide(&[parts::chaos(None), parts::chaos(store)])?;
+    let status = cargo().current_dir(root()).args(&parts::chaos(None).args).args(rest).status();
     status.map(|status| status.success()).map_err(|error| format!("cargo did not start: {error}"))
 }
 
@@ -95,8 +97,13 @@ fn test(asked: &Asked) -> Result<bool, String> {
     let parts = parts
         .into_iter()
         .map(|mut part| {
-            if asked.long && part.name == "chaos" {
-                part = parts::minutes_of_chaos(&["--long"]);
+            if asked.long {
+                part = match part.name.as_str() {
+                    "chaos" => parts::minutes_of_chaos(None, &["--long"]),
+                    "chaos-postgres" => parts::minutes_of_chaos(Some("postgres"), &["--minutes", "10", "--write"]),
+                    "chaos-redis" => parts::minutes_of_chaos(Some("redis"), &["--minutes", "10", "--write"]),
+                    _ => part,
+                };
             }
             if asked.long && part.kind == Kind::Tests {
                 part.env.push(("ONCEWARD_LONG", "1"));

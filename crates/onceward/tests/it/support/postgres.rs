@@ -110,6 +110,24 @@ impl Postgres {
         });
     }
 
+    /// Sends a signal to each of its processes, the first one first, so that none is begun meanwhile. Returns which they were.
+    pub(crate) fn signal(&self, name: &str) -> Vec<u32> {
+        let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
+        let Some(first) = file.lines().next().and_then(|line| line.trim().parse().ok()) else { return Vec::new() };
+        let send = |pid: u32| drop(Command::new("kill").args(["-s", name, &pid.to_string()]).output());
+        send(first);
+        let children = children_of(first);
+        children.iter().copied().for_each(send);
+        [&[first], children.as_slice()].concat()
+    }
+
+    /// Kills each of its processes, and returns when they are gone.
+    pub(crate) fn kill(&self) {
+        let killed = self.signal("KILL");
+        assert!(!killed.is_empty(), "it was not running");
+        poll("an end of all its processes", || killed.iter().all(|pid| state_of(*pid).is_none()).then_some(()));
+    }
+
     fn pg_ctl(&self, arguments: &[&str]) {
         let data = self.folder.path().join("data");
         run(as_nobody(&self.programs.join("pg_ctl")).arg("-D").arg(&data).args(arguments));
@@ -226,6 +244,23 @@ fn folder() -> tempfile::TempDir {
         run(Command::new("chown").arg("65534:65534").arg(folder.path()));
     }
     folder
+}
+
+/// Whose parent it is.
+fn children_of(parent: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| state_of(*pid).is_some_and(|(_, its)| its == parent)).collect()
+}
+
+/// Its state and its parent, as long as it runs: one that nobody has buried yet runs no more.
+fn state_of(pid: u32) -> Option<(String, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it stands in brackets, and may have anything in it.
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut words = rest.split_whitespace();
+    let state = words.next().filter(|state| *state != "Z")?.to_owned();
+    Some((state, words.next()?.parse().ok()?))
 }
 
 fn free_port() -> SocketAddr {
