@@ -105,11 +105,12 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Kills the store's server and starts it again.
-    pub fn crash_the_store(&mut self) {
+    /// Kills the store's server and starts it again after a while.
+    pub fn crash_the_store(&mut self, away: Duration) {
         if let Some(server) = &mut self.server {
             self.recorder.saw(What::StoreHurt);
             server.kill();
+            std::thread::sleep(away);
             server.start_again();
             self.recorder.saw(What::StoreHealed);
         }

@@ -114,7 +114,7 @@ fn a_second_execution_at_another_gateway() {
 fn a_completion_that_a_crash_of_the_store_loses() {
     finds_over_a_shared_store("lost-completion", Rule::Kept, |stage| {
         stage.call(&Call::new("k"));
-        stage.crash_the_store();
+        stage.crash_the_store(Duration::ZERO);
         for gateway in [1, 0] {
             until_served(stage, gateway, &Call::new("k"));
         }

@@ -5,6 +5,7 @@ mod faults;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use onceward::clock::ManualClock;
 use onceward::conformance::Subject;
 use onceward::store::PostgresStore;
 
@@ -28,9 +29,11 @@ async fn subject(server: &'static Postgres, pooler: Option<&PgBouncer>) -> Subje
         Some(pooler) => direct.replace(&server.address.to_string(), &pooler.address.to_string()),
         None => direct.clone(),
     };
-    let store = PostgresStore::open(&url).await.unwrap();
-    let other = PostgresStore::open(&url).await.unwrap();
+    let clock = ManualClock::default();
+    let open = async || PostgresStore::with_clock(url.parse().unwrap(), Arc::new(clock.clone())).await.unwrap();
+    let (store, other) = (open().await, open().await);
     Subject::moved_by(Arc::new(store), SLACK, move |by| {
+        clock.advance(by);
         let database = database_of(&direct);
         Box::pin(async move {
             let by = format!("{} * interval '1 microsecond'", by.as_micros());

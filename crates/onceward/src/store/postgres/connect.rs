@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -15,6 +15,7 @@ use super::failure;
 use super::server::Server;
 use super::settings::Settings;
 use super::tls::Connector;
+use crate::clock::Clock;
 use crate::store::Error;
 
 /// How long one host may take to let us in.
@@ -27,7 +28,17 @@ pub(super) struct Connect {
     /// The highest timeline that was seen: a server on a lower one was left behind by a failover.
     timeline: AtomicU64,
     /// What the last server said of itself.
-    pub(super) server: RwLock<Server>,
+    server: RwLock<Server>,
+    clock: Arc<dyn Clock>,
+    known: Mutex<Option<Known>>,
+}
+
+/// Since when the server is the one that it is, as far as it is known: so long before `at`.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    started: i64,
+    before: Duration,
+    at: Duration,
 }
 
 /// A connection, and who is at its other end.
@@ -39,8 +50,39 @@ pub(super) struct Connected {
 }
 
 impl Connect {
-    pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, timeline: AtomicU64::new(0), server: RwLock::default() }
+    pub(super) fn new(settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        Self { settings, timeline: AtomicU64::new(0), server: RwLock::default(), clock, known: Mutex::default() }
+    }
+
+    /// What the last server said of itself.
+    pub(super) fn server(&self) -> Server {
+        self.server.read().clone()
+    }
+
+    /// Takes note of what a server says of itself.
+    pub(super) fn learn(&self, server: Server) {
+        self.known_since(server.started, server.known_for());
+        *self.server.write() = server;
+    }
+
+    /// The age of a claim counts at most from when its server became the one that it is, here the one that runs since
+    /// `started`: while it was not there, nobody could give a sign of life, and what another knows of may be missing.
+    pub(super) fn known_for(&self, started: i64) -> Duration {
+        self.known_since(started, Duration::ZERO)
+    }
+
+    fn known_since(&self, started: i64, before: Duration) -> Duration {
+        let now = self.clock.now();
+        let mut known = self.known.lock();
+        let Known { before, at, .. } = *match known.filter(|known| known.started == started) {
+            Some(same) => known.insert(same),
+            None if known.is_none() => known.insert(Known { started, before, at: now }),
+            None => {
+                tracing::warn!("the server is another or was restarted; leases count anew");
+                known.insert(Known { started, before: Duration::ZERO, at: now })
+            }
+        };
+        before + now.saturating_sub(at)
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -136,7 +178,7 @@ impl Connect {
         // A pooler shows itself by a port that is not ours.
         let is_direct = self.settings.prepare.unwrap_or(local_port.is_some() && server.client_port == local_port);
         let timeline = server.timeline;
-        *self.server.write() = server;
+        self.learn(server);
         Ok(Connected { client, timeline, is_direct })
     }
 }

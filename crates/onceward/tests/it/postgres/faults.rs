@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use onceward::clock::ManualClock;
+use onceward::decide::{Standing, standing};
 use onceward::fingerprint::Fingerprint;
 use onceward::record::{AttemptId, Kept, Phase, Print, Record};
 use onceward::reply::Reply;
@@ -15,7 +17,9 @@ use tokio::time::{Instant, timeout};
 
 use super::{POSTGRES_15, database_of};
 use crate::support::fault_proxy::{Fault, FaultProxy};
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{PgBouncer, Postgres};
+
+const LEASE: Duration = Duration::from_secs(900);
 
 /// How soon after a heal all is as before.
 const HEALED: Duration = Duration::from_secs(10);
@@ -30,7 +34,7 @@ fn id(n: usize) -> RecordId {
 
 fn claim(attempt: AttemptId) -> Record {
     let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
-    let phase = Phase::InFlight { print, lease: Duration::from_secs(900), began: Duration::ZERO };
+    let phase = Phase::InFlight { print, lease: LEASE, began: Duration::ZERO };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
@@ -176,6 +180,44 @@ async fn a_crash_forgets_nothing_whatever_the_database_says() {
             assert_eq!(*found.expect("it was kept").record, end, "round {round}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_server_that_was_restarted_lets_leases_begin_anew() {
+    let mut server = Postgres::start(15, "");
+    let url = server.database();
+    let database = database_of(&url);
+    let clock = ManualClock::default();
+    // Through a pooler no connection breaks: what was asked over one that stands is asked of the new server.
+    let pooler = PgBouncer::before(server.address);
+    let pooled = url.replace(&server.address.to_string(), &pooler.address.to_string());
+    let open =
+        async |url: &str| PostgresStore::with_clock(url.parse().unwrap(), Arc::new(clock.clone())).await.unwrap();
+    let stores = [open(&url).await, open(&pooled).await];
+    let held = claim(AttemptId::random());
+    assert_eq!(stores[0].insert(&id(1), &held).await.unwrap(), None);
+    let ages = async || {
+        let mut ages = Vec::new();
+        for store in &stores {
+            let found = store.get(&id(1)).await.unwrap().unwrap();
+            ages.push((found.age, standing(&found) == Standing::Lost));
+        }
+        ages
+    };
+    clock.advance(LEASE * 2);
+    server.sql(&database, "UPDATE onceward.records SET written = written - interval '30 min'");
+    assert!(ages().await.iter().all(|(_, is_lost)| *is_lost), "it was not aged, so nothing is shown");
+    server.stop("immediate");
+    server.start_again();
+    // As long as it was away, its holder could give no sign of life.
+    let after = ages().await;
+    assert!(
+        after.iter().all(|(age, is_lost)| !is_lost && *age < LEASE / 2),
+        "a live holder's claim is lost: {after:?}"
+    );
+    assert_eq!(stores[0].due(10).await.unwrap().iter().filter(|(_, due)| standing(due) == Standing::Lost).count(), 0);
+    clock.advance(LEASE * 2);
+    assert!(ages().await.iter().all(|(_, is_lost)| *is_lost), "nobody would ever find its holder lost");
 }
 
 #[tokio::test]
