@@ -209,6 +209,7 @@ impl Settings {
         let mut limits = Limits::default();
         limits.request_body = self.get("limits.request_body", size(GIB))?;
         limits.response_body = self.get("limits.response_body", size(GIB))?;
+        limits.cache = self.get("limits.cache", |item| parse::size(item, 0, 64 * GIB))?;
         limits.waiters_per_key = self.get("limits.waiters_per_key", |item| parse::count(item, 0, 100_000))?;
         limits.wait_max = self.get("limits.wait_max", duration(Duration::ZERO, HOUR))?;
         limits.store_timeout = self.get("limits.store_timeout", duration(MS, MINUTE))?;

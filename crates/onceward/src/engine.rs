@@ -3,6 +3,7 @@
 //! Read it from the top: [`Engine::run`] is the whole life of a request. `decide` judges, the store keeps, and what stands
 //! here is only the order of things and what becomes of each failure.
 
+mod cache;
 mod claiming;
 mod holding;
 mod issuing;
@@ -39,6 +40,7 @@ use crate::secret::{HashKeys, RecordId, Secret};
 use crate::store::{Census, Error, Pending, Replaced, Store, chain};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
+use cache::Cache;
 use claiming::{Begun, Ended, live};
 use opening::Opened;
 
@@ -374,8 +376,11 @@ impl Builder {
 
     /// The engine.
     pub fn build(self) -> Engine {
+        // A store in this very memory answers as fast as a copy would.
+        let caches = self.limits.cache > 0 && !self.store.facts().in_process;
         Engine {
             shared: Arc::new(Shared {
+                cache: caches.then(|| Cache::new(self.limits.cache)),
                 store: self.store,
                 clock: self.clock,
                 limits: self.limits,
@@ -399,6 +404,7 @@ impl Builder {
 /// What all requests share.
 pub(crate) struct Shared {
     store: Arc<dyn Store>,
+    cache: Option<Cache>,
     pub(crate) clock: Arc<dyn Clock>,
     limits: Limits,
     namespace: String,
@@ -470,16 +476,55 @@ impl Shared {
         if code == Code::StoreUnavailable { problem.retry_after(1) } else { problem }
     }
 
+    /// Inserts, unless this process knows what is there.
     async fn insert(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
-        self.timed("insert", self.store.insert(id, record)).await
+        if let Some(found) = self.cached(id) {
+            return Ok(Some(found));
+        }
+        let found = self.timed("insert", self.store.insert(id, record)).await?;
+        self.note(id, found.as_ref());
+        Ok(found)
     }
 
     pub(crate) async fn replace(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
-        self.timed("replace", self.store.replace(id, over, record)).await
+        let replaced = self.timed("replace", self.store.replace(id, over, record)).await?;
+        match (&self.cache, &replaced) {
+            (Some(cache), Replaced::Yes) => cache.note(id, record, Duration::ZERO, || self.clock.now()),
+            (_, Replaced::No(found)) => self.note(id, found.as_ref()),
+            (None, Replaced::Yes) => {}
+        }
+        Ok(replaced)
     }
 
+    /// What is there, as the store says, or as it said a moment ago.
     async fn get(&self, id: &RecordId) -> Result<Option<Found>, Error> {
-        self.timed("get", self.store.get(id)).await
+        if let Some(found) = self.cached(id) {
+            return Ok(Some(found));
+        }
+        let found = self.timed("get", self.store.get(id)).await?;
+        self.note(id, found.as_ref());
+        Ok(found)
+    }
+
+    async fn remove(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
+        let removed = self.timed("remove", self.store.remove(id, over)).await?;
+        if let Some(cache) = &self.cache {
+            cache.forget(id);
+        }
+        Ok(removed)
+    }
+
+    fn cached(&self, id: &RecordId) -> Option<Found> {
+        let cache = self.cache.as_ref()?;
+        cache.get(id, self.clock.now())
+    }
+
+    fn note(&self, id: &RecordId, found: Option<&Found>) {
+        match (&self.cache, found) {
+            (Some(cache), Some(found)) => cache.note(id, &found.record, found.age, || self.clock.now()),
+            (Some(cache), None) => cache.forget(id),
+            (None, _) => {}
+        }
     }
 
     async fn meta(&self, name: &str, value: &[u8]) -> Result<bytes::Bytes, Error> {

@@ -10,6 +10,9 @@ pub struct Limits {
     pub request_body: usize,
     /// The largest body of an answer that is kept, in bytes; larger ones stream through.
     pub response_body: usize,
+    /// How many bytes of answers this process remembers of what it completed or read in the last ten seconds, so that they
+    /// are replayed without asking the store. Zero: none.
+    pub cache: usize,
     /// How many duplicates may wait for one running request; one more gets 409 at once.
     pub waiters_per_key: usize,
     /// The longest that a duplicate waits, whatever it prefers.
@@ -27,6 +30,7 @@ impl Default for Limits {
         Self {
             request_body: 1 << 20,
             response_body: 4 << 20,
+            cache: 64 << 20,
             waiters_per_key: 100,
             wait_max: Duration::from_secs(30),
             store_timeout: Duration::from_secs(2),

@@ -167,12 +167,20 @@ pub struct Facts {
     pub survives_power_loss: bool,
     /// The same in a person's words, with what it does not promise.
     pub promise: String,
+    /// The records are in this process's own memory: nothing that was read need be remembered beside them.
+    pub in_process: bool,
 }
 
 impl Facts {
     /// All of it.
     pub fn new(kind: &'static str, survives_kill: bool, survives_power_loss: bool, promise: impl Into<String>) -> Self {
-        Self { kind, survives_kill, survives_power_loss, promise: promise.into() }
+        Self { kind, survives_kill, survives_power_loss, promise: promise.into(), in_process: false }
+    }
+
+    /// Of a store whose records are in this process's own memory.
+    pub fn in_process(mut self) -> Self {
+        self.in_process = true;
+        self
     }
 }
 

@@ -35,7 +35,7 @@ impl Shared {
             match decide::sweep(found) {
                 decide::Sweep::Leave => Ok(false),
                 decide::Sweep::Write(Phase::Unknown { .. }) if fault::planted("sweep-forgets") => {
-                    self.timed("remove", self.store.remove(id, over)).await.map(|_| true)
+                    self.remove(id, over).await.map(|_| true)
                 }
                 decide::Sweep::Write(phase) => {
                     let unknown = matches!(phase, Phase::Unknown { .. });
@@ -46,7 +46,7 @@ impl Shared {
                     }
                     Ok(true)
                 }
-                decide::Sweep::Forget => self.timed("remove", self.store.remove(id, over)).await.map(|_| true),
+                decide::Sweep::Forget => self.remove(id, over).await.map(|_| true),
             }
         });
         // Together, so that a store which groups its writers makes one commit of them.
@@ -87,11 +87,12 @@ impl Shared {
         if self.replace(&id, claim.version(), &done).await? != Replaced::Yes {
             return failed("an answer could not be kept");
         }
-        match self.get(&id).await? {
+        // The store itself is asked, not what this process remembers of it.
+        match self.timed("get", self.store.get(&id)).await? {
             Some(found) if matches!(decide::standing(&found), Standing::Completed(found) if *found == kept) => {}
             _ => return failed("an answer that was kept is not replayed"),
         }
-        match self.timed("remove", self.store.remove(&id, done.version())).await? {
+        match self.remove(&id, done.version()).await? {
             true => Ok(()),
             false => failed("a record could not be removed"),
         }

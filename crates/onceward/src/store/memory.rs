@@ -201,6 +201,7 @@ impl Store for MemoryStore {
             false,
             "kept in this process alone: a restart forgets every key, and a request that is retried after it executes again",
         )
+        .in_process()
     }
 }
 

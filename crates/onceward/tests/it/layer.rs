@@ -1,5 +1,6 @@
 //! The layer over real sockets: what a client sees, and how often the service ran.
 
+mod cache;
 mod ends;
 mod faults;
 mod keys;

@@ -147,6 +147,7 @@ pub(crate) struct Setup {
     pub(crate) namespace: &'static str,
     /// A store that others use too.
     pub(crate) store: Option<Arc<Faulty>>,
+    pub(crate) remote: bool,
     pub(crate) clock: ManualClock,
     pub(crate) manual: bool,
 }
@@ -162,6 +163,7 @@ impl Default for Setup {
             mounted: true,
             namespace: "default",
             store: None,
+            remote: false,
             clock: ManualClock::default(),
             manual: false,
         }
@@ -172,6 +174,12 @@ impl Setup {
     /// Over a clock that stands still until it is moved: the store's and the engine's.
     pub(crate) fn manual() -> Self {
         Self { manual: true, ..Self::default() }
+    }
+
+    /// The store is not in this process, as far as the engine knows.
+    pub(crate) fn remote(mut self) -> Self {
+        self.remote = true;
+        self
     }
 
     pub(crate) fn policy(mut self, change: impl FnOnce(&mut Policy)) -> Self {
@@ -189,7 +197,7 @@ impl Setup {
             true => Arc::new(self.clock.clone()),
             false => Arc::new(SystemClock),
         };
-        let store = self.store.unwrap_or_else(|| Arc::new(Faulty::new(Arc::clone(&clock))));
+        let store = self.store.unwrap_or_else(|| Arc::new(Faulty::new(Arc::clone(&clock), self.remote)));
         let counts = Arc::new(Counts::default());
         let layer = IdempotencyLayer::builder(Arc::clone(&store) as Arc<dyn Store>)
             .limits(self.limits)
@@ -447,6 +455,7 @@ pub(crate) enum Fault {
 /// The memory store, with faults on demand.
 pub(crate) struct Faulty {
     memory: Mutex<Arc<MemoryStore>>,
+    remote: bool,
     clock: Arc<dyn Clock>,
     faults: Mutex<HashMap<&'static str, (Fault, usize)>>,
     calls: Mutex<HashMap<&'static str, usize>>,
@@ -454,10 +463,11 @@ pub(crate) struct Faulty {
 }
 
 impl Faulty {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>, remote: bool) -> Self {
         let memory = Arc::new(MemoryStore::with_clock(256 << 20, Arc::clone(&clock)));
         Self {
             memory: Mutex::new(memory),
+            remote,
             clock,
             faults: Mutex::default(),
             calls: Mutex::default(),
@@ -568,6 +578,8 @@ impl Store for Faulty {
     }
 
     fn facts(&self) -> Facts {
-        self.memory().facts()
+        let mut facts = self.memory().facts();
+        facts.in_process = !self.remote;
+        facts
     }
 }
