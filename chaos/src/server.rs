@@ -34,6 +34,14 @@ impl Kind {
         }
     }
 
+    /// What it is.
+    pub(crate) fn in_short(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Redis => "Redis",
+        }
+    }
+
     /// What it is, with the settings that count.
     pub(crate) fn in_words(self) -> &'static str {
         match self {

@@ -389,6 +389,8 @@ impl Builder {
                 issuing: self.issuing,
                 observer: self.observer,
                 opened: OnceCell::new(),
+                losses: AtomicUsize::new(0),
+                is_foreign: AtomicBool::new(false),
                 waiters: Arc::default(),
                 runners: Arc::default(),
                 running: AtomicUsize::new(0),
@@ -412,6 +414,10 @@ pub(crate) struct Shared {
     issuing: Issuing,
     observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<Opened>,
+    /// How often the store was found to have lost its memory.
+    losses: AtomicUsize,
+    /// The store belongs to another secret now.
+    is_foreign: AtomicBool,
     waiters: Arc<Waiters>,
     runners: Arc<runners::Runners>,
     running: AtomicUsize,
