@@ -1,6 +1,10 @@
 //! The store in PostgreSQL, against real servers.
 
+mod errors;
 mod faults;
+mod records;
+mod standby;
+mod tls;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Connecting: to the first host that takes writes, and is no older than what was seen before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +18,10 @@ use super::tls::Connector;
 use crate::clock::Clock;
 use crate::store::Error;
 
+/// So many times the connections that were asked for stand at most: one that carries a statement which the server does not
+/// answer, for a table is locked or a standby is waited for, is left for a new one, and stands until it is answered.
+const STANDING_MAX: usize = 3;
+
 /// How long one host may take to let us in.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -29,6 +33,8 @@ pub(super) struct Connect {
     timeline: AtomicU64,
     /// What the last server said of itself.
     server: RwLock<Server>,
+    /// How many connections stand, those that were left for a new one too.
+    standing: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     known: Mutex<Option<Known>>,
 }
@@ -51,7 +57,14 @@ pub(super) struct Connected {
 
 impl Connect {
     pub(super) fn new(settings: Settings, clock: Arc<dyn Clock>) -> Self {
-        Self { settings, timeline: AtomicU64::new(0), server: RwLock::default(), clock, known: Mutex::default() }
+        Self {
+            settings,
+            timeline: AtomicU64::new(0),
+            server: RwLock::default(),
+            standing: Arc::default(),
+            clock,
+            known: Mutex::default(),
+        }
     }
 
     /// What the last server said of itself.
@@ -97,6 +110,13 @@ impl Connect {
     /// Tries the hosts in their order.
     pub(super) async fn connect(&self) -> Result<Connected, Error> {
         let config = &self.settings.config;
+        let most = STANDING_MAX * (self.settings.connections + 1);
+        if self.standing.load(Ordering::SeqCst) >= most {
+            return Err(Error::refused(format!(
+                "{most} connections carry what the server does not answer, and others need it too: no more are made before \
+                 one of them ends; look for a lock of the table, or a synchronous standby that is away"
+            )));
+        }
         let mut refused = None;
         for (n, host) in config.get_hosts().iter().enumerate() {
             let port = match config.get_ports() {
@@ -132,6 +152,16 @@ impl Connect {
         Err(refused.unwrap_or_else(|| Error::refused("the URL names no host")))
     }
 
+    fn spawn(&self, connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
+        let standing = Standing::one(&self.standing);
+        tokio::spawn(async move {
+            let _standing = standing;
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to PostgreSQL ended");
+            }
+        });
+    }
+
     async fn connect_to(&self, host: &Host, port: u16) -> Result<Connected, Error> {
         let config = &self.settings.config;
         let failed = |error| failure::error("it lets nobody in", error);
@@ -146,12 +176,12 @@ impl Connect {
                             .map_err(|error| Error::refused("no name that a certificate could have").because(error))?;
                         let connector = Connector { config: Arc::clone(tls), name };
                         let (client, connection) = config.connect_raw(stream, connector).await.map_err(failed)?;
-                        spawn(connection);
+                        self.spawn(connection);
                         client
                     }
                     None => {
                         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
-                        spawn(connection);
+                        self.spawn(connection);
                         client
                     }
                 };
@@ -162,7 +192,7 @@ impl Connect {
                 let stream = tokio::net::UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await;
                 let stream = stream.map_err(|error| Error::unavailable("it cannot be reached").because(error))?;
                 let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
-                spawn(connection);
+                self.spawn(connection);
                 (client, None)
             }
         };
@@ -183,12 +213,20 @@ impl Connect {
     }
 }
 
-fn spawn(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to PostgreSQL ended");
-        }
-    });
+/// A connection that stands, as long as this lives.
+struct Standing(Arc<AtomicUsize>);
+
+impl Standing {
+    fn one(of: &Arc<AtomicUsize>) -> Self {
+        of.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(of))
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Without delay, and with an end where the other side is gone. Returns our port.

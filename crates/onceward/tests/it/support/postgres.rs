@@ -21,6 +21,7 @@ pub(crate) struct Postgres {
     process: Child,
     pub(crate) address: SocketAddr,
     databases: AtomicUsize,
+    certificates: Option<tempfile::TempDir>,
 }
 
 /// Settings of all servers here: nothing of them outlives a test, so nothing is synced unless a test is about that.
@@ -38,7 +39,35 @@ impl Postgres {
         append(&data.join("postgresql.conf"), &format!("{SETTINGS}port = {}\n{settings}\n", address.port()));
         append(&data.join("pg_hba.conf"), "host replication all 127.0.0.1/32 trust\n");
         let process = spawn(&programs, &data);
-        Self::await_ready(Self { programs, folder, process, address, databases: AtomicUsize::new(0) })
+        Self::await_ready(Self {
+            programs,
+            folder,
+            process,
+            address,
+            databases: AtomicUsize::new(0),
+            certificates: None,
+        })
+    }
+
+    /// One that also speaks TLS; the certificates are named by their folder.
+    pub(crate) fn with_tls(version: u32, certificates: &Path) -> Self {
+        // A key that others than the server may read is refused.
+        let own = folder();
+        for name in ["server.pem", "server.key", "ca.pem"] {
+            let copy = own.path().join(name);
+            fs::copy(certificates.join(name), &copy).unwrap();
+            run(Command::new("chmod").arg("600").arg(&copy));
+            if is_root() {
+                run(Command::new("chown").arg("65534:65534").arg(&copy));
+            }
+        }
+        let at = own.path().display();
+        let settings = format!(
+            "ssl = on\nssl_cert_file = '{at}/server.pem'\nssl_key_file = '{at}/server.key'\nssl_ca_file = '{at}/ca.pem'"
+        );
+        let mut server = Self::start(version, &settings);
+        server.certificates = Some(own);
+        server
     }
 
     /// A standby of it, which follows.
@@ -53,7 +82,14 @@ impl Postgres {
         append(&data.join("postgresql.conf"), &format!("port = {}\n", address.port()));
         let process = spawn(&self.programs, &data);
         let programs = self.programs.clone();
-        Self::await_ready(Self { programs, folder, process, address, databases: AtomicUsize::new(0) })
+        Self::await_ready(Self {
+            programs,
+            folder,
+            process,
+            address,
+            databases: AtomicUsize::new(0),
+            certificates: None,
+        })
     }
 
     fn await_ready(self) -> Self {
@@ -93,6 +129,24 @@ impl Postgres {
     /// Turns a standby into a primary, on a new timeline.
     pub(crate) fn promote(&self) {
         self.pg_ctl(&["promote", "-w"]);
+    }
+
+    /// Lets these lines of `pg_hba.conf` count before the others.
+    pub(crate) fn admit(&self, lines: &str) {
+        let file = self.folder.path().join("data/pg_hba.conf");
+        let before = fs::read_to_string(&file).unwrap();
+        fs::write(file, format!("{lines}\n{before}")).unwrap();
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// Makes all its standbys synchronous, and returns once one is.
+    pub(crate) fn wait_for_standbys(&self) {
+        self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+        poll("a synchronous standby", || {
+            let states = self.sql("postgres", "SELECT sync_state FROM pg_stat_replication");
+            (states == "sync").then_some(())
+        });
     }
 
     /// Ends it: `fast` tells each client, `immediate` is a crash.
