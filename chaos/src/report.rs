@@ -26,7 +26,8 @@ const NOT_ON_A_SERVER: &str = "\
 - **Power loss** of the server's machine. A killed server leaves what it wrote in the kernel's cache.
 - **A failover**, and a server that forgets: what each store keeps then is a table, with its tests, in [stores.md](stores.md) and
   [stores-redis.md](stores-redis.md). Here there is one server, which is there again after each harm.
-- **A full disk or memory of the server**, its locks held by others, its clock shifted: tested apart.
+- **A full disk of the server, a clock of its own that is shifted.** Locks that others hold in PostgreSQL and a full memory of
+  Redis are tested apart.
 - **A network that parts gateways and upstream**, other than by resets, cuts, hang-ups and stops. The ways between gateways and
   store are parted, each way and both.
 ";

@@ -168,7 +168,7 @@ impl Postgres {
     pub(crate) fn signal(&self, name: &str) -> Vec<u32> {
         let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
         let Some(first) = file.lines().next().and_then(|line| line.trim().parse().ok()) else { return Vec::new() };
-        let send = |pid: u32| drop(Command::new("kill").args(["-s", name, &pid.to_string()]).output());
+        let send = |pid: u32| kill(name, pid);
         send(first);
         let children = children_of(first);
         children.iter().copied().for_each(send);
@@ -177,8 +177,10 @@ impl Postgres {
 
     /// Kills each of its processes, and returns when they are gone.
     pub(crate) fn kill(&self) {
-        let killed = self.signal("KILL");
+        // Stopped first: what becomes an orphan is no longer found, and one that outlives the first keeps it from starting.
+        let killed = self.signal("STOP");
         assert!(!killed.is_empty(), "it was not running");
+        killed.iter().for_each(|pid| kill("KILL", *pid));
         poll("an end of all its processes", || killed.iter().all(|pid| state_of(*pid).is_none()).then_some(()));
     }
 
@@ -190,6 +192,8 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
+        // A test that failed may have left it stopped, and then it would never end.
+        self.signal("CONT");
         // Its standard input closes: the shell around it ends the server, and waits for that.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
@@ -298,6 +302,10 @@ fn folder() -> tempfile::TempDir {
         run(Command::new("chown").arg("65534:65534").arg(folder.path()));
     }
     folder
+}
+
+fn kill(signal: &str, pid: u32) {
+    let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).output();
 }
 
 /// Whose parent it is.
