@@ -16,7 +16,7 @@ use onceward::store::PostgresStore;
 use crate::support::postgres::{PgBouncer, Postgres};
 
 /// How exact ages are: as exact as a busy machine is fast.
-const SLACK: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(10);
 
 static POSTGRES_15: LazyLock<Postgres> = LazyLock::new(|| Postgres::start(15, ""));
 static POSTGRES_18: LazyLock<Postgres> = LazyLock::new(|| Postgres::start(18, ""));
