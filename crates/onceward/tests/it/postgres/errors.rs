@@ -30,14 +30,17 @@ async fn until_it_waits(other: &Client) {
     }
 }
 
-/// Waits until the server has counted something of this database: a backend tells when it has a moment.
-async fn until_counted(store: &PostgresStore, other: &Client, what: &str) {
+/// Whether the server has counted something of this database by then: a backend tells when it has a moment.
+async fn is_counted(store: &PostgresStore, other: &Client, what: &str, within: Duration) -> bool {
     let count = format!("SELECT {what}::bigint FROM pg_stat_database WHERE datname = current_database()");
-    let until = Instant::now() + HEALED;
+    let until = Instant::now() + within;
     while other.query_one(&count, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-        assert!(Instant::now() < until, "no {what}, so nothing is shown");
+        if Instant::now() >= until {
+            return false;
+        }
         store.get(&id(0)).await.unwrap();
     }
+    true
 }
 
 #[tokio::test]
@@ -47,8 +50,7 @@ async fn a_deadlock_is_tried_again() {
     // The store finds it first, and so it is the one that gives way.
     POSTGRES_15.sql("postgres", &format!("ALTER DATABASE {database} SET deadlock_timeout = '50ms'"));
     let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
-    let held = claim(AttemptId::random());
-    store.insert(&id(1), &held).await.unwrap();
+    assert_eq!(store.get(&id(0)).await.unwrap(), None);
     POSTGRES_15.sql(
         &database,
         "CREATE FUNCTION lock_more() RETURNS trigger LANGUAGE plpgsql AS \
@@ -56,19 +58,27 @@ async fn a_deadlock_is_tried_again() {
          CREATE TRIGGER lock_more BEFORE UPDATE ON onceward.records FOR EACH ROW \
          WHEN (old.stage <> new.stage) EXECUTE FUNCTION lock_more()",
     );
-    let other = another(&url).await;
-    other.batch_execute("SET deadlock_timeout = '1h'; BEGIN; SELECT pg_advisory_xact_lock(1)").await.unwrap();
-    let end = answer(held.attempt);
-    let (key, watcher) = (id(1), another(&url).await);
-    let their_end = async {
-        until_it_waits(&watcher).await;
-        // They wait for our row, we for their lock.
-        other.batch_execute("UPDATE onceward.records SET look_at = look_at; COMMIT").await.unwrap();
-    };
-    let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
-    assert_eq!(ours.unwrap(), Replaced::Yes);
-    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, end);
-    until_counted(&store, &other, "deadlocks").await;
+    let (other, watcher) = (another(&url).await, another(&url).await);
+    other.batch_execute("SET deadlock_timeout = '1h'").await.unwrap();
+    for n in 1.. {
+        let (key, held) = (id(n), claim(AttemptId::random()));
+        store.insert(&key, &held).await.unwrap();
+        other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(1)").await.unwrap();
+        let end = answer(held.attempt);
+        let their_end = async {
+            until_it_waits(&watcher).await;
+            // They wait for our row, we for their lock.
+            other.batch_execute("UPDATE onceward.records SET look_at = look_at; COMMIT").await.unwrap();
+        };
+        let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
+        assert_eq!(ours.unwrap(), Replaced::Yes);
+        assert_eq!(*store.get(&key).await.unwrap().unwrap().record, end);
+        // On a busy machine they may come so late that we have given up waiting: then there was none.
+        if is_counted(&store, &other, "deadlocks", HEALED / 3).await {
+            return;
+        }
+        assert!(n < 5, "no deadlock, so nothing is shown");
+    }
 }
 
 #[tokio::test]
@@ -91,7 +101,7 @@ async fn a_serialization_failure_is_tried_again() {
     let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
     assert_eq!(ours.unwrap(), Replaced::Yes);
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, end);
-    until_counted(&store, &other, "xact_rollback").await;
+    assert!(is_counted(&store, &other, "xact_rollback", HEALED).await, "nothing was rolled back, so nothing is shown");
 }
 
 #[tokio::test]
