@@ -8,7 +8,12 @@ cargo xtask test    installs what is missing, runs everything, ends in `N passed
     --long          repetitions and soaks in full, instead of a tenth
     --list          print the parts and their commands, and run nothing
 cargo xtask ci      format, lints and docs, then what `test` runs
+<<<<<<< HEAD
 cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --store postgres, --long; `--help` says more
+=======
+cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --long; `chaos --help` says more
+cargo xtask bench   measures ratios, and writes docs/performance.md: --only layer|redis|postgres|gateway; `bench --help` says more
+>>>>>>> main
 ";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +32,7 @@ pub(crate) enum Action {
     Test,
     Ci,
     Chaos,
+    Bench,
 }
 
 impl Asked {
@@ -37,17 +43,18 @@ impl Asked {
             Some("test") => Action::Test,
             Some("ci") => Action::Ci,
             Some("chaos") => Action::Chaos,
+            Some("bench") => Action::Bench,
             Some("help" | "-h" | "--help") => Action::Help,
             Some(other) => {
-                return Err(format!("unknown command `{other}`; there are `test`, `ci` and `chaos`"));
+                return Err(format!("unknown command `{other}`; there are `test`, `ci`, `chaos` and `bench`"));
             }
             None => {
-                return Err("which command? There are `test`, `ci` and `chaos`; `cargo xtask help` says more".into());
+                return Err("which command? There are `test`, `ci`, `chaos` and `bench`; `cargo xtask help` says more".into());
             }
         };
         let mut asked = Self { action, only: None, long: false, list: false, rest: Vec::new() };
-        if action == Action::Chaos {
-            // It knows its own arguments.
+        if matches!(action, Action::Chaos | Action::Bench) {
+            // They know their own arguments.
             asked.rest = arguments.collect();
             return Ok(asked);
         }
@@ -105,16 +112,21 @@ mod tests {
     }
 
     #[test]
-    fn chaos_knows_its_own_arguments() {
-        let asked = parse("chaos --minutes 1 --seed 7 --help").unwrap();
-        assert_eq!((asked.action, asked.rest.join(" ").as_str()), (Action::Chaos, "--minutes 1 --seed 7 --help"));
+    fn chaos_and_bench_know_their_own_arguments() {
+        for (line, action, rest) in [
+            ("chaos --minutes 1 --seed 7 --help", Action::Chaos, "--minutes 1 --seed 7 --help"),
+            ("bench --only redis", Action::Bench, "--only redis"),
+        ] {
+            let asked = parse(line).unwrap();
+            assert_eq!((asked.action, asked.rest.join(" ").as_str()), (action, rest));
+        }
     }
 
     #[test]
     fn a_mistake_is_one_line_that_names_it() {
         for (line, named) in [
             ("", "which command"),
-            ("bench", "`bench`"),
+            ("bnech", "`bnech`"),
             ("test --olny lib", "`--olny`"),
             ("test lib", "`lib`"),
             ("test --only", "--only needs"),

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask ci` and `cargo xtask chaos`.
+//! The project's own commands: `cargo xtask test`, `ci`, `chaos` and `bench`.
 //!
 //! Only `std` is used, so that the command itself builds in a second in a fresh clone.
 
@@ -13,7 +13,7 @@ mod web;
 use std::{
     env,
     path::PathBuf,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use args::{Action, Asked};
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             print!("{}", args::HELP);
             ExitCode::SUCCESS
         }
-        Action::Test | Action::Ci | Action::Chaos => match asked_for(&asked) {
+        Action::Test | Action::Ci | Action::Chaos | Action::Bench => match asked_for(&asked) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(line) => {
@@ -63,9 +63,14 @@ fn main() -> ExitCode {
 type NpmPart = fn(Option<&str>) -> Result<(), String>;
 
 fn asked_for(asked: &Asked) -> Result<bool, String> {
-    if asked.action == Action::Chaos { chaos(&asked.rest) } else { test(asked) }
+    match asked.action {
+        Action::Chaos => hand_over(&parts::chaos(), &asked.rest),
+        Action::Bench => bench(&asked.rest),
+        _ => test(asked),
+    }
 }
 
+<<<<<<< HEAD
 /// Installs what chaos needs, and hands over to it: it says itself how it went.
 fn chaos(rest: &[String]) -> Result<bool, String> {
     // Which programs it needs hangs on the store.
@@ -73,7 +78,34 @@ fn chaos(rest: &[String]) -> Result<bool, String> {
     let store = store.map(String::as_str).filter(|store| ["postgres", "redis"].contains(store));
     programs::provide(&[parts::chaos(None), parts::chaos(store)])?;
     let status = cargo().current_dir(root()).args(&parts::chaos(None).args).args(rest).status();
+=======
+/// Installs what a part needs, and hands over to it: it says itself how it went.
+fn hand_over(part: &Part, rest: &[String]) -> Result<bool, String> {
+    programs::provide(std::slice::from_ref(part))?;
+    let status = cargo().current_dir(root()).args(&part.args).args(rest).status();
+>>>>>>> main
     status.map(|status| status.success()).map_err(|error| format!("cargo did not start: {error}"))
+}
+
+/// Measures the layer in process first, then all that takes servers; the latter writes the page.
+fn bench(rest: &[String]) -> Result<bool, String> {
+    let part = parts::measure();
+    let only = rest.iter().position(|word| word == "--only").and_then(|at| rest.get(at + 1));
+    if rest.iter().any(|word| word == "--help" || word == "-h") || only.is_some_and(|only| only != "layer") {
+        return hand_over(&part, rest);
+    }
+    let (root, failed) = (root(), |error| format!("cargo did not start: {error}"));
+    println!("cargo bench -p onceward");
+    let said = cargo().current_dir(&root).args(["bench", "-p", "onceward"]).stderr(Stdio::inherit()).output();
+    let said = said.map_err(failed)?;
+    print!("{}", String::from_utf8_lossy(&said.stdout));
+    if !said.status.success() {
+        return Ok(false);
+    }
+    let file = root.join("target/bench-layer.txt");
+    std::fs::write(&file, &said.stdout).map_err(|error| format!("{}: {error}", file.display()))?;
+    let layer = ["--layer".to_owned(), file.display().to_string()];
+    hand_over(&part, &[&layer, rest].concat())
 }
 
 /// Installs what is missing, runs the parts that were asked for, and says whether all is well.

@@ -51,6 +51,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     parts.extend([
         // Checked, not built: the bench profile links with LTO, which costs minutes and finds nothing more.
         part("benches", Check, "check -p onceward --benches --all-features"),
+        part("bench", Tests, "test -p bench"),
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
         part("client", Tests, "test -p onceward-client"),
@@ -86,8 +87,18 @@ pub(crate) fn chaos(store: Option<&str>) -> Part {
     part
 }
 
+<<<<<<< HEAD
 pub(crate) fn minutes_of_chaos(store: Option<&str>, asked: &[&str]) -> Part {
     let mut part = chaos(store);
+=======
+/// Measures what takes servers, without debug assertions and with all optimisations.
+pub(crate) fn measure() -> Part {
+    part("measure", Check, "run --quiet --profile dist -p bench --")
+}
+
+pub(crate) fn minutes_of_chaos(asked: &[&str]) -> Part {
+    let mut part = chaos();
+>>>>>>> main
     part.args.extend(asked.iter().copied().map(String::from));
     part
 }

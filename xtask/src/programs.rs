@@ -36,7 +36,14 @@ const PROGRAMS: &[Program] = &[
         package: "curl",
         at_least: (7, 76),
         purpose: "plays the lines that the README and the demo print",
-        needed_by: &["gateway", "demo"],
+        needed_by: &["gateway", "demo", "measure"],
+    },
+    Program {
+        name: "wrk",
+        package: "wrk",
+        at_least: (4, 1),
+        purpose: "puts the load on what is measured",
+        needed_by: &["measure"],
     },
     Program {
         name: "faketime",
@@ -128,16 +135,16 @@ const PROGRAMS: &[Program] = &[
 const CHAOS: &[&str] = &["chaos", "chaos-postgres", "chaos-redis"];
 
 /// The parts that start Redis and Valkey.
-const REDIS: &[&str] = &["lib-all", "gateway"];
+const REDIS: &[&str] = &["lib-all", "gateway", "measure"];
 
 /// The same, and those that start Redis alone.
-const REDIS_7: &[&str] = &["lib-all", "gateway", "planted", "chaos-redis"];
+const REDIS_7: &[&str] = &["lib-all", "gateway", "planted", "chaos-redis", "measure"];
 
 /// The parts that start PostgreSQL in both versions.
-const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres"];
+const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres", "measure"];
 
 /// The same, and those that start the older alone.
-const POSTGRES_15: &[&str] = &["lib-all", "gateway", "gateway-postgres", "planted", "chaos-postgres"];
+const POSTGRES_15: &[&str] = &["lib-all", "gateway", "gateway-postgres", "planted", "chaos-postgres", "measure"];
 
 /// Sees to it that what `parts` need is there; an error is the one line to print.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
@@ -227,7 +234,7 @@ fn version(said: &str) -> Option<Version> {
         })
         .collect();
     plain.split_whitespace().find_map(|word| {
-        let mut numbers = word.split(['.', '-']);
+        let mut numbers = word.rsplit('/').next()?.split(['.', '-']);
         Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
     })
 }
@@ -273,6 +280,7 @@ mod tests {
             ("cc (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022\n", Some((12, 2))),
             ("cc (Ubuntu 9.4.0-1ubuntu1~20.04.2) 9.4.0\n", Some((9, 4))),
             ("Debian clang version 14.0.6\nTarget: x86_64-pc-linux-gnu\n", Some((14, 0))),
+            ("wrk debian/4.1.0-3+b2 [epoll] Copyright (C) 2012 Will Glozer\n", Some((4, 1))),
             ("no number here\n", None),
         ] {
             assert_eq!(version(said), want, "{said:?}");
@@ -281,7 +289,7 @@ mod tests {
 
     #[test]
     fn each_need_names_a_part_that_exists() {
-        let parts = crate::parts::all(&[]);
+        let parts = [crate::parts::all(&[]), vec![crate::parts::measure()]].concat();
         for need in PROGRAMS.iter().flat_map(|program| program.needed_by) {
             assert!(*need == "*" || parts.iter().any(|part| part.name == *need), "no part is called {need}");
         }
@@ -289,7 +297,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_one_line_with_versions() {
-        let line = complaint(&[&PROGRAMS[1], &PROGRAMS[5]]);
+        let line = complaint(&["curl", "chromedriver"].map(|name| {
+            PROGRAMS.iter().find(|program| program.name == name).expect("it is there")
+        }));
         assert!(line.contains("curl 7.76") && line.contains("chromedriver 120.0"), "{line}");
         assert_eq!(line.lines().count(), 1);
     }

@@ -1,0 +1,118 @@
+//! What is typed, and where the tables go.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use crate::{gateway, postgres, redis};
+
+/// Measures what Onceward costs, as ratios in one run, and writes docs/performance.md.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Args {
+    /// One of the sections by its name: layer, redis, postgres, gateway.
+    #[arg(long)]
+    only: Option<String>,
+    /// How often everything is measured, in turns.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// How long each measurement takes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Prints the tables alone.
+    #[arg(long)]
+    dry: bool,
+    /// The table of `cargo bench -p onceward`, which is run before this program.
+    #[arg(long, hide = true)]
+    layer: Option<std::path::PathBuf>,
+}
+
+/// How everything is measured.
+pub(crate) struct Plan {
+    pub(crate) rounds: u32,
+    pub(crate) seconds: u32,
+    pub(crate) warm_seconds: u32,
+    begun: Instant,
+}
+
+impl Plan {
+    /// One line on what is measured now.
+    pub(crate) fn progress(&self, round: u32, what: &str) {
+        eprintln!("bench {:>4} s · round {} of {} · {what}", self.begun.elapsed().as_secs(), round + 1, self.rounds);
+    }
+}
+
+const PAGE: &str = "docs/performance.md";
+
+type Section = (&'static str, fn(&Plan) -> Result<String, String>);
+
+const SECTIONS: [Section; 3] =
+    [("redis", redis::measure), ("postgres", postgres::measure), ("gateway", gateway::measure)];
+
+pub(crate) fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let plan = Plan { rounds: args.rounds, seconds: args.seconds, warm_seconds: 1, begun: Instant::now() };
+    let mut tables = Vec::new();
+    if let Some(file) = &args.layer {
+        let said = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let table: Vec<&str> = said.lines().filter(|line| line.starts_with('|')).collect();
+        tables.push(("layer", table.join("\n") + "\n"));
+    }
+    for (name, measure) in SECTIONS {
+        if args.only.as_deref().is_none_or(|only| only == name) {
+            tables.push((name, measure(&plan)?));
+        }
+    }
+    if tables.is_empty() {
+        return Err(format!("there is no {:?}; there are layer, redis, postgres and gateway", args.only));
+    }
+    for (name, table) in &tables {
+        println!("\n{name}\n\n{table}");
+        if !args.dry {
+            write(Path::new(PAGE), name, table)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a table into its place on the page, and leaves all else as it is.
+fn write(page: &Path, name: &str, table: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", page.display());
+    let text = fs::read_to_string(page).map_err(failed)?;
+    let text = placed(&text, name, table).ok_or_else(|| format!("{} has no place for {name}", page.display()))?;
+    fs::write(page, text).map_err(failed)
+}
+
+fn placed(text: &str, name: &str, table: &str) -> Option<String> {
+    let (begin, end) = (format!("<!-- bench: {name} -->\n"), format!("<!-- end: {name} -->"));
+    let from = text.find(&begin)? + begin.len();
+    let to = from + text[from..].find(&end)?;
+    Some(format!("{}{}\n{}", &text[..from], table.trim_end(), &text[to..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_takes_the_place_of_the_one_before() {
+        let page = "before\n<!-- bench: a -->\nold\n<!-- end: a -->\nafter\n";
+        let once = placed(page, "a", "| new |\n").unwrap();
+        assert_eq!(once, "before\n<!-- bench: a -->\n| new |\n<!-- end: a -->\nafter\n");
+        assert_eq!(placed(&once, "a", "| new |"), Some(once.clone()));
+        assert_eq!(placed(page, "b", ""), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! What a request costs a gateway, by what it does with it.
+
+use crate::cli::Plan;
+use crate::load::{self, Keys};
+use crate::processes::{Process, cpu_seconds};
+use crate::servers::redis::Redis;
+use crate::table::{self, Ratio, Subject};
+
+/// What is asked, the store, and the size of the cache.
+const SUBJECTS: [(&str, &str, &str, Keys); 6] = [
+    ("no key: forwarded", "embedded", "0B", Keys::None),
+    ("new keys: embedded store", "embedded", "0B", Keys::New),
+    ("replays: embedded store", "embedded", "0B", Keys::Same),
+    ("new keys: Redis", "redis", "0B", Keys::New),
+    ("replays: Redis", "redis", "0B", Keys::Same),
+    ("replays: the cache", "redis", "64MiB", Keys::Same),
+];
+
+pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
+    let mut subjects = SUBJECTS.map(|(name, ..)| Subject::named(name));
+    let upstream = Process::service(&["plain"])?;
+    for round in 0..plan.rounds {
+        for (subject, (name, store, cache, keys)) in subjects.iter_mut().zip(SUBJECTS) {
+            plan.progress(round, name);
+            let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+            let server = (store == "redis").then(|| Redis::start(""));
+            let url = server.as_ref().map_or_else(|| "embedded:store".to_owned(), |server| server.url(0));
+            let settings = format!("principal = []\n[limits]\ncache = \"{cache}\"\n");
+            let settings = settings.replace("principal = []\n", "") + "[policy]\nprincipal = []\n";
+            std::fs::write(folder.path().join("onceward.toml"), settings).map_err(|error| error.to_string())?;
+            let upstream = format!("http://{}", upstream.address);
+            let gateway = Process::gateway(&["--upstream", &upstream, "--store", &url], folder.path())?;
+            load::run(gateway.address, keys, "warm", plan.warm_seconds)?;
+            let before = cpu_seconds(gateway.id());
+            let run = load::run(gateway.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
+            subject.micros.push((cpu_seconds(gateway.id()) - before) * 1e6 / run.requests as f64);
+            subject.per_second.push(run.per_second());
+        }
+    }
+    let micros = |at: usize| subjects[at].micros.median();
+    let ratios = [
+        Ratio {
+            what: "CPU of the gateway: a replay from the embedded store to forwarding",
+            value: micros(2) / micros(0),
+            limit: "< 1",
+            aim: "–",
+        },
+        Ratio {
+            what: "CPU of the gateway: a replay from the cache to forwarding",
+            value: micros(5) / micros(0),
+            limit: "< 1",
+            aim: "–",
+        },
+        Ratio {
+            what: "CPU of the gateway: a new key over Redis to forwarding",
+            value: micros(3) / micros(0),
+            limit: "–",
+            aim: "–",
+        },
+    ];
+    Ok(format!("{}\n{}", table::subjects(&subjects), table::ratios(&ratios)))
+}

@@ -1,0 +1,88 @@
+//! The processes that are measured: started, told apart, and asked what CPU time they took.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+/// A clock tick of `/proc`, in seconds: Linux has a hundred a second on every machine that this runs on.
+const TICK: f64 = 0.01;
+
+/// A process of this very program that listens; gone when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Process {
+    /// A service, which tells its address as its first line.
+    pub(crate) fn service(words: &[&str]) -> Result<Self, String> {
+        let mut child = own(&["service"], words).spawn().map_err(|error| format!("service: {error}"))?;
+        let said = child.stdout.take().ok_or("it has no output")?;
+        let mut line = String::new();
+        BufReader::new(said).read_line(&mut line).map_err(|error| format!("service: {error}"))?;
+        let address = line.trim().parse().map_err(|_| format!("the service {words:?} does not start"))?;
+        Ok(Self { child, address })
+    }
+
+    /// A gateway, which says in its log where it listens.
+    pub(crate) fn gateway(words: &[&str], folder: &std::path::Path) -> Result<Self, String> {
+        let mut gateway = own(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"], words);
+        let mut child =
+            gateway.current_dir(folder).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let mut log = BufReader::new(child.stderr.take().ok_or("it has no log")?);
+        let mut said = String::new();
+        let address = loop {
+            let mut line = String::new();
+            if log.read_line(&mut line).unwrap_or(0) == 0 {
+                return Err(format!("the gateway does not start: {said}"));
+            }
+            match line.split_once("listening").and_then(|(_, rest)| address(rest)) {
+                Some(address) => break address,
+                None => said += &line,
+            }
+        };
+        // Read on, or it would wait for somebody to read.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Ok(Self { child, address })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn own(first: &[&str], words: &[&str]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(first).args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn address(text: &str) -> Option<SocketAddr> {
+    text.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':')).find_map(|word| word.parse().ok())
+}
+
+/// The CPU seconds of a process and of all that it started.
+pub(crate) fn cpu_seconds(process: u32) -> f64 {
+    let own = stat(process).map_or(0, |fields| [11, 12, 13, 14].iter().filter_map(|at| number(&fields, *at)).sum());
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    own as f64 * TICK + children.map(cpu_seconds).sum::<f64>()
+}
+
+/// The fields after the name, so that `state` is the first.
+fn stat(process: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    Some(text.rsplit(')').next()?.split_whitespace().map(str::to_owned).collect())
+}
+
+fn number(fields: &[String], at: usize) -> Option<u64> {
+    fields.get(at)?.parse().ok()
+}

@@ -1,0 +1,118 @@
+//! Over one Redis: the layer beside the pattern that people write by hand.
+
+use crate::cli::Plan;
+use crate::load::{self, Keys};
+use crate::processes::{Process, cpu_seconds};
+use crate::servers::redis::Redis;
+use crate::table::{self, Ratio, Subject};
+
+/// Words of the service, what its requests are called, and their keys.
+const SUBJECTS: [(&str, &[&str], Keys); 6] = [
+    ("new keys: by hand (not safe)", &["by-hand"], Keys::New),
+    ("new keys: a marker by hand (safe while nothing dies)", &["minimum"], Keys::New),
+    ("new keys: Onceward", &["layer", "0"], Keys::New),
+    ("replays: by hand", &["by-hand"], Keys::Same),
+    ("replays: Onceward, from Redis", &["layer", "0"], Keys::Same),
+    ("replays: Onceward, from the cache", &["layer", "67108864"], Keys::Same),
+];
+
+pub(crate) fn measure(plan: &Plan) -> Result<String, String> {
+    let mut subjects = SUBJECTS.map(|(name, ..)| Subject::named(name));
+    let mut room = String::new();
+    for round in 0..plan.rounds {
+        for (subject, (name, words, keys)) in subjects.iter_mut().zip(SUBJECTS) {
+            plan.progress(round, name);
+            // A server of its own each time: one that another has filled is not the same.
+            let server = Redis::start("");
+            let service = start(&server, words)?;
+            let redis = server.info("process_id") as u32;
+            load::run(service.address, keys, "warm", plan.warm_seconds)?;
+            let cpu = || cpu_seconds(service.id()) + cpu_seconds(redis);
+            let (before, seen) = (cpu(), Seen::of(&server));
+            let run = load::run(service.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
+            subject.micros.push((cpu() - before) * 1e6 / run.requests as f64);
+            subject.per_second.push(run.per_second());
+            if *words == ["layer", "0"] && keys == Keys::New && round + 1 == plan.rounds {
+                room = seen.since(&server, run.requests);
+            }
+        }
+    }
+    let micros = |at: usize| subjects[at].micros.median();
+    let ratios = [
+        Ratio {
+            what: "CPU, new keys: Onceward to by hand", value: micros(2) / micros(0), limit: "≤ 1.4", aim: "1.1"
+        },
+        Ratio {
+            what: "CPU, replays from Redis: Onceward to by hand",
+            value: micros(4) / micros(3),
+            limit: "≤ 1.2",
+            aim: "1.0",
+        },
+        Ratio {
+            what: "CPU, replays from the cache: Onceward to by hand",
+            value: micros(5) / micros(3),
+            limit: "≤ 0.7",
+            aim: "0.6",
+        },
+    ];
+    let mut safe = "Of 100 equal requests at once, to an order that takes 50 ms, were executed:".to_owned();
+    for (name, words) in
+        [("by hand", &["by-hand"][..]), ("a marker by hand", &["minimum"]), ("Onceward", &["layer", "0"])]
+    {
+        let server = Redis::start("");
+        let executed = load::executions_of_a_hundred(start(&server, words)?.address)?;
+        safe += &format!(" {name} **{executed}**,");
+    }
+    let safe = safe.trim_end_matches(',');
+    Ok(format!("{}\n{}\n{safe}.\n\n{room}", table::subjects(&subjects), table::ratios(&ratios)))
+}
+
+fn start(server: &Redis, words: &[&str]) -> Result<Process, String> {
+    let url = server.url(0);
+    let mut all = vec![words[0], &url];
+    all.extend(&words[1..]);
+    Process::service(&all)
+}
+
+/// What a server had, and what had come to it and gone from it, in bytes.
+struct Seen {
+    keys: u64,
+    data: u64,
+    came: u64,
+    went: u64,
+}
+
+impl Seen {
+    fn of(server: &Redis) -> Self {
+        Self {
+            keys: server.cli(0, &["DBSIZE"]).parse().unwrap_or(0),
+            data: server.info("used_memory_dataset"),
+            came: server.info("total_net_input_bytes"),
+            went: server.info("total_net_output_bytes"),
+        }
+    }
+
+    fn since(self, server: &Redis, requests: u64) -> String {
+        let now = Self::of(server);
+        let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / requests as f64;
+        let (record, answer) = (typical_size(server, false), typical_size(server, true));
+        format!(
+            "An executed request over Redis leaves {:.0} bytes of data in {:.1} entries (an answer of {answer} bytes as `MEMORY USAGE`\n\
+             tells it, a record of {record}); {:.0} bytes come to the server, {:.0} go from it.\n",
+            each(now.data, self.data),
+            each(now.keys, self.keys),
+            each(now.came, self.came),
+            each(now.went, self.went),
+        )
+    }
+}
+
+/// What an answer or a record takes, in bytes, as the server tells it: the median of some.
+fn typical_size(server: &Redis, is_answer: bool) -> u64 {
+    let keys = server.cli(0, &["SCAN", "0", "MATCH", "onceward:{*", "COUNT", "2000"]);
+    let size = |key: &str| server.cli(0, &["MEMORY", "USAGE", key, "SAMPLES", "0"]).parse().ok();
+    let of_kind = keys.lines().filter(|key| key.starts_with("onceward:") && key.ends_with(":answer") == is_answer);
+    let mut sizes: Vec<u64> = of_kind.take(21).filter_map(size).collect();
+    sizes.sort_unstable();
+    sizes.get(sizes.len() / 2).copied().unwrap_or(0)
+}
