@@ -8,12 +8,8 @@ cargo xtask test    installs what is missing, runs everything, ends in `N passed
     --long          repetitions and soaks in full, instead of a tenth
     --list          print the parts and their commands, and run nothing
 cargo xtask ci      format, lints and docs, then what `test` runs
-<<<<<<< HEAD
 cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --store postgres, --long; `--help` says more
-=======
-cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --long; `chaos --help` says more
 cargo xtask bench   measures ratios, and writes docs/performance.md: --only layer|redis|postgres|gateway; `bench --help` says more
->>>>>>> main
 ";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -49,7 +45,9 @@ impl Asked {
                 return Err(format!("unknown command `{other}`; there are `test`, `ci`, `chaos` and `bench`"));
             }
             None => {
-                return Err("which command? There are `test`, `ci`, `chaos` and `bench`; `cargo xtask help` says more".into());
+                return Err(
+                    "which command? There are `test`, `ci`, `chaos` and `bench`; `cargo xtask help` says more".into()
+                );
             }
         };
         let mut asked = Self { action, only: None, long: false, list: false, rest: Vec::new() };

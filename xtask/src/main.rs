@@ -64,26 +64,24 @@ type NpmPart = fn(Option<&str>) -> Result<(), String>;
 
 fn asked_for(asked: &Asked) -> Result<bool, String> {
     match asked.action {
-        Action::Chaos => hand_over(&parts::chaos(), &asked.rest),
+        Action::Chaos => chaos(&asked.rest),
         Action::Bench => bench(&asked.rest),
         _ => test(asked),
     }
 }
 
-<<<<<<< HEAD
-/// Installs what chaos needs, and hands over to it: it says itself how it went.
+/// Installs what the store of a chaos run needs besides; which that is, is asked of it.
 fn chaos(rest: &[String]) -> Result<bool, String> {
-    // Which programs it needs hangs on the store.
     let store = rest.iter().position(|word| word == "--store").and_then(|at| rest.get(at + 1));
     let store = store.map(String::as_str).filter(|store| ["postgres", "redis"].contains(store));
-    programs::provide(&[parts::chaos(None), parts::chaos(store)])?;
-    let status = cargo().current_dir(root()).args(&parts::chaos(None).args).args(rest).status();
-=======
+    programs::provide(&[parts::chaos(store)])?;
+    hand_over(&parts::chaos(None), rest)
+}
+
 /// Installs what a part needs, and hands over to it: it says itself how it went.
 fn hand_over(part: &Part, rest: &[String]) -> Result<bool, String> {
     programs::provide(std::slice::from_ref(part))?;
     let status = cargo().current_dir(root()).args(&part.args).args(rest).status();
->>>>>>> main
     status.map(|status| status.success()).map_err(|error| format!("cargo did not start: {error}"))
 }
 

@@ -87,18 +87,13 @@ pub(crate) fn chaos(store: Option<&str>) -> Part {
     part
 }
 
-<<<<<<< HEAD
-pub(crate) fn minutes_of_chaos(store: Option<&str>, asked: &[&str]) -> Part {
-    let mut part = chaos(store);
-=======
 /// Measures what takes servers, without debug assertions and with all optimisations.
 pub(crate) fn measure() -> Part {
     part("measure", Check, "run --quiet --profile dist -p bench --")
 }
 
-pub(crate) fn minutes_of_chaos(asked: &[&str]) -> Part {
-    let mut part = chaos();
->>>>>>> main
+pub(crate) fn minutes_of_chaos(store: Option<&str>, asked: &[&str]) -> Part {
+    let mut part = chaos(store);
     part.args.extend(asked.iter().copied().map(String::from));
     part
 }

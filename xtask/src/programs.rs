@@ -297,9 +297,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_one_line_with_versions() {
-        let line = complaint(&["curl", "chromedriver"].map(|name| {
-            PROGRAMS.iter().find(|program| program.name == name).expect("it is there")
-        }));
+        let line = complaint(
+            &["curl", "chromedriver"]
+                .map(|name| PROGRAMS.iter().find(|program| program.name == name).expect("it is there")),
+        );
         assert!(line.contains("curl 7.76") && line.contains("chromedriver 120.0"), "{line}");
         assert_eq!(line.lines().count(), 1);
     }
