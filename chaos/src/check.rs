@@ -4,7 +4,7 @@ mod key;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ pub enum Rule {
     Stuck,
     /// Each label says what happened.
     Honest,
+    /// Each gateway serves again within ten seconds of a heal of the store.
+    Recovers,
     /// After the last heal, the last calls succeed.
     Last,
     /// Enough was seen.
@@ -132,11 +134,40 @@ struct Checker<'a> {
     verdict: Verdict,
 }
 
-/// Which starts of gateways ended when, and which last ran again when.
+/// Which starts of gateways ended when, and which last ran again when; and when the store that they share was last healed.
 #[derive(Default)]
 struct Gateways {
     died: HashMap<u64, Micros>,
     continued: HashMap<u64, Micros>,
+    /// Nothing where it is hurt, or never was.
+    store_healed: Option<Micros>,
+    /// Who has served since.
+    serve: HashSet<u64>,
+    /// A sign of life of each claim, since leases begin anew with another server or the same one restarted.
+    store_back: Micros,
+}
+
+/// How long a gateway may take to serve again after its store was healed.
+const RECOVERS_MAX: Micros = 10_000_000;
+
+impl Gateways {
+    /// An answer of a gateway: one that only says that the store is unavailable shows that it has not recovered.
+    fn answered(&mut self, gateway: u64, sent: Micros, code: &str) -> Option<(Rule, String)> {
+        let healed = self.store_healed.filter(|healed| sent > *healed)?;
+        if code != "store_unavailable" {
+            self.serve.insert(gateway);
+            return None;
+        }
+        let was_stopped = self.continued.get(&gateway).is_some_and(|at| *at > healed);
+        let is_late = sent > healed + RECOVERS_MAX && !self.serve.contains(&gateway) && !was_stopped;
+        is_late.then(|| {
+            let after = (sent - healed) / 1000;
+            (
+                Rule::Recovers,
+                format!("gateway {gateway} has no store {after} ms after it was healed, and has served nobody"),
+            )
+        })
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -181,6 +212,12 @@ impl<'a> Checker<'a> {
                 self.keys[key].sent(*call, &asked);
                 self.calls.insert(*call, asked);
             }
+            What::StoreHurt => self.gateways.store_healed = None,
+            What::StoreHealed => {
+                self.gateways.store_healed = Some(at);
+                self.gateways.serve.clear();
+                self.gateways.store_back = at;
+            }
             What::Broke { .. } | What::Healed => {}
             What::Answered { call, answer } => self.answered(*call, answer, at),
             What::Arrived { nonce, of, body, .. } => {
@@ -222,6 +259,8 @@ impl<'a> Checker<'a> {
             ("rejected" | "in-flight" | "mismatch", _) => seen.refused += 1,
             _ => {}
         }
+        let unrecovered = self.gateways.answered(asked.gateway, asked.sent, &answer.code);
+        self.report(at, asked.key, unrecovered);
         // Whose answer it is, whatever it is called.
         let mut breaches = Vec::new();
         let run = match self.runs.get(answer.nonce.as_str()).copied() {

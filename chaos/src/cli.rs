@@ -8,7 +8,8 @@ use clap::Parser;
 use onceward::fault::POINTS;
 
 use crate::report;
-use crate::run::{Outcome, PAGE, Plan, line, run};
+use crate::run::{Outcome, Plan, Store, line, run};
+use crate::server::Kind;
 
 /// In an hour, each point ends a gateway so often; in less, in proportion.
 const ABORTS_AN_HOUR: u64 = 50;
@@ -23,13 +24,14 @@ struct Args {
     /// Where the random numbers begin.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// An hour, whose table is written to docs/reliability.md.
+    /// An hour, whose table is written to docs/reliability.md, or docs/reliability-STORE.md.
     #[arg(long)]
     long: bool,
-    /// Writes the table to docs/reliability.md, however long it ran.
+    /// Writes the table there, however long it ran.
     #[arg(long)]
     write: bool,
-    /// A store that gateways share, by its URL; else each round has an embedded one.
+    /// `postgres` or `redis`: a server of the run's own that gateways share, and that is hurt like them. Or the URL of one that
+    /// stands elsewhere, and is left alone. Else each round has an embedded store.
     #[arg(long)]
     store: Option<String>,
     /// How many gateways share the store; an embedded one takes one.
@@ -43,20 +45,25 @@ struct Args {
 /// Runs what was asked for: 0 where nothing was found, 1 where something was, 2 where nothing could be judged.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    let shared = args.store.is_some();
-    let gateways = args.gateways.unwrap_or(if shared { 3 } else { 1 }) as usize;
-    if !shared && gateways > 1 {
+    let store = match args.store.as_deref() {
+        None => Store::Embedded,
+        Some("postgres") => Store::Own(Kind::Postgres),
+        Some("redis") => Store::Own(Kind::Redis),
+        Some(url) if url.contains(':') => Store::Url(url.to_owned()),
+        Some(other) => {
+            eprintln!("chaos: --store {other}: write postgres, redis, or the URL of a store that gateways share");
+            return ExitCode::from(2);
+        }
+    };
+    let is_embedded = store == Store::Embedded;
+    let gateways = args.gateways.unwrap_or(if is_embedded { 1 } else { 3 }) as usize;
+    if is_embedded && gateways > 1 {
         eprintln!("chaos: --gateways {gateways}: an embedded store is one gateway's; name another with --store");
         return ExitCode::from(2);
     }
     let minutes = if args.long { 60 } else { args.minutes };
-    let plan = Plan {
-        time: Duration::from_secs(minutes * 60),
-        seed: args.seed,
-        store: args.store,
-        gateways,
-        findings: args.findings,
-    };
+    let plan =
+        Plan { time: Duration::from_secs(minutes * 60), seed: args.seed, store, gateways, findings: args.findings };
     let mut outcome = match run(&plan) {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -65,9 +72,10 @@ pub fn main() -> ExitCode {
         }
     };
     outcome.found.extend(missed(&plan, &outcome));
-    let mut pages = vec![plan.findings.join(PAGE)];
+    let page = plan.store.page();
+    let mut pages = vec![plan.findings.join(&page)];
     if args.long || args.write {
-        pages.push("docs/reliability.md".into());
+        pages.push(PathBuf::from("docs").join(&page));
     }
     for page in pages {
         if let Err(error) = std::fs::write(&page, report::markdown(&plan, &outcome)) {
@@ -89,7 +97,7 @@ pub fn main() -> ExitCode {
         println!("{line}");
     }
     let seed = plan.seed + outcome.rounds - 1;
-    let store = plan.store.as_ref().map_or_else(String::new, |url| format!(" --store {url} --gateways {gateways}"));
+    let store = plan.store.typed().map_or_else(String::new, |store| format!(" --store {store} --gateways {gateways}"));
     println!(
         "chaos: FOUND SOMETHING after {took:.1} min; repeat it: cargo xtask chaos --minutes 1 --seed {seed}{store}"
     );
@@ -103,7 +111,7 @@ fn missed(plan: &Plan, outcome: &Outcome) -> Vec<String> {
     let in_the_store = ["commit-before", "commit-after", "compaction"];
     POINTS
         .into_iter()
-        .filter(|point| plan.store.is_none() || !in_the_store.contains(point))
+        .filter(|point| plan.store == Store::Embedded || !in_the_store.contains(point))
         .filter(|point| outcome.found.is_empty() && reached(point) < least)
         .map(|point| format!("{point} ended a gateway {} times, and fewer than {least} say nothing", reached(point)))
         .collect()

@@ -68,6 +68,17 @@ impl Gateway {
     ///
     /// Its last words, if it does not.
     pub fn start(&mut self, variables: &[(&str, String)]) -> Result<(), String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.start_once(variables) {
+                // One that finds its store slow ends, and whoever watches over it starts it again.
+                Err(why) if why.contains("onceward: store:") && Instant::now() < until => thread::sleep(LOOK),
+                started => return started,
+            }
+        }
+    }
+
+    fn start_once(&mut self, variables: &[(&str, String)]) -> Result<(), String> {
         let mut child = self
             .command()
             .envs(variables.iter().map(|(name, value)| (name, value)))

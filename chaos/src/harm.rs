@@ -1,4 +1,6 @@
-//! What is done to a gateway, one harm after another, each followed by whatever heals it.
+//! What is done to a gateway or to its store, one harm after another, each followed by whatever heals it.
+
+mod store;
 
 use std::fs;
 use std::io::Write;
@@ -14,6 +16,7 @@ use crate::gateway::Gateway;
 use crate::moments::Moments;
 use crate::stage::{LEASE, Stage};
 use crate::tally::Tally;
+use store::StoreHarm;
 
 /// How long a point may take to be reached under this load.
 const REACHED_MAX: Duration = Duration::from_secs(5);
@@ -37,6 +40,8 @@ pub(crate) enum Harm {
     WriteFails,
     /// It ends itself there.
     Abort(&'static str),
+    /// To the server of the store, or to the ways to it.
+    Store(StoreHarm),
 }
 
 /// What lies at hand for harm.
@@ -50,6 +55,8 @@ pub(crate) struct Tools {
     pub(crate) disk: Option<PathBuf>,
     /// The store is a folder of the gateway's own.
     pub(crate) is_embedded: bool,
+    /// The store has a server of this run's own.
+    pub(crate) has_server: bool,
 }
 
 impl Harm {
@@ -66,6 +73,7 @@ impl Harm {
             Self::SyncFails => "fdatasync fails (EIO)".into(),
             Self::WriteFails => "write fails (ENOSPC)".into(),
             Self::Abort(point) => format!("aborted at {point}"),
+            Self::Store(harm) => harm.name().into(),
         }
     }
 
@@ -81,6 +89,9 @@ impl Harm {
         }
         all.extend(tools.clock.iter().map(|_| Self::Clock));
         all.extend(tools.disk.iter().map(|_| Self::DiskFull));
+        if tools.has_server {
+            all.extend(StoreHarm::ALL.map(Self::Store));
+        }
         moments.shuffle(&mut all);
         all
     }
@@ -94,10 +105,16 @@ impl Harm {
         tally: &Arc<Tally>,
     ) -> Result<(), String> {
         let at = moments.below(stage.gateways.len() as u64) as usize;
+        if let Self::Store(harm) = self {
+            harm.happen(stage, at, moments)?;
+            tally.add(&format!("store: {}", self.name()));
+            return Ok(());
+        }
         let recorder = Arc::clone(&stage.recorder);
         let gateway = &mut stage.gateways[at];
         let name = format!("gateway: {}", self.name());
         match self {
+            Self::Store(_) => {}
             Self::Kill => gateway.kill(),
             Self::KillTwice => {
                 gateway.kill();

@@ -96,6 +96,10 @@ pub enum What {
         /// Which start of which gateway.
         gateway: u64,
     },
+    /// The shared store, or a way to it, is about to be hurt.
+    StoreHurt,
+    /// It was healed: whatever is asked of it from now on it can do.
+    StoreHealed,
     /// Nothing is hurt any more; the last calls follow.
     Healed,
 }
@@ -155,6 +159,11 @@ impl Recorder {
         let mut events = self.events.lock().expect("nobody panics while it is held");
         let at = self.began.elapsed().as_micros() as Micros;
         events.push(Event { at, what });
+    }
+
+    /// How much was seen so far.
+    pub(crate) fn count(&self) -> usize {
+        self.events.lock().expect("nobody panics while it is held").len()
     }
 
     /// All that was seen so far.

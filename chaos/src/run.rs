@@ -14,6 +14,7 @@ use crate::harm::{Harm, Tools};
 use crate::history::What;
 use crate::load::Load;
 use crate::moments::Moments;
+use crate::server::{Kind, Server};
 use crate::stage::{Set, Stage, rules};
 use crate::tally::Tally;
 
@@ -24,8 +25,35 @@ const LEAST: Seen =
 /// The small disk.
 const DISK: &str = "size=192m";
 
-/// Where the page of the last run lies, whatever it found.
-pub(crate) const PAGE: &str = "reliability.md";
+/// Which store a run is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// An embedded one, new in each round.
+    Embedded,
+    /// A server of the run's own, new in each round, and hurt like the gateways.
+    Own(Kind),
+    /// A shared one that stands elsewhere, and is left alone.
+    Url(String),
+}
+
+impl Store {
+    /// How it is typed.
+    pub(crate) fn typed(&self) -> Option<&str> {
+        match self {
+            Self::Embedded => None,
+            Self::Own(kind) => Some(kind.name()),
+            Self::Url(url) => Some(url),
+        }
+    }
+
+    /// What the page of its run is called, whatever the run found.
+    pub(crate) fn page(&self) -> String {
+        match self {
+            Self::Own(kind) => format!("reliability-{}.md", kind.name()),
+            Self::Embedded | Self::Url(_) => "reliability.md".to_owned(),
+        }
+    }
+}
 
 /// What a run is.
 #[derive(Clone, Debug)]
@@ -34,8 +62,8 @@ pub struct Plan {
     pub time: Duration,
     /// Where the random numbers begin.
     pub seed: u64,
-    /// The store's URL; `None` is an embedded one, new in each round.
-    pub store: Option<String>,
+    /// The store.
+    pub store: Store,
     /// How many gateways share it.
     pub gateways: usize,
     /// Where the histories of rounds that found something go.
@@ -100,7 +128,7 @@ impl Round<'_> {
     fn play(&mut self, shim: &Path) -> Result<(Verdict, Option<PathBuf>), String> {
         let failed = |error: std::io::Error| error.to_string();
         let folder = tempfile::tempdir().map_err(failed)?;
-        let is_embedded = self.plan.store.is_none();
+        let is_embedded = self.plan.store == Store::Embedded;
         // In turn, so that each meets the others both ways: the disk is small, or the clock is ours.
         let disk = (is_embedded && self.seed.is_multiple_of(2))
             .then(|| Disk::mount(&folder.path().join("disk")))
@@ -121,16 +149,29 @@ impl Round<'_> {
         let set = Set {
             program: "/proc/self/exe".into(),
             folder: folder.path().to_owned(),
-            store: self.plan.store.clone().unwrap_or_else(|| match &disk {
-                Some(_) => "embedded:disk/store".to_owned(),
-                None => "embedded:store".to_owned(),
-            }),
+            store: match &self.plan.store {
+                Store::Url(url) => url.clone(),
+                // Each gateway is told of its own way.
+                Store::Own(_) => "memory:".to_owned(),
+                Store::Embedded if disk.is_some() => "embedded:disk/store".to_owned(),
+                Store::Embedded => "embedded:store".to_owned(),
+            },
             namespace: format!("chaos-{}-{}", std::process::id(), self.seed),
             gateways: self.plan.gateways,
             environment,
+            server: match self.plan.store {
+                Store::Own(kind) => Some(Server::start(kind, self.plan.gateways)),
+                Store::Embedded | Store::Url(_) => None,
+            },
         };
-        let tools = Tools { faults, clock, disk: disk.as_ref().map(|disk| disk.path.clone()), is_embedded };
-        let mut stage = Stage::set(&set).map_err(failed)?;
+        let tools = Tools {
+            faults,
+            clock,
+            disk: disk.as_ref().map(|disk| disk.path.clone()),
+            is_embedded,
+            has_server: set.server.is_some(),
+        };
+        let mut stage = Stage::set(set).map_err(failed)?;
         for gateway in &mut stage.gateways {
             gateway.start(&[])?;
         }

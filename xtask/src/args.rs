@@ -8,7 +8,7 @@ cargo xtask test    installs what is missing, runs everything, ends in `N passed
     --long          repetitions and soaks in full, instead of a tenth
     --list          print the parts and their commands, and run nothing
 cargo xtask ci      format, lints and docs, then what `test` runs
-cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --long; `chaos --help` says more
+cargo xtask chaos   hurts real gateways and checks what was seen: --minutes N, --seed S, --store postgres, --long; `--help` says more
 cargo xtask bench   measures ratios, and writes docs/performance.md: --only layer|redis|postgres|gateway; `bench --help` says more
 ";
 

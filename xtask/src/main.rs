@@ -64,10 +64,18 @@ type NpmPart = fn(Option<&str>) -> Result<(), String>;
 
 fn asked_for(asked: &Asked) -> Result<bool, String> {
     match asked.action {
-        Action::Chaos => hand_over(&parts::chaos(), &asked.rest),
+        Action::Chaos => chaos(&asked.rest),
         Action::Bench => bench(&asked.rest),
         _ => test(asked),
     }
+}
+
+/// Installs what the store of a chaos run needs besides; which that is, is asked of it.
+fn chaos(rest: &[String]) -> Result<bool, String> {
+    let store = rest.iter().position(|word| word == "--store").and_then(|at| rest.get(at + 1));
+    let store = store.map(String::as_str).filter(|store| ["postgres", "redis"].contains(store));
+    programs::provide(&[parts::chaos(store)])?;
+    hand_over(&parts::chaos(None), rest)
 }
 
 /// Installs what a part needs, and hands over to it: it says itself how it went.
@@ -119,8 +127,13 @@ fn test(asked: &Asked) -> Result<bool, String> {
     let parts = parts
         .into_iter()
         .map(|mut part| {
-            if asked.long && part.name == "chaos" {
-                part = parts::minutes_of_chaos(&["--long"]);
+            if asked.long {
+                part = match part.name.as_str() {
+                    "chaos" => parts::minutes_of_chaos(None, &["--long"]),
+                    "chaos-postgres" => parts::minutes_of_chaos(Some("postgres"), &["--minutes", "10", "--write"]),
+                    "chaos-redis" => parts::minutes_of_chaos(Some("redis"), &["--minutes", "10", "--write"]),
+                    _ => part,
+                };
             }
             if asked.long && part.kind == Kind::Tests {
                 part.env.push(("ONCEWARD_LONG", "1"));

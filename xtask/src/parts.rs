@@ -59,7 +59,9 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
         part("planted", Tests, "test -p chaos --features planted"),
-        minutes_of_chaos(&["--minutes", "5"]),
+        minutes_of_chaos(None, &["--minutes", "5"]),
+        minutes_of_chaos(Some("postgres"), &["--minutes", "1"]),
+        minutes_of_chaos(Some("redis"), &["--minutes", "1"]),
         part("demo", Check, "run --release -- demo --check"),
     ]);
     // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.
@@ -77,9 +79,12 @@ fn gateway_over(store: &'static str) -> Part {
     part
 }
 
-/// The run itself, whatever is asked of it.
-pub(crate) fn chaos() -> Part {
-    part("chaos", Check, "run --quiet -p chaos --")
+/// The run itself, over an embedded store or a server of its own, whatever is asked of it besides.
+pub(crate) fn chaos(store: Option<&str>) -> Part {
+    let name = store.map_or_else(|| "chaos".to_owned(), |store| format!("chaos-{store}"));
+    let mut part = part(&name, Check, "run --quiet -p chaos --");
+    part.args.extend(store.iter().flat_map(|store| ["--store", store]).map(String::from));
+    part
 }
 
 /// Measures what takes servers, without debug assertions and with all optimisations.
@@ -87,8 +92,8 @@ pub(crate) fn measure() -> Part {
     part("measure", Check, "run --quiet --profile dist -p bench --")
 }
 
-pub(crate) fn minutes_of_chaos(asked: &[&str]) -> Part {
-    let mut part = chaos();
+pub(crate) fn minutes_of_chaos(store: Option<&str>, asked: &[&str]) -> Part {
+    let mut part = chaos(store);
     part.args.extend(asked.iter().copied().map(String::from));
     part
 }

@@ -50,14 +50,14 @@ const PROGRAMS: &[Program] = &[
         package: "faketime",
         at_least: (0, 9),
         purpose: "shifts the clock of gateways that are hurt",
-        needed_by: &["chaos"],
+        needed_by: CHAOS,
     },
     Program {
         name: "mount",
         package: "mount",
         at_least: (2, 30),
         purpose: "mounts the small disk that is filled",
-        needed_by: &["chaos"],
+        needed_by: CHAOS,
     },
     Program {
         name: "chromium",
@@ -85,14 +85,14 @@ const PROGRAMS: &[Program] = &[
         package: "postgresql-15",
         at_least: (15, 0),
         purpose: "keeps records in the tests of that store",
-        needed_by: POSTGRES,
+        needed_by: POSTGRES_15,
     },
     Program {
         name: "psql",
         package: "postgresql-client-15",
         at_least: (15, 0),
         purpose: "looks into PostgreSQL",
-        needed_by: POSTGRES,
+        needed_by: POSTGRES_15,
     },
     Program {
         name: "/usr/sbin/pgbouncer",
@@ -106,14 +106,14 @@ const PROGRAMS: &[Program] = &[
         package: "redis-server",
         at_least: (7, 0),
         purpose: "keeps records in the tests of that store, alone, as Sentinels and as a cluster",
-        needed_by: REDIS,
+        needed_by: REDIS_7,
     },
     Program {
         name: "redis-cli",
         package: "redis-tools",
         at_least: (7, 0),
         purpose: "looks into Redis and Valkey",
-        needed_by: REDIS,
+        needed_by: REDIS_7,
     },
     Program {
         name: "/usr/sbin/haproxy",
@@ -131,11 +131,20 @@ const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// The parts that start Redis.
+/// The parts that hurt gateways.
+const CHAOS: &[&str] = &["chaos", "chaos-postgres", "chaos-redis"];
+
+/// The parts that start Redis and Valkey.
 const REDIS: &[&str] = &["lib-all", "gateway", "measure"];
 
-/// The parts that start PostgreSQL.
+/// The same, and those that start Redis alone.
+const REDIS_7: &[&str] = &["lib-all", "gateway", "planted", "chaos-redis", "measure"];
+
+/// The parts that start PostgreSQL in both versions.
 const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres", "measure"];
+
+/// The same, and those that start the older alone.
+const POSTGRES_15: &[&str] = &["lib-all", "gateway", "gateway-postgres", "planted", "chaos-postgres", "measure"];
 
 /// Sees to it that what `parts` need is there; an error is the one line to print.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {

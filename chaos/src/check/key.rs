@@ -229,7 +229,8 @@ impl<'a> Key<'a> {
             let end = begun.max(left).max(continued) + grace;
             gateways.died.get(&gateway).map_or(end, |died| end.min(*died))
         });
-        ends.max().unwrap_or(0)
+        // Who held it may be dead, and what the store knows of that began anew.
+        ends.max().map_or(0, |end| end.max(gateways.store_back))
     }
 
     pub(super) fn unsettled(&self) -> Option<(Rule, String)> {

@@ -251,6 +251,33 @@ fn a_key_is_believed_in_flight_up_to_lease_and_five_seconds() {
 }
 
 #[test]
+fn a_gateway_serves_again_within_ten_seconds_of_a_heal_of_its_store() {
+    let healed = || story().saw(What::StoreHurt).saw(What::StoreHealed);
+    let refused = |story: Story| story.sent(9, "k").refused(9, "rejected", "store_unavailable").broken();
+    assert_eq!(refused(healed().wait(9 * SECOND)), []);
+    assert_eq!(refused(healed().wait(11 * SECOND)), [Rule::Recovers]);
+    let served = || healed().sent(1, "l").ran("l", "n1").got(1, "stored", "n1");
+    assert_eq!(refused(served().wait(11 * SECOND)), [], "it has served since");
+    assert_eq!(refused(healed().saw(What::StoreHurt).wait(11 * SECOND)), [], "it is hurt again");
+    assert_eq!(
+        refused(healed().wait(10 * SECOND).saw(What::Continued { gateway: 1 }).wait(SECOND)),
+        [],
+        "it was stopped"
+    );
+}
+
+#[test]
+fn leases_begin_anew_with_a_server_that_is_started_again() {
+    let lost = || story().sent(1, "k").saw(What::Died { gateway: 1 }).wait(5 * SECOND);
+    let asked_after = |wait| {
+        let back = lost().saw(What::StoreHurt).saw(What::StoreHealed);
+        back.wait(wait).sent(2, "k").refused(2, "in-flight", "in_flight").broken()
+    };
+    assert_eq!(asked_after(5 * SECOND), []);
+    assert_eq!(asked_after(7 * SECOND), [Rule::Stuck]);
+}
+
+#[test]
 fn a_run_that_saw_too_little_is_a_breach() {
     let least = Seen { replayed: 1, ..Seen::default() };
     let rules = Rules { least, ..rules() };

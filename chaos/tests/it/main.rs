@@ -2,4 +2,5 @@
 
 #[cfg(feature = "planted")]
 mod planted;
+mod restarts;
 mod seeds;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chaos::check::{Rule, Seen, check};
 use chaos::client::{Call, Leaves};
 use chaos::history::What;
+use chaos::server::Kind;
 use chaos::stage::{LEASE, Stage, rules};
 
 /// How often a story is played: in some, who comes first at the moment of the bug is not for the story to say.
@@ -15,9 +16,27 @@ const PLAYS_MAX: usize = 4;
 /// Plays the same with and without the bug.
 #[track_caller]
 fn finds(bug: &str, rule: Rule, play: fn(&mut Stage)) {
+    finds_on(Stage::small, bug, rule, play);
+}
+
+/// The same over each store that gateways share.
+#[track_caller]
+fn finds_over_a_shared_store(bug: &str, rule: Rule, play: fn(&mut Stage)) {
+    for kind in [Kind::Postgres, Kind::Redis] {
+        finds_on(|program, folder, bug| Stage::shared(program, folder, kind, bug), bug, rule, play);
+    }
+}
+
+#[track_caller]
+fn finds_on(
+    set: impl Fn(&Path, &Path, Option<&str>) -> Result<Stage, String>,
+    bug: &str,
+    rule: Rule,
+    play: fn(&mut Stage),
+) {
     let found = |bug: Option<&str>| {
         let folder = tempfile::tempdir().unwrap();
-        let mut stage = Stage::small(Path::new(env!("CARGO_BIN_EXE_chaos")), folder.path(), bug).unwrap();
+        let mut stage = set(Path::new(env!("CARGO_BIN_EXE_chaos")), folder.path(), bug).unwrap();
         play(&mut stage);
         let events = stage.recorder.events();
         let verdict = check(&events, &rules(Seen { calls: 2, ..Seen::default() }));
@@ -61,6 +80,15 @@ fn until_settled(stage: &Stage, call: &Call) {
     }
 }
 
+fn until_served(stage: &Stage, gateway: usize, call: &Call) {
+    for _ in 0..100 {
+        match stage.call_to(gateway, call) {
+            Some(answer) if answer.code != "store_unavailable" => return,
+            _ => wait(Duration::from_millis(100)),
+        }
+    }
+}
+
 fn wait(time: Duration) {
     // waits: the story needs the time itself to pass: a lease, or another's work
     std::thread::sleep(time);
@@ -71,6 +99,25 @@ fn a_second_execution_beside_the_first() {
     finds("second-execution", Rule::Once, |stage| {
         stage.call(&leaving("k", "effect wait=900 answer=201"));
         stage.call(&Call::new("k"));
+    });
+}
+
+#[test]
+fn a_second_execution_at_another_gateway() {
+    finds_over_a_shared_store("second-execution", Rule::Once, |stage| {
+        stage.call(&leaving("k", "effect wait=900 answer=201"));
+        stage.call_to(1, &Call::new("k"));
+    });
+}
+
+#[test]
+fn a_completion_that_a_crash_of_the_store_loses() {
+    finds_over_a_shared_store("lost-completion", Rule::Kept, |stage| {
+        stage.call(&Call::new("k"));
+        stage.crash_the_store(Duration::ZERO);
+        for gateway in [1, 0] {
+            until_served(stage, gateway, &Call::new("k"));
+        }
     });
 }
 

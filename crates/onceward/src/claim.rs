@@ -123,6 +123,8 @@ pub(crate) struct Held {
     pub(crate) policy: Arc<Policy>,
     /// When the attempt began, by the wall clock: a hint.
     pub(crate) began: Duration,
+    /// How often the store had lost its memory before the claim was sent, as far as it was known.
+    pub(crate) losses: usize,
     /// What the claim replaced, if it was more than an insert.
     over: OnceLock<Version>,
     /// When the last sign of life was *sent*, in microseconds of the holder's clock.
@@ -174,8 +176,9 @@ impl Held {
         print: Print,
         policy: Arc<Policy>,
     ) -> Arc<Self> {
-        let began = shared.clock.wall();
+        let (began, losses) = (shared.clock.wall(), shared.losses());
         Arc::new(Self {
+            losses,
             shared,
             id,
             key_hash,

@@ -377,6 +377,8 @@ impl Builder {
                 issuing: self.issuing,
                 observer: self.observer,
                 opened: OnceCell::new(),
+                losses: AtomicUsize::new(0),
+                is_foreign: AtomicBool::new(false),
                 waiters: Arc::default(),
                 running: AtomicUsize::new(0),
                 idle: Notify::new(),
@@ -399,6 +401,10 @@ pub(crate) struct Shared {
     issuing: Issuing,
     observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<Opened>,
+    /// How often the store was found to have lost its memory.
+    losses: AtomicUsize,
+    /// The store belongs to another secret now.
+    is_foreign: AtomicBool,
     waiters: Arc<Waiters>,
     running: AtomicUsize,
     idle: Notify,

@@ -1,7 +1,11 @@
-//! Opening the store: its secret, its identity, and the sweep that goes on from then.
+//! Opening the store: its secret, its identity, and what goes on from then: the sweep, and the look whether it is still the
+//! store that was opened.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::{Boxed, Shared};
 use crate::record::AttemptId;
@@ -11,16 +15,19 @@ use crate::store::Error;
 /// What was read from the store when it was opened.
 pub(super) struct Opened {
     pub(super) keys: HashKeys,
-    /// A random value that the store keeps: another one means that it lost its memory.
-    pub(super) identity: [u8; 16],
+    /// The secret, where it is the store that keeps it for all.
+    shared: Option<Secret>,
+    /// A random value that the store keeps: another one means that it lost its memory since.
+    identity: Mutex<[u8; 16]>,
 }
 
 impl Shared {
     pub(super) async fn open(self: &Arc<Self>) -> Result<&Opened, Error> {
-        if let Some(opened) = self.opened.get() {
-            return Ok(opened);
+        match self.opened.get() {
+            Some(_) if self.is_foreign.load(Ordering::Relaxed) => Err(another_secret()),
+            Some(opened) => Ok(opened),
+            None => self.open_first().await,
         }
-        self.open_first().await
     }
 
     fn open_first<'a>(self: &'a Arc<Self>) -> Boxed<'a, Result<&'a Opened, Error>> {
@@ -28,39 +35,78 @@ impl Shared {
     }
 
     async fn open_now(self: &Arc<Self>) -> Result<Opened, Error> {
-        let secret = match &self.secret {
-            Some(secret) => secret.clone(),
+        let (secret, shared) = match &self.secret {
+            Some(secret) => (secret.clone(), None),
             None => {
                 let fresh: [u8; 32] = rand::random();
                 let kept = self.meta("secret", &fresh).await?;
                 let bytes = kept.as_ref().try_into().map_err(|_| Error::unreadable("the store's secret is damaged"))?;
-                Secret::new(bytes)
+                let secret = Secret::new(bytes);
+                (secret.clone(), Some(secret))
             }
         };
         let keys = HashKeys::new(&secret);
         if self.meta("secret-check", &keys.check_value()).await? != keys.check_value().as_slice() {
-            return Err(Error::refused(
-                "the store belongs to another secret; set secret_file to the one that it was made with",
-            ));
+            return Err(another_secret());
         }
-        let identity = self.identity().await?;
+        let identity = Mutex::new(self.identity().await?);
+        // One in this process's memory forgets with it.
+        let may_forget = !self.store.facts().in_process;
         let weak = Arc::downgrade(self);
         let clock = Arc::clone(&self.clock);
         tokio::spawn(async move {
             loop {
                 clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
                 let Some(shared) = weak.upgrade() else { return };
+                if may_forget && let Err(error) = shared.notice_loss().await {
+                    tracing::debug!(%error, "the store does not say whether it lost its memory");
+                }
                 if let Err(error) = shared.sweep_all().await {
                     tracing::warn!(%error, "the sweep failed, and is tried again");
                 }
             }
         });
-        Ok(Opened { keys, identity })
+        Ok(Opened { keys, shared, identity })
+    }
+
+    /// How often the store was found to have lost its memory.
+    pub(crate) fn losses(&self) -> usize {
+        self.losses.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether the store lost its memory. One that did gets back what all of its processes must agree on: else the next
+    /// one that starts would make another secret up, its keys would never meet those of the others, and both would execute.
+    pub(super) async fn notice_loss(&self) -> Result<(), Error> {
+        let Some(opened) = self.opened.get() else { return Ok(()) };
+        let found = self.identity().await?;
+        if *opened.identity.lock() == found {
+            return Ok(());
+        }
+        if let Some(secret) = &opened.shared {
+            self.meta("secret", secret.bytes()).await?;
+        }
+        let check = opened.keys.check_value();
+        let is_foreign = self.meta("secret-check", &check).await? != check.as_slice();
+        self.is_foreign.store(is_foreign, Ordering::Relaxed);
+        let mut identity = opened.identity.lock();
+        // Others may look at the same time: it is lost once.
+        if *identity != found {
+            *identity = found;
+            self.losses.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(is_foreign, "the store lost its memory; retries of what it knew may execute again");
+        }
+        Ok(())
     }
 
     /// The store's identity, made by whoever asks first.
-    pub(super) async fn identity(&self) -> Result<[u8; 16], Error> {
+    async fn identity(&self) -> Result<[u8; 16], Error> {
         let kept = self.meta("identity", &AttemptId::random().0).await?;
         kept.as_ref().try_into().map_err(|_| Error::unreadable("the store's identity is damaged"))
     }
+}
+
+fn another_secret() -> Error {
+    Error::refused(
+        "the store belongs to another secret; set secret_file to the one that it was made with, or start this process anew",
+    )
 }

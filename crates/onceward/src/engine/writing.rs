@@ -128,7 +128,8 @@ impl Shared {
                     });
                 }
                 Late::Gone => {
-                    let forgetful = self.opened.get().map(|opened| opened.identity) != Some(self.identity().await?);
+                    self.notice_loss().await?;
+                    let forgetful = self.losses() != held.losses;
                     // A release leaves its record in any case, so that a late word finds it.
                     if !forgetful && !matches!(phase, Phase::Released { .. }) {
                         return Ok(Wrote::Overtaken(None));

@@ -40,8 +40,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Census, Error, Facts, Pending, Replaced, Store};
+use crate::clock::{Clock, SystemClock};
 use crate::codec;
-use crate::record::{Found, Record, Stage, Version};
+use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
 use connect::Connect;
 use failure::Next;
@@ -101,8 +102,17 @@ impl PostgresStore {
     ///
     /// Those of [`PostgresStore::open`].
     pub async fn with(settings: Settings) -> Result<Self, Error> {
+        Self::with_clock(settings, Arc::new(SystemClock)).await
+    }
+
+    /// The same, with the time since another server was met told by `clock`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`PostgresStore::open`].
+    pub async fn with_clock(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let connections = settings.connections;
-        let connect = Arc::new(Connect::new(settings));
+        let connect = Arc::new(Connect::new(settings, clock));
         let connected = connect.connect().await?;
         schema::bring_up(&connected.client).await?;
         Ok(Self {
@@ -168,7 +178,7 @@ impl PostgresStore {
         for _ in 0..TRIES {
             let rows = self.run(Op::Insert, id, &params, &mut settled).await?;
             if let Some(told) = rows.first() {
-                let found = found(id, told)?;
+                let found = self.found(id, told)?;
                 // It was inserted by a statement whose answer was lost.
                 let is_ours = !settled && found.as_ref().is_some_and(|found| *found.record == *record);
                 return Ok(found.filter(|_| !is_ours));
@@ -200,7 +210,7 @@ impl PostgresStore {
             let rows = self.run(op, id, &params, &mut settled).await?;
             let there = match rows.first() {
                 None => None,
-                Some(told) => match found(id, told)? {
+                Some(told) => match self.found(id, told)? {
                     None => return Ok(Replaced::Yes),
                     there => there,
                 },
@@ -222,7 +232,7 @@ impl PostgresStore {
     async fn get_now(&self, id: &RecordId) -> Result<Option<Found>, Error> {
         let key = id.0.as_slice();
         let rows = self.run(Op::Get, id, &[(&key, Type::BYTEA)], &mut true).await?;
-        rows.first().map_or(Ok(None), |row| found(id, row))
+        rows.first().map_or(Ok(None), |row| self.found(id, row))
     }
 
     async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
@@ -258,11 +268,11 @@ impl PostgresStore {
             let rows =
                 self.run_slow(DUE, &[(&want, Type::INT8), (&(passed_over + due.len() as i64), Type::INT8)]).await?;
             for row in &rows {
-                let Ok(id) = row.get::<_, &[u8]>(2).try_into().map(RecordId) else {
+                let Ok(id) = row.get::<_, &[u8]>(3).try_into().map(RecordId) else {
                     passed_over += 1;
                     continue;
                 };
-                match found(&id, row) {
+                match self.found(&id, row) {
                     Ok(Some(found)) => due.push((id, found)),
                     // It cannot be read, and does not hide the others.
                     _ => passed_over += 1,
@@ -284,7 +294,7 @@ impl PostgresStore {
         let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
         *self.asked.lock() = Instant::now();
         let checked = server.check(&self.connect.settings().accepted);
-        *self.connect.server.write() = server;
+        self.connect.learn(server);
         checked.inspect_err(|_| line.give_up())
     }
 
@@ -323,6 +333,20 @@ impl PostgresStore {
         *counted = Some(Counted { census, at: Instant::now(), took: began.elapsed() });
         Ok(census)
     }
+
+    /// What a row says: nothing where its record is none.
+    fn found(&self, id: &RecordId, row: &Row) -> Result<Option<Found>, Error> {
+        let unreadable = |error| Error::unreadable("a row of the store cannot be read").because(error);
+        let Some(bytes) = row.try_get::<_, Option<&[u8]>>(0).map_err(unreadable)? else { return Ok(None) };
+        let (micros, started): (i64, i64) = (row.try_get(1).map_err(unreadable)?, row.try_get(2).map_err(unreadable)?);
+        let record = codec::decode(id, &Bytes::copy_from_slice(bytes))?;
+        // The server's clock may have gone back: then nothing has passed.
+        let mut age = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+        if matches!(record.phase, Phase::InFlight { .. }) {
+            age = age.min(self.connect.known_for(started));
+        }
+        Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
+    }
 }
 
 /// Makes the schema, or brings it up to date, and returns the version that was there.
@@ -332,7 +356,7 @@ impl PostgresStore {
 /// Those of [`PostgresStore::open`].
 pub async fn migrate(url: &str) -> Result<i32, Error> {
     let settings: Settings = url.parse().map_err(Error::refused)?;
-    let connected = Connect::new(settings).connect().await?;
+    let connected = Connect::new(settings, Arc::new(SystemClock)).connect().await?;
     schema::bring_up(&connected.client).await
 }
 
@@ -371,7 +395,7 @@ impl Store for PostgresStore {
     }
 
     fn facts(&self) -> Facts {
-        self.connect.server.read().facts()
+        self.connect.server().facts()
     }
 }
 
@@ -442,15 +466,4 @@ fn number(stage: Stage) -> i16 {
         Stage::Unknown => 4,
         Stage::Tombstone => 5,
     }
-}
-
-/// What a row says: nothing where its record is none.
-fn found(id: &RecordId, row: &Row) -> Result<Option<Found>, Error> {
-    let unreadable = |error| Error::unreadable("a row of the store cannot be read").because(error);
-    let Some(bytes) = row.try_get::<_, Option<&[u8]>>(0).map_err(unreadable)? else { return Ok(None) };
-    let micros: i64 = row.try_get(1).map_err(unreadable)?;
-    let record = codec::decode(id, &Bytes::copy_from_slice(bytes))?;
-    // The server's clock may have gone back: then nothing has passed.
-    let age = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
-    Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
 }

@@ -5,6 +5,7 @@ mod ends;
 mod faults;
 mod keys;
 mod late;
+mod losses;
 mod paths;
 mod sizes;
 

@@ -3,6 +3,7 @@
 mod cost;
 mod failover;
 mod faults;
+mod kept;
 mod records;
 mod start;
 

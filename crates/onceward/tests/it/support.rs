@@ -1,5 +1,7 @@
 //! Real servers, and what breaks the way to them.
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) mod certificates;
 pub(crate) mod fault_proxy;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;

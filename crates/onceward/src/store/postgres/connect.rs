@@ -1,10 +1,10 @@
 //! Connecting: to the first host that takes writes, and is no older than what was seen before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -15,7 +15,12 @@ use super::failure;
 use super::server::Server;
 use super::settings::Settings;
 use super::tls::Connector;
+use crate::clock::Clock;
 use crate::store::Error;
+
+/// So many times the connections that were asked for stand at most: one that carries a statement which the server does not
+/// answer, for a table is locked or a standby is waited for, is left for a new one, and stands until it is answered.
+const STANDING_MAX: usize = 3;
 
 /// How long one host may take to let us in.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -27,7 +32,19 @@ pub(super) struct Connect {
     /// The highest timeline that was seen: a server on a lower one was left behind by a failover.
     timeline: AtomicU64,
     /// What the last server said of itself.
-    pub(super) server: RwLock<Server>,
+    server: RwLock<Server>,
+    /// How many connections stand, those that were left for a new one too.
+    standing: Arc<AtomicUsize>,
+    clock: Arc<dyn Clock>,
+    known: Mutex<Option<Known>>,
+}
+
+/// Since when the server is the one that it is, as far as it is known: so long before `at`.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    started: i64,
+    before: Duration,
+    at: Duration,
 }
 
 /// A connection, and who is at its other end.
@@ -39,8 +56,46 @@ pub(super) struct Connected {
 }
 
 impl Connect {
-    pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, timeline: AtomicU64::new(0), server: RwLock::default() }
+    pub(super) fn new(settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            settings,
+            timeline: AtomicU64::new(0),
+            server: RwLock::default(),
+            standing: Arc::default(),
+            clock,
+            known: Mutex::default(),
+        }
+    }
+
+    /// What the last server said of itself.
+    pub(super) fn server(&self) -> Server {
+        self.server.read().clone()
+    }
+
+    /// Takes note of what a server says of itself.
+    pub(super) fn learn(&self, server: Server) {
+        self.known_since(server.started, server.known_for());
+        *self.server.write() = server;
+    }
+
+    /// The age of a claim counts at most from when its server became the one that it is, here the one that runs since
+    /// `started`: while it was not there, nobody could give a sign of life, and what another knows of may be missing.
+    pub(super) fn known_for(&self, started: i64) -> Duration {
+        self.known_since(started, Duration::ZERO)
+    }
+
+    fn known_since(&self, started: i64, before: Duration) -> Duration {
+        let now = self.clock.now();
+        let mut known = self.known.lock();
+        let Known { before, at, .. } = *match known.filter(|known| known.started == started) {
+            Some(same) => known.insert(same),
+            None if known.is_none() => known.insert(Known { started, before, at: now }),
+            None => {
+                tracing::warn!("the server is another or was restarted; leases count anew");
+                known.insert(Known { started, before: Duration::ZERO, at: now })
+            }
+        };
+        before + now.saturating_sub(at)
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -55,6 +110,13 @@ impl Connect {
     /// Tries the hosts in their order.
     pub(super) async fn connect(&self) -> Result<Connected, Error> {
         let config = &self.settings.config;
+        let most = STANDING_MAX * (self.settings.connections + 1);
+        if self.standing.load(Ordering::SeqCst) >= most {
+            return Err(Error::refused(format!(
+                "{most} connections carry what the server does not answer, and others need it too: no more are made before \
+                 one of them ends; look for a lock of the table, or a synchronous standby that is away"
+            )));
+        }
         let mut refused = None;
         for (n, host) in config.get_hosts().iter().enumerate() {
             let port = match config.get_ports() {
@@ -90,6 +152,16 @@ impl Connect {
         Err(refused.unwrap_or_else(|| Error::refused("the URL names no host")))
     }
 
+    fn spawn(&self, connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
+        let standing = Standing::one(&self.standing);
+        tokio::spawn(async move {
+            let _standing = standing;
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to PostgreSQL ended");
+            }
+        });
+    }
+
     async fn connect_to(&self, host: &Host, port: u16) -> Result<Connected, Error> {
         let config = &self.settings.config;
         let failed = |error| failure::error("it lets nobody in", error);
@@ -104,12 +176,12 @@ impl Connect {
                             .map_err(|error| Error::refused("no name that a certificate could have").because(error))?;
                         let connector = Connector { config: Arc::clone(tls), name };
                         let (client, connection) = config.connect_raw(stream, connector).await.map_err(failed)?;
-                        spawn(connection);
+                        self.spawn(connection);
                         client
                     }
                     None => {
                         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
-                        spawn(connection);
+                        self.spawn(connection);
                         client
                     }
                 };
@@ -120,7 +192,7 @@ impl Connect {
                 let stream = tokio::net::UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await;
                 let stream = stream.map_err(|error| Error::unavailable("it cannot be reached").because(error))?;
                 let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
-                spawn(connection);
+                self.spawn(connection);
                 (client, None)
             }
         };
@@ -136,17 +208,25 @@ impl Connect {
         // A pooler shows itself by a port that is not ours.
         let is_direct = self.settings.prepare.unwrap_or(local_port.is_some() && server.client_port == local_port);
         let timeline = server.timeline;
-        *self.server.write() = server;
+        self.learn(server);
         Ok(Connected { client, timeline, is_direct })
     }
 }
 
-fn spawn(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to PostgreSQL ended");
-        }
-    });
+/// A connection that stands, as long as this lives.
+struct Standing(Arc<AtomicUsize>);
+
+impl Standing {
+    fn one(of: &Arc<AtomicUsize>) -> Self {
+        of.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(of))
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Without delay, and with an end where the other side is gone. Returns our port.

@@ -1,5 +1,7 @@
 //! What a server says of itself, and what that means for the promises.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use super::failure;
@@ -10,6 +12,9 @@ use crate::store::{Error, Facts};
 pub(super) struct Server {
     pub(super) is_standby: bool,
     pub(super) timeline: u64,
+    /// Since when it runs, in microseconds since 1970 by its own clock; and for how long.
+    pub(super) started: i64,
+    uptime: Duration,
     /// The client's port as the server sees it.
     pub(super) client_port: Option<u16>,
     fsync: bool,
@@ -22,7 +27,9 @@ pub(super) struct Server {
 const ASK: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
     CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END, \
     inet_client_port(), current_setting('fsync')::bool, current_setting('full_page_writes')::bool, \
-    current_setting('synchronous_standby_names'), current_setting('server_version')";
+    current_setting('synchronous_standby_names'), current_setting('server_version'), \
+    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
+    (extract(epoch FROM clock_timestamp() - pg_postmaster_start_time()) * 1000000)::bigint";
 
 impl Server {
     pub(super) async fn ask(client: &Client) -> Result<Self, Error> {
@@ -39,7 +46,14 @@ impl Server {
             full_page_writes: row.get(4),
             standbys: row.get(5),
             version: row.get(6),
+            started: row.get(7),
+            uptime: Duration::from_micros(u64::try_from(row.get::<_, i64>(8)).unwrap_or(0)),
         })
+    }
+
+    /// For how long it surely has been the one that it is: one on a later timeline was promoted, it does not say when.
+    pub(super) fn known_for(&self) -> Duration {
+        if self.timeline > 1 { Duration::ZERO } else { self.uptime }
     }
 
     /// Refuses what voids a promise, unless it was accepted.

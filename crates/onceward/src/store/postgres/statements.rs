@@ -11,6 +11,15 @@ macro_rules! synced {
     };
 }
 
+/// How old it is, and since when this server runs: one that was restarted lets leases begin anew. Through a pooler no
+/// connection breaks that would tell.
+macro_rules! age {
+    () => {
+        "(extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint, \
+         (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+    };
+}
+
 /// Looks first: a replay writes nothing, and takes no lock.
 const INSERT: &str = concat!(
     "WITH there AS MATERIALIZED (SELECT record, written FROM onceward.records WHERE id = $1), \
@@ -20,8 +29,9 @@ const INSERT: &str = concat!(
      FROM (SELECT clock_timestamp() AS now) t WHERE NOT EXISTS (SELECT FROM there) AND ",
     synced!(),
     " ON CONFLICT (id) DO NOTHING RETURNING 1) \
-     SELECT NULL::bytea, 0::bigint FROM won UNION ALL \
-     SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint FROM there"
+     SELECT NULL::bytea, 0::bigint, 0::bigint FROM won UNION ALL SELECT record, ",
+    age!(),
+    " FROM there"
 );
 
 macro_rules! set {
@@ -34,9 +44,11 @@ macro_rules! set {
 
 macro_rules! done_or_there {
     () => {
-        " RETURNING 1) SELECT NULL::bytea, 0::bigint FROM done UNION ALL \
-         SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint \
-         FROM onceward.records WHERE id = $1 AND NOT EXISTS (SELECT FROM done)"
+        concat!(
+            " RETURNING 1) SELECT NULL::bytea, 0::bigint, 0::bigint FROM done UNION ALL SELECT record, ",
+            age!(),
+            " FROM onceward.records WHERE id = $1 AND NOT EXISTS (SELECT FROM done)"
+        )
     };
 }
 
@@ -59,8 +71,7 @@ const REPLACE: &str = concat!(
     done_or_there!()
 );
 
-const GET: &str = "SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint \
-     FROM onceward.records WHERE id = $1";
+const GET: &str = concat!("SELECT record, ", age!(), " FROM onceward.records WHERE id = $1");
 
 const REMOVE: &str = concat!(
     "WITH free AS MATERIALIZED (SELECT id FROM onceward.records WHERE id = $1 AND attempt = $2 AND stage = $3 \
@@ -76,9 +87,12 @@ pub(super) const LIST_ANEW: &str = "WITH stale AS MATERIALIZED (SELECT id FROM o
      UPDATE onceward.records r SET look_at = r.due FROM stale \
      WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL";
 
-pub(super) const DUE: &str = "SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint, id \
-     FROM onceward.records WHERE look_at <= statement_timestamp() AND due <= statement_timestamp() \
-     ORDER BY look_at, id LIMIT $1 OFFSET $2";
+pub(super) const DUE: &str = concat!(
+    "SELECT record, ",
+    age!(),
+    ", id FROM onceward.records WHERE look_at <= statement_timestamp() AND due <= statement_timestamp() \
+     ORDER BY look_at, id LIMIT $1 OFFSET $2"
+);
 
 pub(super) const META: &str = concat!(
     "WITH there AS MATERIALIZED (SELECT value FROM onceward.meta WHERE name = $1), \

@@ -3,44 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use onceward::fingerprint::Fingerprint;
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
-use onceward::secret::{KeyHash, RecordId};
+use onceward::clock::ManualClock;
+use onceward::decide::{Standing, standing};
+use onceward::record::AttemptId;
 use onceward::store::postgres::{migrate, schema_script};
-use onceward::store::{Applied, Error, PostgresStore, Replaced, Store};
+use onceward::store::{Applied, PostgresStore, Replaced, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::records::{HEALED, LEASE, answer, chain, claim, claims_again, id, unknown};
 use super::{POSTGRES_15, database_of};
 use crate::support::fault_proxy::{Fault, FaultProxy};
-use crate::support::postgres::Postgres;
-
-/// How soon after a heal all is as before.
-const HEALED: Duration = Duration::from_secs(10);
-
-fn id(n: usize) -> RecordId {
-    // Spread over all connections.
-    let mut id = [0; 32];
-    id[..8].copy_from_slice(&(n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    id[8..16].copy_from_slice(&(n as u64).to_le_bytes());
-    RecordId(id)
-}
-
-fn claim(attempt: AttemptId) -> Record {
-    let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
-    let phase = Phase::InFlight { print, lease: Duration::from_secs(900), began: Duration::ZERO };
-    Record { key_hash: KeyHash([1; 32]), attempt, phase }
-}
-
-fn answer(attempt: AttemptId) -> Record {
-    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"tea") };
-    let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
-    let (retention, tombstone) = (Duration::from_secs(86_400), Duration::from_secs(86_400));
-    let phase = Phase::Completed { print, kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
-    Record { key_hash: KeyHash([1; 32]), attempt, phase }
-}
+use crate::support::postgres::{PgBouncer, Postgres};
 
 /// A store whose way to the server is the proxy's.
 async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
@@ -51,19 +25,6 @@ async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
     let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
     (proxy, store)
-}
-
-/// Claims new keys until it succeeds, each try as long as the engine would wait.
-async fn claims_again(store: &PostgresStore, from: usize) {
-    let until = Instant::now() + HEALED;
-    let mut n = from;
-    loop {
-        if let Ok(Ok(None)) = timeout(Duration::from_secs(2), store.insert(&id(n), &claim(AttemptId::random()))).await {
-            return;
-        }
-        assert!(Instant::now() < until, "it does not recover");
-        n += 1;
-    }
 }
 
 #[tokio::test]
@@ -160,22 +121,74 @@ async fn a_crash_forgets_nothing_whatever_the_database_says() {
     let database = database_of(&url);
     server.sql("postgres", &format!("ALTER DATABASE {database} SET synchronous_commit = off"));
     let store = PostgresStore::open(&url).await.unwrap();
-    for round in 0..3 {
-        let mut kept = Vec::new();
-        for n in round * 10..round * 10 + 10 {
-            let claim = claim(AttemptId::random());
+    for (n, kind) in ["a claim", "an answer", "an unknown", "a removal", "a named value"].into_iter().enumerate() {
+        // Each kind of statement is the last word before a crash: what comes after would carry it to the disk.
+        let claim = claim(AttemptId::random());
+        let ends = [answer(claim.attempt), unknown(claim.attempt)];
+        if kind == "a named value" {
+            assert_eq!(store.meta("name", b"kept").await.unwrap(), "kept");
+        } else {
             assert_eq!(store.insert(&id(n), &claim).await.unwrap(), None);
-            let end = answer(claim.attempt);
-            assert_eq!(store.replace(&id(n), claim.version(), &end).await.unwrap(), Replaced::Yes);
-            kept.push((n, end));
         }
+        let last = match kind {
+            "a claim" => Some(&claim),
+            "an answer" | "an unknown" => {
+                let end = &ends[n - 1];
+                assert_eq!(store.replace(&id(n), claim.version(), end).await.unwrap(), Replaced::Yes);
+                Some(end)
+            }
+            "a removal" => {
+                assert!(store.remove(&id(n), claim.version()).await.unwrap());
+                None
+            }
+            _ => None,
+        };
         server.stop("immediate");
         server.start_again();
-        for (n, end) in kept {
-            let found = timeout(HEALED, store.get(&id(n))).await.unwrap().unwrap();
-            assert_eq!(*found.expect("it was kept").record, end, "round {round}");
+        if kind == "a named value" {
+            assert_eq!(timeout(HEALED, store.meta("name", b"another")).await.unwrap().unwrap(), "kept", "{kind}");
         }
+        let found = timeout(HEALED, store.get(&id(n))).await.unwrap().unwrap();
+        assert_eq!(found.map(|found| *found.record).as_ref(), last, "{kind}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_was_restarted_lets_leases_begin_anew() {
+    let mut server = Postgres::start(15, "");
+    let url = server.database();
+    let database = database_of(&url);
+    let clock = ManualClock::default();
+    // Through a pooler no connection breaks: what was asked over one that stands is asked of the new server.
+    let pooler = PgBouncer::before(server.address);
+    let pooled = url.replace(&server.address.to_string(), &pooler.address.to_string());
+    let open =
+        async |url: &str| PostgresStore::with_clock(url.parse().unwrap(), Arc::new(clock.clone())).await.unwrap();
+    let stores = [open(&url).await, open(&pooled).await];
+    let held = claim(AttemptId::random());
+    assert_eq!(stores[0].insert(&id(1), &held).await.unwrap(), None);
+    let ages = async || {
+        let mut ages = Vec::new();
+        for store in &stores {
+            let found = store.get(&id(1)).await.unwrap().unwrap();
+            ages.push((found.age, standing(&found) == Standing::Lost));
+        }
+        ages
+    };
+    clock.advance(LEASE * 2);
+    server.sql(&database, "UPDATE onceward.records SET written = written - interval '30 min'");
+    assert!(ages().await.iter().all(|(_, is_lost)| *is_lost), "it was not aged, so nothing is shown");
+    server.stop("immediate");
+    server.start_again();
+    // As long as it was away, its holder could give no sign of life.
+    let after = ages().await;
+    assert!(
+        after.iter().all(|(age, is_lost)| !is_lost && *age < LEASE / 2),
+        "a live holder's claim is lost: {after:?}"
+    );
+    assert_eq!(stores[0].due(10).await.unwrap().iter().filter(|(_, due)| standing(due) == Standing::Lost).count(), 0);
+    clock.advance(LEASE * 2);
+    assert!(ages().await.iter().all(|(_, is_lost)| *is_lost), "nobody would ever find its holder lost");
 }
 
 #[tokio::test]
@@ -283,34 +296,6 @@ async fn a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
-async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
-    let mut primary = Postgres::start(15, "");
-    let url = primary.database();
-    let standby = primary.standby();
-    let alone = url.replace(&primary.address.to_string(), &standby.address.to_string());
-    let error = chain(&PostgresStore::open(&alone).await.unwrap_err());
-    assert!(error.contains("it is a standby"), "{error}");
-    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", standby.address.port(), primary.address.port());
-    let both = format!("{}&target_session_attrs=read-write", url.replace(&primary.address.to_string(), &hosts));
-    let store = PostgresStore::open(&both).await.unwrap();
-    let claim = claim(AttemptId::random());
-    assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
-    assert!(store.facts().promise.contains("no standby is synchronous"), "{}", store.facts().promise);
-    let caught_up =
-        format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
-    while standby.sql("postgres", &caught_up) != "t" {}
-    primary.stop("immediate");
-    standby.promote();
-    claims_again(&store, 2).await;
-    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim);
-    // The old primary comes back as if nothing had been, and the new one goes: its memory is not that of the others.
-    primary.start_again();
-    standby.stop("immediate");
-    let error = chain(&store.insert(&id(500), &claim).await.unwrap_err());
-    assert!(error.contains("a failover left it behind"), "{error}");
-}
-
-#[tokio::test]
 async fn settings_that_void_a_promise_are_refused_or_said() {
     let url = POSTGRES_15.database();
     let error = chain(&PostgresStore::open(&url.replace("&accept=fsync-off", "")).await.unwrap_err());
@@ -346,14 +331,4 @@ async fn an_answer_replaces_its_claim_beside_it() {
         assert!(Instant::now() < until, "the server does not tell its counts");
     };
     assert!(percent >= 90, "{percent} % of the updates stayed beside");
-}
-
-fn chain(error: &Error) -> String {
-    let mut line = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        line = format!("{line}: {error}");
-        source = error.source();
-    }
-    line
 }

@@ -1,14 +1,13 @@
 //! Who is let in, and which servers are: what would void a promise stops the start unless it is accepted knowingly.
 
-use std::path::Path;
 use std::time::Duration;
 
 use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Applied, Error, Replaced, Store};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::time::Instant;
 
 use super::records::{claim, completed, id};
+use crate::support::certificates::certificates;
 use crate::support::redis::Redis;
 use crate::support::waiting::PATIENCE;
 
@@ -111,7 +110,7 @@ async fn a_user_needs_few_rights_and_a_wrong_password_is_said() {
 async fn tls_takes_a_ca_and_a_client_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    certificates(at);
+    certificates(at, "client");
     let server = Redis::with_tls(at, "--requirepass geheim");
     let place = format!("rediss://:geheim@localhost:{}", server.address.port());
     let file = |name: &str| at.join(name).display().to_string();
@@ -126,25 +125,5 @@ async fn tls_takes_a_ca_and_a_client_certificate() {
         (format!("redis://:geheim@localhost:{}", server.address.port()), "no TLS"),
     ] {
         assert!(connect(&url).await.is_err(), "{what} was let in");
-    }
-}
-
-/// A CA, and certificates of a server and of a client that it signed.
-fn certificates(folder: &Path) {
-    let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.distinguished_name.push(DnType::CommonName, "a CA");
-    write("ca.pem", ca.self_signed(&ca_key).unwrap().pem());
-    let issuer = Issuer::new(ca, ca_key);
-    let uses = [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)];
-    for (name, purpose) in uses {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.extended_key_usages = vec![purpose];
-        params.distinguished_name.push(DnType::CommonName, name);
-        write(&format!("{name}.pem"), params.signed_by(&key, &issuer).unwrap().pem());
-        write(&format!("{name}.key"), key.serialize_pem());
     }
 }

@@ -21,6 +21,7 @@ pub(crate) struct Postgres {
     process: Child,
     pub(crate) address: SocketAddr,
     databases: AtomicUsize,
+    certificates: Option<tempfile::TempDir>,
 }
 
 /// Settings of all servers here: nothing of them outlives a test, so nothing is synced unless a test is about that.
@@ -38,7 +39,35 @@ impl Postgres {
         append(&data.join("postgresql.conf"), &format!("{SETTINGS}port = {}\n{settings}\n", address.port()));
         append(&data.join("pg_hba.conf"), "host replication all 127.0.0.1/32 trust\n");
         let process = spawn(&programs, &data);
-        Self::await_ready(Self { programs, folder, process, address, databases: AtomicUsize::new(0) })
+        Self::await_ready(Self {
+            programs,
+            folder,
+            process,
+            address,
+            databases: AtomicUsize::new(0),
+            certificates: None,
+        })
+    }
+
+    /// One that also speaks TLS; the certificates are named by their folder.
+    pub(crate) fn with_tls(version: u32, certificates: &Path) -> Self {
+        // A key that others than the server may read is refused.
+        let own = folder();
+        for name in ["server.pem", "server.key", "ca.pem"] {
+            let copy = own.path().join(name);
+            fs::copy(certificates.join(name), &copy).unwrap();
+            run(Command::new("chmod").arg("600").arg(&copy));
+            if is_root() {
+                run(Command::new("chown").arg("65534:65534").arg(&copy));
+            }
+        }
+        let at = own.path().display();
+        let settings = format!(
+            "ssl = on\nssl_cert_file = '{at}/server.pem'\nssl_key_file = '{at}/server.key'\nssl_ca_file = '{at}/ca.pem'"
+        );
+        let mut server = Self::start(version, &settings);
+        server.certificates = Some(own);
+        server
     }
 
     /// A standby of it, which follows.
@@ -53,7 +82,14 @@ impl Postgres {
         append(&data.join("postgresql.conf"), &format!("port = {}\n", address.port()));
         let process = spawn(&self.programs, &data);
         let programs = self.programs.clone();
-        Self::await_ready(Self { programs, folder, process, address, databases: AtomicUsize::new(0) })
+        Self::await_ready(Self {
+            programs,
+            folder,
+            process,
+            address,
+            databases: AtomicUsize::new(0),
+            certificates: None,
+        })
     }
 
     fn await_ready(self) -> Self {
@@ -95,6 +131,24 @@ impl Postgres {
         self.pg_ctl(&["promote", "-w"]);
     }
 
+    /// Lets these lines of `pg_hba.conf` count before the others.
+    pub(crate) fn admit(&self, lines: &str) {
+        let file = self.folder.path().join("data/pg_hba.conf");
+        let before = fs::read_to_string(&file).unwrap();
+        fs::write(file, format!("{lines}\n{before}")).unwrap();
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// Makes all its standbys synchronous, and returns once one is.
+    pub(crate) fn wait_for_standbys(&self) {
+        self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+        poll("a synchronous standby", || {
+            let states = self.sql("postgres", "SELECT sync_state FROM pg_stat_replication");
+            (states == "sync").then_some(())
+        });
+    }
+
     /// Ends it: `fast` tells each client, `immediate` is a crash.
     pub(crate) fn stop(&self, how: &str) {
         self.pg_ctl(&["stop", "-w", "-m", how]);
@@ -110,6 +164,26 @@ impl Postgres {
         });
     }
 
+    /// Sends a signal to each of its processes, the first one first, so that none is begun meanwhile. Returns which they were.
+    pub(crate) fn signal(&self, name: &str) -> Vec<u32> {
+        let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
+        let Some(first) = file.lines().next().and_then(|line| line.trim().parse().ok()) else { return Vec::new() };
+        let send = |pid: u32| kill(name, pid);
+        send(first);
+        let children = children_of(first);
+        children.iter().copied().for_each(send);
+        [&[first], children.as_slice()].concat()
+    }
+
+    /// Kills each of its processes, and returns when they are gone.
+    pub(crate) fn kill(&self) {
+        // Stopped first: what becomes an orphan is no longer found, and one that outlives the first keeps it from starting.
+        let killed = self.signal("STOP");
+        assert!(!killed.is_empty(), "it was not running");
+        killed.iter().for_each(|pid| kill("KILL", *pid));
+        poll("an end of all its processes", || killed.iter().all(|pid| state_of(*pid).is_none()).then_some(()));
+    }
+
     fn pg_ctl(&self, arguments: &[&str]) {
         let data = self.folder.path().join("data");
         run(as_nobody(&self.programs.join("pg_ctl")).arg("-D").arg(&data).args(arguments));
@@ -118,6 +192,8 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
+        // A test that failed may have left it stopped, and then it would never end.
+        self.signal("CONT");
         // Its standard input closes: the shell around it ends the server, and waits for that.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
@@ -226,6 +302,27 @@ fn folder() -> tempfile::TempDir {
         run(Command::new("chown").arg("65534:65534").arg(folder.path()));
     }
     folder
+}
+
+fn kill(signal: &str, pid: u32) {
+    let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).output();
+}
+
+/// Whose parent it is.
+fn children_of(parent: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| state_of(*pid).is_some_and(|(_, its)| its == parent)).collect()
+}
+
+/// Its state and its parent, as long as it runs: one that nobody has buried yet runs no more.
+fn state_of(pid: u32) -> Option<(String, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it stands in brackets, and may have anything in it.
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut words = rest.split_whitespace();
+    let state = words.next().filter(|state| *state != "Z")?.to_owned();
+    Some((state, words.next()?.parse().ok()?))
 }
 
 fn free_port() -> SocketAddr {

@@ -1,0 +1,154 @@
+//! A shared store's own server: a real one of this run, with a proxy before it for each gateway.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+pub(crate) use fault_proxy::{Fault, FaultProxy};
+use postgres::Postgres;
+use redis::Redis;
+
+#[path = "../../crates/onceward/tests/it/support/fault_proxy.rs"]
+mod fault_proxy;
+#[path = "../../crates/onceward/tests/it/support/postgres.rs"]
+mod postgres;
+#[path = "../../crates/onceward/tests/it/support/redis.rs"]
+mod redis;
+#[path = "../../crates/onceward/tests/it/support/waiting.rs"]
+mod waiting;
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// PostgreSQL 15.
+    Postgres,
+    /// Redis 7, which syncs each write.
+    Redis,
+}
+
+impl Kind {
+    /// Its word behind `--store`, and in the name of its page.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+        }
+    }
+
+    /// What it is.
+    pub(crate) fn in_short(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Redis => "Redis",
+        }
+    }
+
+    /// What it is, with the settings that count.
+    pub(crate) fn in_words(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL 15 (`fsync` on)",
+            Self::Redis => "Redis 7 (`appendonly yes`, `appendfsync always`)",
+        }
+    }
+}
+
+/// A running server, and the ways to it.
+#[derive(Debug)]
+pub(crate) struct Server {
+    process: Process,
+    pub(crate) ways: Vec<FaultProxy>,
+}
+
+#[derive(Debug)]
+enum Process {
+    Postgres(Postgres),
+    Redis(Redis, String),
+}
+
+impl Server {
+    /// An empty one, and so many ways to it.
+    pub(crate) fn start(kind: Kind, ways: usize) -> Self {
+        let process = match kind {
+            // A restart after a crash is a checkpoint: a small log makes both short.
+            Kind::Postgres => Process::Postgres(Postgres::start(15, "fsync = on\nfull_page_writes = on")),
+            Kind::Redis => {
+                let server = Redis::start("--appendfsync always");
+                let pid = server.pid().to_string();
+                Process::Redis(server, pid)
+            }
+        };
+        let before = process.address();
+        Self { process, ways: (0..ways).map(|_| FaultProxy::before(before)).collect() }
+    }
+
+    /// The store's URL by one of the ways.
+    pub(crate) fn url(&self, way: usize) -> String {
+        let address = self.ways[way].address;
+        match &self.process {
+            // A proxy of ours changes nothing, so that what is prepared stays.
+            Process::Postgres(_) => format!("postgres://postgres@{address}/postgres?prepare=always"),
+            Process::Redis(..) => format!("redis://{address}"),
+        }
+    }
+
+    /// On every way.
+    pub(crate) fn all(&self, fault: Fault) {
+        self.ways.iter().for_each(|way| way.set(fault));
+    }
+
+    /// Stops all of it, as a machine that pauses would.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on after that.
+    pub(crate) fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        match &self.process {
+            Process::Postgres(server) => drop(server.signal(name)),
+            Process::Redis(_, pid) => drop(Command::new("kill").args(["-s", name, pid]).output()),
+        }
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        match &mut self.process {
+            Process::Postgres(server) => server.kill(),
+            Process::Redis(server, _) => server.kill(),
+        }
+    }
+
+    /// Starts it where it was, and returns when it answers.
+    pub(crate) fn start_again(&mut self) {
+        match &mut self.process {
+            Process::Postgres(server) => server.start_again(),
+            Process::Redis(server, pid) => {
+                server.start_again(true);
+                *pid = server.pid().to_string();
+            }
+        }
+    }
+
+    /// Has the server itself end each connection.
+    pub(crate) fn end_connections(&self) {
+        match &self.process {
+            Process::Postgres(server) => {
+                let all = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+                server.sql("postgres", all);
+            }
+            Process::Redis(server, _) => drop(server.cli(0, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])),
+        }
+    }
+}
+
+impl Process {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Postgres(server) => server.address,
+            Self::Redis(server, _) => server.address,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Standbys: they take no claims, they take over, and a primary waits for those that are synchronous.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use onceward::record::AttemptId;
+use onceward::store::{PostgresStore, Replaced, Store};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::database_of;
+use super::records::{HEALED, answer, chain, claim, claims_again, id};
+use crate::support::postgres::Postgres;
+
+#[tokio::test]
+async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
+    let mut primary = Postgres::start(15, "");
+    let url = primary.database();
+    let standby = primary.standby();
+    let alone = url.replace(&primary.address.to_string(), &standby.address.to_string());
+    let error = chain(&PostgresStore::open(&alone).await.unwrap_err());
+    assert!(error.contains("it is a standby"), "{error}");
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", standby.address.port(), primary.address.port());
+    let both = format!("{}&target_session_attrs=read-write", url.replace(&primary.address.to_string(), &hosts));
+    let store = PostgresStore::open(&both).await.unwrap();
+    let claim = claim(AttemptId::random());
+    assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
+    assert!(store.facts().promise.contains("no standby is synchronous"), "{}", store.facts().promise);
+    let caught_up =
+        format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
+    while standby.sql("postgres", &caught_up) != "t" {}
+    primary.stop("immediate");
+    standby.promote();
+    claims_again(&store, 2).await;
+    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim);
+    // The old primary comes back as if nothing had been, and the new one goes: its memory is not that of the others.
+    primary.start_again();
+    standby.stop("immediate");
+    let error = chain(&store.insert(&id(500), &claim).await.unwrap_err());
+    assert!(error.contains("a failover left it behind"), "{error}");
+}
+
+/// The database's own default would not wait for the standby: the statement's does.
+async fn with_a_synchronous_standby() -> (Postgres, Postgres, String) {
+    let primary = Postgres::start(15, "");
+    let url = primary.database();
+    primary.sql("postgres", &format!("ALTER DATABASE {} SET synchronous_commit = local", database_of(&url)));
+    let standby = primary.standby();
+    primary.wait_for_standbys();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.address.port(), standby.address.port());
+    let both = url.replace(&primary.address.to_string(), &hosts);
+    (primary, standby, both)
+}
+
+#[tokio::test]
+async fn a_failover_to_a_synchronous_standby_forgets_nothing() {
+    let (primary, standby, url) = with_a_synchronous_standby().await;
+    let store = Arc::new(PostgresStore::open(&url).await.unwrap());
+    assert!(store.facts().promise.contains("synchronous standby (*) forgets nothing"), "{}", store.facts().promise);
+    let over = Arc::new(AtomicBool::new(false));
+    let mut load = JoinSet::new();
+    for lane in 0..16 {
+        let (store, over) = (Arc::clone(&store), Arc::clone(&over));
+        load.spawn(async move {
+            let mut kept = Vec::new();
+            for n in (lane..).step_by(16) {
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                let claim = claim(AttemptId::random());
+                let Ok(Ok(None)) = timeout(Duration::from_secs(1), store.insert(&id(n), &claim)).await else { break };
+                kept.push((n, claim.clone()));
+                let end = answer(claim.attempt);
+                let ended = timeout(Duration::from_secs(1), store.replace(&id(n), claim.version(), &end)).await;
+                let Ok(Ok(Replaced::Yes)) = ended else { break };
+                kept.last_mut().unwrap().1 = end;
+            }
+            kept
+        });
+    }
+    while store.census().await.unwrap().completed < 200 {}
+    let servers = tokio::task::spawn_blocking(move || {
+        primary.stop("immediate");
+        standby.promote();
+        (primary, standby)
+    });
+    let _servers = servers.await.unwrap();
+    over.store(true, Ordering::SeqCst);
+    let kept = load.join_all().await.concat();
+    assert!(kept.len() >= 200, "only {} keys were confirmed", kept.len());
+    claims_again(&store, 1_000_000).await;
+    for (n, last) in kept {
+        let found = store.get(&id(n)).await.unwrap().expect("it was confirmed");
+        // What was told of its end was lost, perhaps; that it ended was not.
+        assert!(*found.record == last || *found.record == answer(last.attempt), "key {n}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn writes_wait_for_a_synchronous_standby() {
+    let (primary, standby, url) = with_a_synchronous_standby().await;
+    let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
+    assert_eq!(store.insert(&id(0), &claim(AttemptId::random())).await.unwrap(), None);
+    standby.signal("STOP");
+    let attempts: Vec<_> = (0..8).map(|_| AttemptId::random()).collect();
+    for (n, attempt) in attempts.iter().enumerate() {
+        let (key, claim) = (id(100 + n), claim(*attempt));
+        let claimed = timeout(Duration::from_millis(1200), store.insert(&key, &claim)).await;
+        // As long as the engine waits: its client gets 503, and nothing is sent.
+        assert!(!matches!(claimed, Ok(Ok(_))), "a claim was confirmed without the standby: {claimed:?}");
+    }
+    // Each that hangs is left for a new one: not without end, for others need the server's connections too.
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onceward'";
+    let open: usize = primary.sql("postgres", open).parse().unwrap();
+    standby.signal("CONT");
+    let until = Instant::now() + HEALED;
+    // What waited is confirmed then, and whoever asks again finds it.
+    while store.get(&id(100)).await.is_err() {
+        assert!(Instant::now() < until, "it does not recover");
+    }
+    assert_eq!(*store.get(&id(100)).await.unwrap().expect("it waited").record, claim(attempts[0]));
+    claims_again(&store, 1000).await;
+    assert!((3..=6).contains(&open), "{open} connections were open, of one that was asked for");
+}

@@ -1,0 +1,37 @@
+//! What a server that is killed still knows when it comes back: what its promise says, by its configuration.
+
+use onceward::store::redis::{Options, RedisStore};
+use onceward::store::{Replaced, Store};
+
+use super::records::{claim, completed, id};
+use crate::support::redis::Redis;
+use crate::support::waiting::PATIENCE;
+
+#[tokio::test]
+async fn a_killed_server_forgets_what_its_promise_says_and_no_more() {
+    for (settings, says, keeps_before_snapshot, keeps_after) in [
+        ("--appendfsync always", "forget nothing", true, true),
+        ("--appendonly no --save '3600 1'", "since the last snapshot", true, false),
+        ("--appendonly no", "forget all keys", false, false),
+    ] {
+        let mut server = Redis::start(settings);
+        let url = format!("{}?accept=no-persistence", server.url(0));
+        let store = RedisStore::connect(Options::parse(&url).unwrap().timeout(PATIENCE)).await.unwrap();
+        assert!(store.facts().promise.contains(says), "{settings}: {}", store.facts().promise);
+        let keep = async |n| {
+            assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
+            assert_eq!(store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        };
+        keep(1).await;
+        if keeps_before_snapshot && !keeps_after {
+            assert_eq!(server.cli(0, &["SAVE"]), "OK");
+        }
+        keep(2).await;
+        server.kill();
+        server.start_again(true);
+        for (n, keeps) in [(1, keeps_before_snapshot), (2, keeps_after)] {
+            let found = store.get(&id(n)).await.unwrap().map(|found| *found.record);
+            assert_eq!(found, keeps.then(|| completed(1)), "{settings}, key {n}");
+        }
+    }
+}
