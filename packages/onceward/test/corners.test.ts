@@ -18,14 +18,29 @@ import { once } from 'onceward/forms'
 const tools = (globalThis.tools = { warnings: [] })
 const place = new URLSearchParams(location.search).get('storage') ?? 'session'
 const storage = place === 'indexeddb' ? indexedDBStorage() : place
-const fetch = createIdempotentFetch({ storage, onWarning: (text) => tools.warnings.push(text) })
+const heard = new EventTarget()
+const fetch = createIdempotentFetch({
+  storage, onWarning: (text) => tools.warnings.push(text),
+  fetch: async (request) => {
+    const response = await globalThis.fetch(request)
+    setTimeout(() => heard.dispatchEvent(new Event('headers')))
+    return response
+  },
+})
 tools.order = (item, init = {}) => fetch('/orders', { method: 'POST', headers: { 'content-type': 'application/json' },
   body: JSON.stringify({ item, qty: 1 }), ...init }).then((r) => r.json()).then(({ id }) => id, (error) => isOncewardError(error) ? error.name : String(error))
+tools.giveUp = async (item) => {
+  const stop = new AbortController()
+  heard.addEventListener('headers', () => stop.abort(new Error('enough')), { once: true })
+  return tools.order(item, { signal: stop.signal })
+}
 tools.recall = (intent) => recall(fetch, intent).then(({ state }) => state)
 tools.once = (form, options) => once(form, { fetch, ...options })
 `
 interface Tools {
   order: (item: string, init?: object) => Promise<number | string>
+  /** Orders, and gives up when the headers of an answer are there. */
+  giveUp: (item: string) => Promise<number | string>
   recall: (intent: string) => Promise<string>
   once: (form: HTMLFormElement, options: object) => void
   warnings: string[]
@@ -52,7 +67,7 @@ afterAll(async () => {
 })
 
 async function made(scene: (open: (path?: string, origin?: string) => Promise<Page>) => Promise<void>): Promise<number> {
-  Object.assign(shop.front, { lose: 0, hold: undefined })
+  Object.assign(shop.front, { lose: 0, stall: 0, hold: undefined })
   Object.assign(shop.back, { lose: 0, hold: undefined })
   const before = await shop.total()
   context = await browser.newContext()
@@ -112,6 +127,34 @@ for (const [where, origin] of [['with Web Locks', () => shop.url], ['with a leas
     })).toBe(1)
   })
 }
+
+test('the copy of a tab that sent orders anew once that is settled', async () => {
+  expect(await made(async (open) => {
+    const one = await open()
+    const goOn = hold()
+    const begun = shop.back.answers
+    await begin(one, 'copied tea')
+    await shop.back.answered(begun + 1)
+    const [two] = await Promise.all([context.waitForEvent('page'), one.evaluate(() => void window.open(location.href))])
+    await two.waitForFunction(() => 'tools' in globalThis)
+    await begin(two, 'copied tea')
+    await two.waitForFunction(async () => (await navigator.locks.query()).pending!.length > 0)
+    goOn()
+    const id = await later(one)
+    expect(await later(two)).toBe(id)
+    // An equal order after the first is settled is another, in each tab.
+    expect(await two.evaluate(() => globalThis.tools.order('copied tea'))).toBe(Number(id) + 1)
+  })).toBe(2)
+})
+
+test('who gives up an answer that stopped in its middle leaves the turn to the next', async () => {
+  expect(await made(async (open) => {
+    const page = await open()
+    shop.front.stall = 1
+    expect(await page.evaluate(() => globalThis.tools.giveUp('stopped tea'))).toBe('Error: enough')
+    expect(await page.evaluate(() => globalThis.tools.order('stopped tea'))).toEqual(expect.any(Number))
+  })).toBe(1)
+})
 
 test.each(['local', 'session', 'indexeddb'])('a key in %s outlives a crash of the page', async (storage) => {
   expect(await made(async (open) => {
