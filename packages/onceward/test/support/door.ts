@@ -19,8 +19,8 @@ export class Door {
   /** Method and path of all that came, in order. */
   readonly seen: { method: string; url: string; headers: IncomingMessage['headers'] }[] = []
   readonly pages = new Map<string, { type: string; body: string }>()
-  /** What a service's own CORS layer does: pages of this origin may read, and send `Content-Type`. */
-  allows: string | undefined
+  /** What a service's own CORS layer does: pages of this origin may read, and send these headers. */
+  allows: { readonly origin: string; readonly headers: string } | undefined
   readonly #server: Server
   #waiting: { is: () => boolean; go: () => void }[] = []
   target: number
@@ -76,12 +76,11 @@ export class Door {
     const { method = '', url = '', headers } = incoming
     // A browser that loses a connection that it used before sends the request once more by itself, and hides the loss.
     outgoing.shouldKeepAlive = false
-    const { origin } = headers
-    if (origin && origin === this.allows) outgoing.setHeader('access-control-allow-origin', origin)
-    if (headers['access-control-request-method'] && this.allows) {
+    const { allows } = this
+    if (allows && headers.origin === allows.origin) outgoing.setHeader('access-control-allow-origin', allows.origin)
+    if (allows && headers['access-control-request-method']) {
       this.seen.push({ method, url, headers })
-      outgoing.setHeader('access-control-allow-methods', 'POST').setHeader('access-control-allow-headers', 'content-type')
-      outgoing.writeHead(204).end()
+      outgoing.writeHead(204, { 'access-control-allow-methods': 'POST', 'access-control-allow-headers': allows.headers }).end()
       return
     }
     const page = this.pages.get(url.split('?')[0]!)
