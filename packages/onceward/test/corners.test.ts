@@ -1,10 +1,10 @@
 /** What else a browser does: no secure context, tabs that die, storage that is full, other places, forms, other libraries. */
-import type { Browser, BrowserContext, Page } from 'playwright-core'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { clientOf } from '../examples/openapi.js'
 import { placeOrder } from '../examples/ky.js'
 import { openBrowser, publish } from './support/browser.js'
 import { gate } from './support/door.js'
+import { duplicate, play, type Browser, type BrowserContext, type Page } from './support/scenes.js'
 import { Shop } from './support/shop.js'
 
 let browser: Browser
@@ -67,20 +67,16 @@ afterAll(async () => {
 })
 
 async function made(scene: (open: (path?: string, origin?: string) => Promise<Page>) => Promise<void>): Promise<number> {
-  Object.assign(shop.front, { lose: 0, stall: 0, hold: undefined })
-  Object.assign(shop.back, { lose: 0, hold: undefined })
-  const before = await shop.total()
-  context = await browser.newContext()
-  try {
+  const stage = { browser, doors: [shop.front, shop.back], arrive: async () => undefined, count: async () => [await shop.total()] }
+  const [made] = await play(stage, async (it) => {
+    context = it.context
     await scene(async (path = '/t/tools', origin = shop.url) => {
-      const page = await context.newPage()
+      const page = await it.open()
       await page.goto(origin + path)
       return page
     })
-    return (await shop.total()) - before
-  } finally {
-    await context.close()
-  }
+  })
+  return made!
 }
 /** Calls, and keeps the promise in the page for later. */
 const begin = (page: Page, item: string) => page.evaluate((item) => void Object.assign(globalThis, { later: globalThis.tools.order(item) }), item)
@@ -135,7 +131,7 @@ test('the copy of a tab that sent orders anew once that is settled', async () =>
     const begun = shop.back.answers
     await begin(one, 'copied tea')
     await shop.back.answered(begun + 1)
-    const [two] = await Promise.all([context.waitForEvent('page'), one.evaluate(() => void window.open(location.href))])
+    const two = await duplicate(context, one)
     await two.waitForFunction(() => 'tools' in globalThis)
     await begin(two, 'copied tea')
     await two.waitForFunction(async () => (await navigator.locks.query()).pending!.length > 0)
