@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser, publish } from './support/browser.js'
 import { gate } from './support/door.js'
 import { COUNTER, NAIVE } from './support/pages.js'
-import { duplicate, inFlight as held, play as playOn, ROUNDS, type Browser, type Page, type Scene } from './support/scenes.js'
+import { duplicate, inFlight as held, inLine as waits, play as playOn, ROUNDS, type Browser, type Page, type Scene } from './support/scenes.js'
 import { Shop } from './support/shop.js'
 
 let browser: Browser
@@ -33,10 +33,10 @@ const answer = async (page: Page) => {
 /** Until the service has taken the order, while its answer is held behind the gateway. */
 const inFlight = (page: Page) => held(shop.back, () => page.click('#buy'))
 
-/** Until this tab waits for the other one's turn: a click that comes after the first is settled is another order. The naive
- * page waits for nobody. */
-const inLine = (page: Page) =>
-  page.waitForFunction(async () => !('attempts' in globalThis) || (await navigator.locks.query()).pending!.length > 0)
+/** The naive page waits for nobody. */
+const inLine = async (page: Page) => {
+  if (!page.url().includes('naive')) await waits(page)
+}
 
 /** Each ends with its answer on the page. What it makes is counted after. */
 const SCENES: Record<string, (scene: Scene) => Promise<void>> = {

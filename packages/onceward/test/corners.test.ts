@@ -4,7 +4,7 @@ import { clientOf } from '../examples/openapi.js'
 import { placeOrder } from '../examples/ky.js'
 import { openBrowser, publish } from './support/browser.js'
 import { gate } from './support/door.js'
-import { duplicate, play, type Browser, type BrowserContext, type Page } from './support/scenes.js'
+import { duplicate, inLine, play, type Browser, type BrowserContext, type Page } from './support/scenes.js'
 import { Shop } from './support/shop.js'
 
 let browser: Browser
@@ -134,7 +134,7 @@ test('the copy of a tab that sent orders anew once that is settled', async () =>
     const two = await duplicate(context, one)
     await two.waitForFunction(() => 'tools' in globalThis)
     await begin(two, 'copied tea')
-    await two.waitForFunction(async () => (await navigator.locks.query()).pending!.length > 0)
+    await inLine(two)
     goOn()
     const id = await later(one)
     expect(await later(two)).toBe(id)

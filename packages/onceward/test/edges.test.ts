@@ -214,7 +214,7 @@ describe('a mutation', () => {
       it.recall()
       expect(await shown).toBe('success')
       expect(it.get().data).toMatchObject({ item: body.item })
-      await expect.poll(() => options.storage.names()).toEqual([])
+      await expect.poll(() => options.storage.names(), { timeout: 10_000 }).toEqual([])
     })).toBe(1)
   })
 

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser } from '../../../../packages/onceward/test/support/browser.js'
 import { gate } from '../../../../packages/onceward/test/support/door.js'
-import { duplicate, inFlight as held, play as playOn, ROUNDS, type Browser, type Page, type Scene } from '../../../../packages/onceward/test/support/scenes.js'
+import { duplicate, inFlight as held, inLine, play as playOn, ROUNDS, type Browser, type Page, type Scene } from '../../../../packages/onceward/test/support/scenes.js'
 import { Demo } from './support/demo.js'
 
 type Client = 'onceward' | 'naive'
@@ -80,7 +80,7 @@ const BY_HAND: Record<string, (scene: Scene) => Promise<void>> = {
     const [one, two] = [await open(), await open()]
     const goOn = await inFlight(one)
     await two.click('#order')
-    await two.waitForSelector(side('onceward', '[data-status=pending]'))
+    await inLine(two)
     goOn()
     await settled(one, two)
   },

@@ -59,3 +59,11 @@ export async function duplicate(context: BrowserContext, page: Page): Promise<Pa
   const [copy] = await Promise.all([context.waitForEvent('page'), page.evaluate(() => void window.open(location.href))])
   return copy
 }
+
+/** Until it holds in a page, asked again and again: `waitForFunction` takes a promise for a yes. */
+export async function until(page: Page, holds: () => Promise<boolean>): Promise<void> {
+  while (!(await page.evaluate(holds))) await new Promise((resolve) => setTimeout(resolve, 20))
+}
+
+/** Until a tab waits for another one's turn: a press that comes after the first is settled is another order. */
+export const inLine = (page: Page) => until(page, async () => (await navigator.locks.query()).pending!.length > 0)
