@@ -48,19 +48,20 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
   let { doubt } = errand
   let sends = 0
   let asked = false
-  let isRefuted = false
+  /** Where it was found out that keys are not honoured. */
+  let refuted: false | undefined
   let last: Told | undefined
   let cause: unknown
 
   const judge = (heard: Heard): Decision =>
-    decide({ asked, honoured: isRefuted ? false : honoured(), doubt, left_ms: deadline.left_ms }, heard)
+    decide({ asked, honoured: refuted ?? honoured(), doubt, left_ms: deadline.left_ms }, heard)
   /** What to do after what was heard, and after finding out whether keys are honoured here, if it comes to that. */
   const decided = async (heard: Heard): Promise<Decision> => {
     for (let tries = 1; ; tries++) {
       const decision = judge(heard)
       if (decision.do !== 'check') return decision
       const said = await within(patience(), signal, (signal) => check(origin, fetch(new Request(endpoint(options, url, 'policy'), { signal }))))
-      if (said === false) isRefuted = true
+      if (said === false) refuted = said
       if (said === undefined) await pause(Math.min(backoff(tries, Math.random()), deadline.left_ms))
     }
   }

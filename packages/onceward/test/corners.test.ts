@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { clientOf } from '../examples/openapi.js'
 import { placeOrder } from '../examples/ky.js'
-import { openBrowser, publish } from './support/browser.js'
+import { openBrowser, publish, withoutStorage } from './support/browser.js'
 import { gate } from './support/door.js'
 import { duplicate, inLine, play, type Browser, type BrowserContext, type Page } from './support/scenes.js'
 import { Shop } from './support/shop.js'
@@ -180,6 +180,17 @@ test('storage that is full falls back to memory, says so, and the order is one',
     expect(await page.evaluate(() => globalThis.tools.order('full tea'))).toEqual(expect.any(Number))
     expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory alone.*quota/i)])
   })).toBe(1)
+})
+
+test('where nothing may be kept, and no lock is given, memory does, says so, and the order is one', async () => {
+  expect(await made(() => withoutStorage(async (blocked) => {
+    const page = await blocked.newPage()
+    await page.goto(`${shop.url}/t/tools`)
+    expect(await page.evaluate(() => navigator.locks.request('any', () => 'given').catch(({ name }: Error) => name))).toBe('SecurityError')
+    shop.front.lose = 1
+    expect(await page.evaluate(() => globalThis.tools.order('blocked tea'))).toEqual(expect.any(Number))
+    expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory alone.*denied/i)])
+  }))).toBe(1)
 })
 
 test('a form is sent once, however often it is submitted while it runs', async () => {
