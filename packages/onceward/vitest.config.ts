@@ -4,7 +4,7 @@ export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
     // Real browsers and gateways on a machine that may be busy: a test ends by what it awaits.
-    testTimeout: 120_000,
+    testTimeout: 600_000,
     hookTimeout: 120_000,
     pool: 'forks',
     maxWorkers: 2,

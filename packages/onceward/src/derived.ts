@@ -3,9 +3,9 @@
 import { errorOf } from './errors.js'
 import { derivedKey, suspects } from './key.js'
 import type { KeySource } from './options.js'
-import { sleep } from './patience.js'
+import { sleep, within } from './patience.js'
 import { backoff } from './retry.js'
-import { endpoint, question } from './send.js'
+import { ATTEMPT_MS_MAX, endpoint, question } from './send.js'
 import { keyOf } from './wire.js'
 
 /**
@@ -34,10 +34,15 @@ export function issuedKeys(): KeySource {
       let response: Response | undefined
       try {
         const path = encodeURIComponent(new URL(prepared.url).pathname)
-        const ask = question(prepared.request, `${endpoint(options, prepared.url, 'keys')}?path=${path}`, {}, signal)
-        response = await (options.fetch ?? fetch)(new Request(ask, { method: 'POST' }))
-        const { key } = response.status === 201 ? ((await response.json()) as { key?: unknown }) : {}
-        if (typeof key === 'string' && keyOf(key) !== undefined) return keyOf(key)!
+        const patience = Math.min(options.attemptTimeout ?? ATTEMPT_MS_MAX, deadline.left_ms)
+        const said = await within(patience, signal, async (signal) => {
+          const ask = question(prepared.request, `${endpoint(options, prepared.url, 'keys')}?path=${path}`, {}, signal)
+          const response = await (options.fetch ?? fetch)(new Request(ask, { method: 'POST' }))
+          return { response, key: response.status === 201 ? ((await response.json()) as { key?: unknown }).key : undefined }
+        })
+        response = said.response
+        const key = typeof said.key === 'string' ? keyOf(said.key) : undefined
+        if (key !== undefined) return key
       } catch (error) {
         signal.throwIfAborted()
         cause = error

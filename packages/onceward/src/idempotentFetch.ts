@@ -31,9 +31,9 @@ export interface Inner {
   readonly id: (intent: string, digest: string) => Promise<string>
 }
 
-/** For adapters: also says when the key may go, instead of letting it go. */
+/** For adapters: is called when the key may go, instead of letting it go. */
 export interface AdapterInit extends IdempotentInit {
-  readonly onSettled?: (decision: Decision, letGo: () => Promise<void>) => void
+  readonly onSettled?: (letGo: () => Promise<void>) => void | Promise<void>
 }
 
 /** One request of this page, and how many wait for it: a double click is one intent. */
@@ -67,7 +67,7 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
     const prepared = await prepare(request)
     const digest = init.payload === undefined ? prepared.digest : await digestOf(encode(init.payload))
     const intent = init.intent ?? `${request.method} ${prepared.url}`
-    const id = given === null ? await inner.id(intent, digest) : given + digest
+    const id = await inner.id(given ?? intent, digest)
 
     const shop = shops.get(id) ?? open()
     return join(shop, request.signal, () => shops.delete(id))
@@ -85,7 +85,13 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
       // What was open when this was asked for is the same intent, even if another tab settles it before our turn.
       const before = await keys.get(id)
       const mine = await turn(id, signal)
-      if (mine instanceof Response) return mine
+      const letGo = () => keys.remove(id)
+      const settle = init.onSettled ?? ((letGo) => letGo())
+      if (mine instanceof Response) {
+        // A tab that is a copy of the sender has a copy of its key.
+        await settle(letGo)
+        return mine
+      }
       let result: Shared | undefined
       try {
         const deadline = new Deadline(init.deadline ?? options.deadline ?? DEADLINE_MS)
@@ -94,18 +100,18 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
         const key = given ?? (found?.doubt ? found.key : (mine.theirKey ?? found?.key)) ??
           (await (options.keys ?? newKey)({ prepared, init, intent, user: inner.user(), options, deadline, signal }))
         const born = found?.born ?? Date.now()
-        const note = async (doubt: boolean) => given === null && keys.put(id, { key, intent, digest, born, doubt })
+        const note = (doubt: boolean) => keys.put(id, { key, intent, digest, born, doubt })
         await note(true)
         await mine.announce?.(key)
         let ended: Decision | undefined
         const doubt = found?.doubt || mine.theirKey !== undefined
         try {
           const told = await send({ prepared, key, isGiven: given !== null, intent, born, deadline, signal, doubt }, options, (decision) => (ended = decision))
-          result = told.shared
+          // Another is what one tab saw, and others may ask again.
+          if (ended!.key === 'drop') result = told.shared
           return told.response
         } finally {
-          if (ended && init.onSettled) init.onSettled(ended, () => keys.remove(id))
-          else if (ended?.key === 'drop') await keys.remove(id)
+          if (ended?.key === 'drop') await settle(letGo)
           // Whoever saw an answer and sends again means it: only where keys are honoured does the doubt last.
           else if (ended?.executed === 'no' || (ended?.do === 'return' && !isHonoured(prepared.origin, options))) await note(false)
         }

@@ -7,10 +7,10 @@ export const hex = (bytes: Uint8Array) => Array.from(bytes, (byte) => byte.toStr
 
 /** A UUIDv7: random, and sorted by when it was made. Works on plain `http://` too, where there is no `randomUUID`. */
 export function newKey(): string {
-  const random = hex(crypto.getRandomValues(new Uint8Array(10)))
+  const random = hex(crypto.getRandomValues(new Uint8Array(9)))
   const time = Date.now().toString(16).padStart(12, '0')
-  const variant = '89ab'[parseInt(random[3]!, 16) & 3]
-  return `${time}7${random.slice(0, 3)}${variant}${random.slice(4, 19)}`.replace(/(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-')
+  // The 7 is the version, the 8 the variant.
+  return `${time}7${random}`.replace(/(.{8})(.{4})(.{4})(.{3})/, '$1-$2-$3-8$4-')
 }
 
 /**

@@ -6,8 +6,7 @@ import type { AdapterInit, IdempotentFetch } from './idempotentFetch.js'
 import { digest as digestOf, encode } from './digest.js'
 import { newKey } from './key.js'
 import { sleep } from './patience.js'
-import { recall } from './recall.js'
-import type { Decision } from './retry.js'
+import { look } from './recall.js'
 import { WAIT_SECONDS } from './send.js'
 import type { Executed } from './wire.js'
 
@@ -100,7 +99,7 @@ export class Mutation<Data, Variables> {
   async #run(variables: Variables, payload: string, signal: AbortSignal): Promise<Data> {
     const { intent, mutationFn, fetch = idempotentFetch } = this.#options
     const reserved = await reserve(fetch, intent, payload)
-    const settled: { decision: Decision; status: number; letGo: () => Promise<void> }[] = []
+    const settled: { readonly status: number; readonly letGo: () => Promise<void> }[] = []
     let calls = 0
     const context: MutationContext = {
       signal,
@@ -109,13 +108,13 @@ export class Mutation<Data, Variables> {
       },
       fetch: async (input, init) => {
         calls += 1
-        const mine = { decision: undefined as Decision | undefined, letGo: undefined as (() => Promise<void>) | undefined }
+        let letGo: (() => Promise<void>) | undefined
         const adapter: AdapterInit = {
           signal,
           ...init,
           intent: calls === 1 ? intent : `${intent}#${calls}`,
           payload,
-          onSettled: (decision, letGo) => Object.assign(mine, { decision, letGo }),
+          onSettled: (go) => void (letGo = go),
         }
         let status = 0
         try {
@@ -123,18 +122,17 @@ export class Mutation<Data, Variables> {
           status = response.status
           return response
         } finally {
-          if (mine.decision && mine.letGo) settled.push({ decision: mine.decision, status, letGo: mine.letGo })
+          if (letGo) settled.push({ status, letGo })
         }
       },
     }
     try {
       const data = await mutationFn(variables, context)
-      await (settled.length === 0 ? reserved.letGo() : Promise.all(settled.map(({ decision, letGo }) => decision.key === 'drop' && letGo())))
+      await (calls === 0 ? reserved.letGo() : Promise.all(settled.map(({ letGo }) => letGo())))
       return data
     } catch (error) {
       // It was executed and answered, and then something here went wrong: the next one is to get that answer again.
-      const isOver = ({ decision, status }: (typeof settled)[number]) =>
-        decision.key === 'drop' && !(decision.do === 'return' && status < 400)
+      const isOver = ({ status }: (typeof settled)[number]) => status === 0 || status >= 400
       await Promise.all(settled.filter(isOver).map(({ letGo }) => letGo()))
       throw error
     }
@@ -144,19 +142,23 @@ export class Mutation<Data, Variables> {
     const { intent, fetch = idempotentFetch, restore = read } = this.#options
     // At once, so that the page can say that it is pending; from then on the server holds the question.
     for (let wait = 0; ; wait = fetch.inner.options.wait ?? WAIT_SECONDS) {
-      const recalled = await recall(fetch, intent, { signal, wait })
+      const recalled = await look(fetch, intent, { signal, wait })
       if (signal.aborted || this.#running) return
       switch (recalled.state) {
         case 'none':
           return
         case 'answered':
+          // Its key goes where it was shown: else whoever looks next is to get it, as when `mutationFn` fails at it.
           try {
             const data = (await restore(recalled.response)) as Data
-            if (!signal.aborted) this.#set({ status: 'success', data, error: null, variables: undefined })
+            if (signal.aborted) return
+            this.#set({ status: 'success', data, error: null, variables: undefined })
           } catch (error) {
-            if (!signal.aborted) this.#set({ status: 'error', data: undefined, error: asError(error), variables: undefined })
+            if (signal.aborted) return
+            this.#set({ status: 'error', data: undefined, error: asError(error), variables: undefined })
+            if (recalled.response.status < 400) return
           }
-          return
+          return recalled.letGo()
         case 'interrupted':
           return this.#set({ status: 'interrupted', data: undefined, error: null, variables: undefined, executed: recalled.executed })
         case 'in-flight':
@@ -174,14 +176,29 @@ export class Mutation<Data, Variables> {
 
 /** The variables as one text: which of them are the same intent. */
 function textOf(variables: unknown): string {
-  if (typeof FormData !== 'undefined' && variables instanceof FormData) {
-    return JSON.stringify([...variables].map(([name, value]) => [name, typeof value === 'string' ? value : [value.name, value.size, value.lastModified]]))
-  }
+  let text: string
   try {
-    return canonical(JSON.parse(JSON.stringify(variables) ?? 'null'))
+    text = JSON.stringify(variables, plain) ?? 'null'
   } catch {
+    // An event of the page, most likely: `onClick={order.mutate}`.
     return JSON.stringify(typeof variables)
   }
+  try {
+    return canonical(JSON.parse(text))
+  } catch {
+    return text
+  }
+}
+
+/** What JSON has no word for, in words that tell it from another. */
+function plain(_: string, value: unknown): unknown {
+  if (typeof value === 'bigint') return `${value}n`
+  if (typeof value !== 'object' || value === null) return value
+  if (value instanceof Blob) return [value.type, value.size, ...(value instanceof File ? [value.name, value.lastModified] : [])]
+  if (value instanceof FormData || value instanceof URLSearchParams || value instanceof Map || value instanceof Set) return [...value]
+  if (value instanceof ArrayBuffer) return [...new Uint8Array(value)]
+  if (ArrayBuffer.isView(value)) return [...new Uint8Array(value.buffer, value.byteOffset, value.byteLength)]
+  return value
 }
 
 /** The key for this payload of an intent, kept from now on, also for transports that are not ours. */

@@ -4,7 +4,9 @@ import type { Options } from './options.js'
 
 const known = new Set<string>()
 
-export const isHonoured = (origin: string, { honoured }: Options) => honoured ?? (known.has(origin) || undefined)
+/** Whether it was seen to know of keys, and of the headers that go with them. */
+export const isKnown = (origin: string) => known.has(origin)
+export const isHonoured = (origin: string, { honoured }: Options) => honoured ?? (isKnown(origin) || undefined)
 export const learn = (origin: string) => void known.add(origin)
 
 /** Whether a page of another origin asks: then headers that a preflight does not know would make the request fail. */
@@ -14,9 +16,9 @@ export const isForeign = (origin: string) => (globalThis.location?.origin ?? ori
  * Asks the policy page whether this origin honours keys. `undefined`: it did not say, and may be asked again. To be sent
  * without any header that would need a preflight.
  */
-export async function check(origin: string, ask: () => Promise<Response>): Promise<boolean | undefined> {
+export async function check(origin: string, asked: Promise<Response>): Promise<boolean | undefined> {
   try {
-    const response = await ask()
+    const response = await asked
     if (response.status === 429 || response.status >= 500) return undefined
     const honoured = response.ok && /"header"\s*:\s*"idempotency-key"/i.test(await response.text())
     // A no is not for ever: a gateway may be put in front tomorrow, while the page stays open.

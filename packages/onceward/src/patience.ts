@@ -12,19 +12,29 @@ export function follow(signal: AbortSignal, onAbort: () => void): () => void {
   return () => signal.removeEventListener('abort', onAbort)
 }
 
-/** Rejects with the signal's reason. */
-export function sleep(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      leave()
-      resolve()
-    }, ms)
-    const leave = follow(signal, () => {
-      clearTimeout(timer)
-      reject(signal.reason as Error)
-    })
-  })
+/** Why work was stopped that took too long. */
+export const TOO_LONG = new Error('timeout')
+/** A timer that is set to more than this ends at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1
+
+/** Work that is stopped after so long, or with the signal; rejects with the reason then. */
+export async function within<T>(ms: number, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stop = new AbortController()
+  const leave = follow(signal, () => stop.abort(signal.reason))
+  const timer = setTimeout(() => stop.abort(TOO_LONG), Math.min(ms, TIMER_MS_MAX))
+  try {
+    return await work(stop.signal)
+  } catch (error) {
+    throw stop.signal.aborted ? stop.signal.reason : error
+  } finally {
+    clearTimeout(timer)
+    leave()
+  }
 }
+
+/** Rejects with the signal's reason. */
+export const sleep = (ms: number, signal: AbortSignal): Promise<void> =>
+  within(ms, signal, (it) => new Promise((resolve, reject) => follow(it, () => (it.reason === TOO_LONG ? resolve() : reject()))))
 
 /** A total deadline whose clock stands while the browser is offline. */
 export class Deadline {

@@ -18,8 +18,10 @@ export async function prepare(request: Request): Promise<Prepared> {
   const url = request.url.replace(/#.*/, '')
   let contentType = request.headers.get('content-type') ?? undefined
   const buffer = await request.arrayBuffer()
-  const body = buffer.byteLength > 0 || contentType ? new Uint8Array(buffer) : undefined
-  const boundary = /^multipart.*boundary="?([^";]+)/i.exec(contentType ?? '')?.[1]
+  // An empty body is one too: without it, the request whose body was read would be sent again, which no fetch does.
+  const body = request.bodyUsed ? new Uint8Array(buffer) : undefined
+  // A browser's own is long; a short one is its author's, and stays as it is.
+  const boundary = /^multipart.*boundary="?([^";]{20,})/i.exec(contentType ?? '')?.[1]
   if (body && boundary) {
     contentType = contentType!.replace(boundary, await (await import('./multipart.js')).fixBoundary(body, boundary, digest))
   }
@@ -34,6 +36,7 @@ export function attempt({ request, body, contentType }: Prepared, headers: Recor
 
 export function withHeaders(request: Request, headers: Record<string, string | undefined>): Headers {
   const all = new Headers(request.headers)
-  for (const [name, value] of Object.entries(headers)) if (value !== undefined) all.set(name, value)
+  // What the caller prefers stands beside it.
+  for (const [name, value] of Object.entries(headers)) if (value !== undefined) all[name === 'prefer' ? 'append' : 'set'](name, value)
   return all
 }

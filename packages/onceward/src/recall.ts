@@ -19,10 +19,26 @@ export type Recalled =
 
 const POLL_MS = 1000
 
+export interface RecallOptions {
+  readonly signal?: AbortSignal
+  /** How long the server may hold the question until there is an answer, in seconds. */
+  readonly wait?: number
+}
+
 /** What became of the youngest open request of an intent. Asks this page's origin, unless `endpoints` is a URL. */
-export async function recall(
-  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { signal = new AbortController().signal, wait = 0 }: { readonly signal?: AbortSignal; /** How long the server may hold the question until there is an answer, in seconds. */ readonly wait?: number } = {},
-): Promise<Recalled> {
+export async function recall(fetch: IdempotentFetch, intent: string, options: RecallOptions = {}): Promise<Recalled> {
+  const looked = await look(fetch, intent, options)
+  if (looked.state !== 'answered') return looked
+  // Whoever went away has not seen it, and the next one who asks is to.
+  options.signal?.throwIfAborted()
+  await looked.letGo()
+  return { state: 'answered', response: looked.response }
+}
+
+/** For adapters: the same, and the key stays until they let it go. */
+export async function look(
+  { inner: { keys, group, options } }: IdempotentFetch, intent: string, { signal = new AbortController().signal, wait = 0 }: RecallOptions,
+): Promise<Exclude<Recalled, { state: 'answered' }> | { readonly state: 'answered'; readonly response: Response; readonly letGo: () => Promise<void> }> {
   // One that was never sent is nothing to ask for.
   const entries = await Promise.all((await idsOf(keys, await group(intent))).map(async (id) => ({ ...(await keys.get(id)), id })))
   const [entry] = entries.filter(({ doubt }) => doubt).sort((a, b) => b.born! - a.born!)
@@ -36,10 +52,7 @@ export async function recall(
     const response = await (options.fetch ?? fetch)(asked)
     const { heard, problem } = await listen(response, true)
     const decision = decide({ asked: true, honoured: true, doubt: true, left_ms: Infinity }, heard)
-    if (decision.do === 'return') {
-      await keys.remove(entry.id)
-      return { state: 'answered', response }
-    }
+    if (decision.do === 'return') return { state: 'answered', response, letGo: () => keys.remove(entry.id) }
     if (decision.because === 'in-flight') {
       return { state: 'in-flight', after_ms: 'after' in decision && decision.after !== 'backoff' ? decision.after : POLL_MS }
     }

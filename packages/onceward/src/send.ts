@@ -2,8 +2,8 @@
 
 import { errorOf } from './errors.js'
 import type { Options } from './options.js'
-import { check, isForeign, isHonoured, learn } from './origin.js'
-import { follow, sleep, type Deadline } from './patience.js'
+import { check, isForeign, isHonoured, isKnown, learn } from './origin.js'
+import { sleep, TOO_LONG, within, type Deadline } from './patience.js'
 import { attempt, withHeaders, type Prepared } from './prepare.js'
 import { backoff, decide, type Decision, type Heard } from './retry.js'
 import { retryAfter } from './retryAfter.js'
@@ -27,7 +27,7 @@ export interface Errand {
 }
 
 export const DEADLINE_MS = 60_000
-const ATTEMPT_MS_MAX = 25_000
+export const ATTEMPT_MS_MAX = 25_000
 export const WAIT_SECONDS = 10
 
 /** What a response says, and the problem in it. */
@@ -48,22 +48,24 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
   let { doubt } = errand
   let sends = 0
   let asked = false
-  let isRefuted = false
+  /** Where it was found out that keys are not honoured. */
+  let refuted: false | undefined
   let last: Told | undefined
   let cause: unknown
 
   const judge = (heard: Heard): Decision =>
-    decide({ asked, honoured: isRefuted ? false : honoured(), doubt, left_ms: deadline.left_ms }, heard)
+    decide({ asked, honoured: refuted ?? honoured(), doubt, left_ms: deadline.left_ms }, heard)
   /** What to do after what was heard, and after finding out whether keys are honoured here, if it comes to that. */
   const decided = async (heard: Heard): Promise<Decision> => {
     for (let tries = 1; ; tries++) {
       const decision = judge(heard)
       if (decision.do !== 'check') return decision
-      const said = await check(origin, () => fetch(new Request(endpoint(options, url, 'policy'), { signal })))
-      if (said === false) isRefuted = true
+      const said = await within(patience(), signal, (signal) => check(origin, fetch(new Request(endpoint(options, url, 'policy'), { signal }))))
+      if (said === false) refuted = said
       if (said === undefined) await pause(Math.min(backoff(tries, Math.random()), deadline.left_ms))
     }
   }
+  const patience = () => Math.min(options.attemptTimeout ?? ATTEMPT_MS_MAX, deadline.left_ms)
   const pause = async (ms: number) => {
     await sleep(ms, signal)
     await deadline.online(signal)
@@ -94,7 +96,8 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     let heard: Heard
     last = undefined
     try {
-      last = await listen(await once(), asked)
+      // Where keys are not known to be honoured nothing may be sent again, so all the time there is is this attempt's.
+      last = await within(honoured() ? patience() : deadline.left_ms, signal, once)
       heard = last.heard
       if (outcomeOf(last.heard.outcome)) learn(origin)
     } catch (error) {
@@ -110,31 +113,20 @@ export async function send(errand: Errand, options: Options, onEnd: (decision: D
     await act(decision)
   }
 
-  async function once(): Promise<Response> {
-    const stop = new AbortController()
-    const leave = follow(signal, () => stop.abort(signal.reason))
-    // Where keys are not known to be honoured nothing may be sent again, so all the time there is is this attempt's.
-    const patience = honoured() ? Math.min(options.attemptTimeout ?? ATTEMPT_MS_MAX, deadline.left_ms) : deadline.left_ms
-    const timer = setTimeout(() => stop.abort(TOO_LONG), patience)
-    try {
-      const known = !isForeign(origin) || honoured()
-      const headers = {
-        [KEY]: errand.isGiven ? key : JSON.stringify(key),
-        prefer: known ? `wait=${options.wait ?? WAIT_SECONDS}` : undefined,
-      }
-      if (asked) return await fetch(question(prepared.request, endpoint(options, url, 'operation'), headers, stop.signal))
-      const born = known ? new Date(errand.born).toUTCString() : undefined
-      return await fetch(attempt(prepared, { ...headers, [FIRST_SENT]: born }, stop.signal))
-    } catch (error) {
-      throw stop.signal.aborted ? stop.signal.reason : error
-    } finally {
-      clearTimeout(timer)
-      leave()
+  /** One attempt, to the last byte of its answer. */
+  async function once(signal: AbortSignal): Promise<Told> {
+    // Told that keys are honoured, we still do not know what preflights are answered there.
+    const known = !isForeign(origin) || isKnown(origin)
+    const headers = {
+      [KEY]: errand.isGiven ? key : JSON.stringify(key),
+      prefer: known ? `wait=${options.wait ?? WAIT_SECONDS}` : undefined,
     }
+    const request = asked
+      ? question(prepared.request, endpoint(options, url, 'operation'), headers, signal)
+      : attempt(prepared, { ...headers, [FIRST_SENT]: known ? new Date(errand.born).toUTCString() : undefined }, signal)
+    return listen(await fetch(request), asked)
   }
 }
-
-const TOO_LONG = new Error('timeout')
 
 /** Reads what a response says. An answer that is cut in its middle rejects. */
 export async function listen(response: Response, asked: boolean): Promise<Told> {

@@ -37,7 +37,7 @@ export function memoryStorage(): KeyStorage {
 
 /** `sessionStorage` or `localStorage`. It is reached at each use: merely naming it throws where it is blocked. */
 export function webStorage(kind: 'session' | 'local'): KeyStorage {
-  const place = () => (kind === 'session' ? globalThis.sessionStorage : globalThis.localStorage)
+  const place = () => globalThis[`${kind}Storage`]
   return {
     get: (name) => place().getItem(name),
     set: (name, text) => place().setItem(name, text),
@@ -80,7 +80,9 @@ export function keysIn(storage: KeyStorage, warn: (message: string) => void): Ke
     },
     put: async (id, entry) => {
       const text = JSON.stringify(entry)
-      if (!(await attempt(async (it) => (await it.set(PREFIX + id, text), true)))) await memory.set(PREFIX + id, text)
+      const isKept = await attempt(async (it) => (await it.set(PREFIX + id, text), true))
+      // What a full storage once left in memory is not to stand before what it took since.
+      await (isKept ? memory.remove(PREFIX + id) : memory.set(PREFIX + id, text))
     },
     remove: async (id) => {
       await memory.remove(PREFIX + id)

@@ -28,7 +28,8 @@ export interface Tools {
 export async function turn(id: string, signal: AbortSignal): Promise<Turn | Response> {
   // Node and its like have no tabs, and a channel would keep their process.
   if ((globalThis.location?.origin ?? 'null') === 'null') return {}
-  const free = navigator.locks && (await takeLock(id, { ifAvailable: true }))
+  // A browser that blocks storage denies locks too, and then there are no turns.
+  const free = navigator.locks && (await takeLock(id, { ifAvailable: true }).catch(() => ({})))
   // What is seldom needed is fetched when it is: another tab sends, or there are no locks, as on plain `http://`.
   return free ?? (await import('./wait.js')).wait(id, signal, { takeLock, tell })
 }

@@ -1,11 +1,9 @@
-import type { Browser, BrowserContext, Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser, publish } from './support/browser.js'
 import { gate } from './support/door.js'
 import { COUNTER, NAIVE } from './support/pages.js'
+import { duplicate, inFlight as held, inLine as waits, play as playOn, ROUNDS, type Browser, type Page, type Scene } from './support/scenes.js'
 import { Shop } from './support/shop.js'
-
-const ROUNDS = process.env['ONCEWARD_LONG'] ? 20 : 3
 
 let browser: Browser
 let shop: Shop
@@ -19,52 +17,26 @@ afterAll(async () => {
   await shop?.close()
 })
 
-interface Scene {
-  readonly context: BrowserContext
-  readonly open: () => Promise<Page>
-}
-/** How many orders a scene made, in a browser that knows nothing yet. */
+/** How many orders a scene made on this page. */
 async function play(path: string, scene: (scene: Scene) => Promise<void>): Promise<number> {
-  Object.assign(shop.front, { lose: 0, refuse: 0, hold: undefined })
-  Object.assign(shop.back, { lose: 0, hold: undefined })
-  const before = await shop.total()
-  const context = await browser.newContext()
-  try {
-    await scene({
-      context,
-      open: async () => {
-        const page = await context.newPage()
-        await page.goto(shop.url + path)
-        await page.waitForSelector('#buy')
-        return page
-      },
-    })
-    return (await shop.total()) - before
-  } finally {
-    await context.close()
+  const arrive = async (page: Page) => {
+    await page.goto(shop.url + path)
+    await page.waitForSelector('#buy')
   }
+  const [made] = await playOn({ browser, doors: [shop.front, shop.back], arrive, count: async () => [await shop.total()] }, scene)
+  return made!
 }
 const answer = async (page: Page) => {
   await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'success')
   return page.textContent('#order')
 }
 /** Until the service has taken the order, while its answer is held behind the gateway. */
-async function inFlight(page: Page): Promise<() => void> {
-  const open = gate()
-  shop.back.hold = open.promise
-  const begun = shop.back.answers
-  await page.click('#buy')
-  await shop.back.answered(begun + 1)
-  return () => {
-    shop.back.hold = undefined
-    open.open()
-  }
-}
+const inFlight = (page: Page) => held(shop.back, () => page.click('#buy'))
 
-/** Until this tab waits for the other one's turn: a click that comes after the first is settled is another order. The naive
- * page waits for nobody. */
-const inLine = (page: Page) =>
-  page.waitForFunction(async () => !('attempts' in globalThis) || (await navigator.locks.query()).pending!.length > 0)
+/** The naive page waits for nobody. */
+const inLine = async (page: Page) => {
+  if (!page.url().includes('naive')) await waits(page)
+}
 
 /** Each ends with its answer on the page. What it makes is counted after. */
 const SCENES: Record<string, (scene: Scene) => Promise<void>> = {
@@ -102,8 +74,7 @@ const SCENES: Record<string, (scene: Scene) => Promise<void>> = {
   'a duplicated tab': async ({ context, open }) => {
     const one = await open()
     const goOn = await inFlight(one)
-    // What a browser copies for a tab that is duplicated, it copies for a window that a page opens: sessionStorage.
-    const [two] = await Promise.all([context.waitForEvent('page'), one.evaluate(() => void window.open(location.href))])
+    const two = await duplicate(context, one)
     await two.waitForSelector('#buy')
     await two.click('#buy')
     await inLine(two)

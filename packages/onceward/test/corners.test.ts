@@ -1,10 +1,10 @@
 /** What else a browser does: no secure context, tabs that die, storage that is full, other places, forms, other libraries. */
-import type { Browser, BrowserContext, Page } from 'playwright-core'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { clientOf } from '../examples/openapi.js'
 import { placeOrder } from '../examples/ky.js'
-import { openBrowser, publish } from './support/browser.js'
+import { openBrowser, publish, withoutStorage } from './support/browser.js'
 import { gate } from './support/door.js'
+import { duplicate, inLine, play, type Browser, type BrowserContext, type Page } from './support/scenes.js'
 import { Shop } from './support/shop.js'
 
 let browser: Browser
@@ -18,14 +18,29 @@ import { once } from 'onceward/forms'
 const tools = (globalThis.tools = { warnings: [] })
 const place = new URLSearchParams(location.search).get('storage') ?? 'session'
 const storage = place === 'indexeddb' ? indexedDBStorage() : place
-const fetch = createIdempotentFetch({ storage, onWarning: (text) => tools.warnings.push(text) })
+const heard = new EventTarget()
+const fetch = createIdempotentFetch({
+  storage, onWarning: (text) => tools.warnings.push(text),
+  fetch: async (request) => {
+    const response = await globalThis.fetch(request)
+    setTimeout(() => heard.dispatchEvent(new Event('headers')))
+    return response
+  },
+})
 tools.order = (item, init = {}) => fetch('/orders', { method: 'POST', headers: { 'content-type': 'application/json' },
   body: JSON.stringify({ item, qty: 1 }), ...init }).then((r) => r.json()).then(({ id }) => id, (error) => isOncewardError(error) ? error.name : String(error))
+tools.giveUp = async (item) => {
+  const stop = new AbortController()
+  heard.addEventListener('headers', () => stop.abort(new Error('enough')), { once: true })
+  return tools.order(item, { signal: stop.signal })
+}
 tools.recall = (intent) => recall(fetch, intent).then(({ state }) => state)
 tools.once = (form, options) => once(form, { fetch, ...options })
 `
 interface Tools {
   order: (item: string, init?: object) => Promise<number | string>
+  /** Orders, and gives up when the headers of an answer are there. */
+  giveUp: (item: string) => Promise<number | string>
   recall: (intent: string) => Promise<string>
   once: (form: HTMLFormElement, options: object) => void
   warnings: string[]
@@ -52,20 +67,16 @@ afterAll(async () => {
 })
 
 async function made(scene: (open: (path?: string, origin?: string) => Promise<Page>) => Promise<void>): Promise<number> {
-  Object.assign(shop.front, { lose: 0, hold: undefined })
-  Object.assign(shop.back, { lose: 0, hold: undefined })
-  const before = await shop.total()
-  context = await browser.newContext()
-  try {
+  const stage = { browser, doors: [shop.front, shop.back], arrive: async () => undefined, count: async () => [await shop.total()] }
+  const [made] = await play(stage, async (it) => {
+    context = it.context
     await scene(async (path = '/t/tools', origin = shop.url) => {
-      const page = await context.newPage()
+      const page = await it.open()
       await page.goto(origin + path)
       return page
     })
-    return (await shop.total()) - before
-  } finally {
-    await context.close()
-  }
+  })
+  return made!
 }
 /** Calls, and keeps the promise in the page for later. */
 const begin = (page: Page, item: string) => page.evaluate((item) => void Object.assign(globalThis, { later: globalThis.tools.order(item) }), item)
@@ -113,6 +124,34 @@ for (const [where, origin] of [['with Web Locks', () => shop.url], ['with a leas
   })
 }
 
+test('the copy of a tab that sent orders anew once that is settled', async () => {
+  expect(await made(async (open) => {
+    const one = await open()
+    const goOn = hold()
+    const begun = shop.back.answers
+    await begin(one, 'copied tea')
+    await shop.back.answered(begun + 1)
+    const two = await duplicate(context, one)
+    await two.waitForFunction(() => 'tools' in globalThis)
+    await begin(two, 'copied tea')
+    await inLine(two)
+    goOn()
+    const id = await later(one)
+    expect(await later(two)).toBe(id)
+    // An equal order after the first is settled is another, in each tab.
+    expect(await two.evaluate(() => globalThis.tools.order('copied tea'))).toBe(Number(id) + 1)
+  })).toBe(2)
+})
+
+test('who gives up an answer that stopped in its middle leaves the turn to the next', async () => {
+  expect(await made(async (open) => {
+    const page = await open()
+    shop.front.stall = 1
+    expect(await page.evaluate(() => globalThis.tools.giveUp('stopped tea'))).toBe('Error: enough')
+    expect(await page.evaluate(() => globalThis.tools.order('stopped tea'))).toEqual(expect.any(Number))
+  })).toBe(1)
+})
+
 test.each(['local', 'session', 'indexeddb'])('a key in %s outlives a crash of the page', async (storage) => {
   expect(await made(async (open) => {
     const page = await open(`/t/tools?storage=${storage}`)
@@ -141,6 +180,17 @@ test('storage that is full falls back to memory, says so, and the order is one',
     expect(await page.evaluate(() => globalThis.tools.order('full tea'))).toEqual(expect.any(Number))
     expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory alone.*quota/i)])
   })).toBe(1)
+})
+
+test('where nothing may be kept, and no lock is given, memory does, says so, and the order is one', async () => {
+  expect(await made(() => withoutStorage(async (blocked) => {
+    const page = await blocked.newPage()
+    await page.goto(`${shop.url}/t/tools`)
+    expect(await page.evaluate(() => navigator.locks.request('any', () => 'given').catch(({ name }: Error) => name))).toBe('SecurityError')
+    shop.front.lose = 1
+    expect(await page.evaluate(() => globalThis.tools.order('blocked tea'))).toEqual(expect.any(Number))
+    expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory alone.*denied/i)])
+  }))).toBe(1)
 })
 
 test('a form is sent once, however often it is submitted while it runs', async () => {

@@ -1,10 +1,12 @@
-import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { execFile, execFileSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { rolldown } from 'rolldown'
-import { afterAll, beforeAll, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { openBrowser } from './support/browser.js'
+import { gate } from './support/door.js'
 import { Shop } from './support/shop.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -34,12 +36,23 @@ const ORDER = (how: string) => `${how}
 idempotentFetch(process.argv[2] + '/orders', { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"item":"tea","qty":1}' })
   .then(async (response) => console.log(response.headers.get('idempotency-outcome'), (await response.json()).item))`
 
-async function orders(file: string, code: string): Promise<string> {
+async function orders(file: string, code: string, [command, ...args]: readonly string[] = [process.execPath]): Promise<string> {
   write(file, code)
   shop.front.lose = 1
+  const before = await shop.total()
   // Not the synchronous kind: the network that loses the answer is in this process.
-  const { execFile } = await import('node:child_process')
-  return new Promise((resolve, reject) => execFile(process.execPath, [file, shop.url], { cwd: fresh }, (error, stdout) => (error ? reject(error) : resolve(stdout))))
+  const said = await new Promise<string>((resolve, reject) =>
+    execFile(command!, [...args, file, shop.url], { cwd: fresh, env: { ...process.env, DENO_DIR: join(fresh, 'deno') } }, (error, stdout) => (error ? reject(error) : resolve(stdout))))
+  expect((await shop.total()) - before).toBe(1)
+  return said
+}
+
+/** The module with all that it imports, as a page would be served it. */
+async function bundled(file: string, platform: 'node' | 'browser'): Promise<string> {
+  const built = await rolldown({ input: join(fresh, file), cwd: fresh, platform })
+  const { output } = await built.generate({ format: 'esm', codeSplitting: false })
+  expect(output[0].code).not.toMatch(/from ['"]onceward/)
+  return output[0].code
 }
 
 test('it works as ESM in Node, and ends', async () => {
@@ -52,12 +65,82 @@ test('it works by require(esm)', async () => {
 
 test('it works through a bundler', async () => {
   write('entry.js', ORDER(`import { idempotentFetch } from 'onceward'`))
-  const built = await rolldown({ input: join(fresh, 'entry.js'), cwd: fresh, platform: 'node' })
-  const { output } = await built.generate({ format: 'esm', codeSplitting: false })
-  expect(output[0].code).not.toMatch(/from ['"]onceward/)
-  const before = await shop.total()
-  expect(await orders('bundled.mjs', output[0].code)).toBe('replayed tea\n')
-  expect((await shop.total()) - before).toBe(1)
+  expect(await orders('bundled.mjs', await bundled('entry.js', 'node'))).toBe('replayed tea\n')
+})
+
+test('it works in a worker thread of Node, and ends', async () => {
+  write('thread.mjs', ORDER(`import { idempotentFetch } from 'onceward'`))
+  expect(await orders('threads.mjs', `import { Worker } from 'node:worker_threads'
+new Worker(new URL('./thread.mjs', import.meta.url), { argv: process.argv.slice(2) })`)).toBe('replayed tea\n')
+})
+
+describe('in other runtimes', () => {
+  const runtimes = join(root, 'test/runtimes')
+  /** The one of these packages that fits this machine: npm leaves the others out. */
+  const binary = (...files: string[]) => {
+    const found = files.map((file) => join(runtimes, 'node_modules', file)).find((file) => existsSync(file))
+    if (!found) throw new Error(`npm installed none of ${files.join(', ')} in test/runtimes`)
+    return found
+  }
+  beforeAll(() => void run('npm', ['ci', '--prefer-offline', '--no-audit', '--no-fund'], runtimes))
+
+  test('it works in Deno, and ends', async () => {
+    const deno = binary('@deno/linux-x64-glibc/deno', '@deno/linux-arm64-glibc/deno')
+    expect(await orders('deno.mjs', ORDER(`import { idempotentFetch } from 'onceward'
+if (!globalThis.Deno) throw new Error('this is no Deno')`), [deno, 'run', '--no-prompt', '--allow-net'])).toBe('replayed tea\n')
+  })
+
+  test('it works in Bun, and ends', async () => {
+    const bun = binary('@oven/bun-linux-x64-baseline/bin/bun', '@oven/bun-linux-aarch64/bin/bun')
+    expect(await orders('bun.mjs', ORDER(`import { idempotentFetch } from 'onceward'
+if (!globalThis.Bun) throw new Error('this is no Bun')`), [bun, 'run'])).toBe('replayed tea\n')
+  })
+})
+
+test('it works in a Web Worker, and the next one goes on with the key of one that was ended', async () => {
+  write('worker.js', `import { createIdempotentFetch } from 'onceward'
+import { indexedDBStorage } from 'onceward/indexeddb'
+const fetch = createIdempotentFetch({ storage: indexedDBStorage(), onWarning: (text) => postMessage(text) })
+onmessage = async ({ data }) => {
+  const response = await fetch('/orders', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ item: data, qty: 1 }) })
+  postMessage([response.headers.get('idempotency-outcome'), (await response.json()).item])
+}`)
+  shop.front.pages.set('/t/worker.js', { type: 'text/javascript', body: await bundled('worker.js', 'browser') })
+  shop.front.pages.set('/t/worker', { type: 'text/html', body: '<!doctype html><html lang="en"><title>t</title>' })
+  const browser = await openBrowser()
+  try {
+    const page = await browser.newPage()
+    await page.goto(`${shop.url}/t/worker`)
+    const begin = (item: string) => page.evaluate((item) => {
+      const worker = new Worker('/t/worker.js', { type: 'module' })
+      const said = new Promise((resolve, reject) => {
+        worker.onmessage = ({ data }) => resolve(data)
+        worker.onerror = reject
+      })
+      worker.postMessage(item)
+      Object.assign(globalThis, { worker, said })
+    }, item)
+    const said = () => page.evaluate(() => (globalThis as unknown as { said: Promise<unknown> }).said)
+
+    const before = await shop.total()
+    shop.front.lose = 1
+    await begin('lost tea')
+    expect(await said()).toEqual(['replayed', 'lost tea'])
+
+    const held = gate()
+    shop.front.hold = held.promise
+    const begun = shop.front.answers
+    await begin('ended tea')
+    await shop.front.answered(begun + 1)
+    await page.evaluate(() => (globalThis as unknown as { worker: Worker }).worker.terminate())
+    shop.front.hold = undefined
+    held.open()
+    await begin('ended tea')
+    expect(await said()).toEqual(['replayed', 'ended tea'])
+    expect((await shop.total()) - before).toBe(2)
+  } finally {
+    await browser.close()
+  }
 })
 
 test.each([['nodenext', 'nodenext'], ['bundler', 'esnext']])('its types resolve with moduleResolution %s', (moduleResolution, module) => {

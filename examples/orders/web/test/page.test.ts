@@ -6,14 +6,11 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser } from '../../../../packages/onceward/test/support/browser.js'
 import { gate } from '../../../../packages/onceward/test/support/door.js'
+import { duplicate, inFlight as held, inLine, play as playOn, ROUNDS, type Browser, type Page, type Scene } from '../../../../packages/onceward/test/support/scenes.js'
 import { Demo } from './support/demo.js'
 
-type Browser = Awaited<ReturnType<typeof openBrowser>>
-type Context = Awaited<ReturnType<Browser['newContext']>>
-type Page = Awaited<ReturnType<Context['newPage']>>
 type Client = 'onceward' | 'naive'
 
-const ROUNDS = process.env['ONCEWARD_LONG'] ? 20 : 3
 const web = fileURLToPath(new URL('..', import.meta.url))
 
 let browser: Browser
@@ -26,32 +23,17 @@ afterAll(async () => {
   await demo?.close()
 })
 
-interface Scene {
-  readonly context: Context
-  readonly open: () => Promise<Page>
-}
-
-/** How many orders a scene made with each client, in a browser that knows nothing yet. */
+/** How many orders a scene made with each client. */
 async function play(scene: (scene: Scene) => Promise<void>): Promise<Record<Client, number>> {
-  Object.assign(demo.door, { lose: 0, hold: undefined })
-  const before = await Promise.all([demo.orders('onceward'), demo.orders('naive')])
-  const context = await browser.newContext()
-  try {
-    await scene({
-      context,
-      open: async () => {
-        const page = await context.newPage()
-        await page.goto(demo.url)
-        await page.waitForSelector('#order:enabled')
-        // The switches are known to work once the page has seen what network it came through.
-        await page.waitForFunction(() => !document.querySelector('.note a'))
-        return page
-      },
-    })
-    return { onceward: (await demo.orders('onceward')) - before[0], naive: (await demo.orders('naive')) - before[1] }
-  } finally {
-    await context.close()
+  const arrive = async (page: Page) => {
+    await page.goto(demo.url)
+    await page.waitForSelector('#order:enabled')
+    // The switches are known to work once the page has seen what network it came through.
+    await page.waitForFunction(() => !document.querySelector('.note a'))
   }
+  const count = () => Promise.all([demo.orders('onceward'), demo.orders('naive')])
+  const [onceward, naive] = await playOn({ browser, doors: [demo.door], arrive, count }, scene)
+  return { onceward: onceward!, naive: naive! }
 }
 
 const side = (client: Client, rest = '') => `#${client}${rest}`
@@ -73,17 +55,7 @@ async function settled(...pages: Page[]): Promise<void> {
 const turnOn = (page: Page, trouble: string) => page.check(`#${trouble}`, { force: true })
 
 /** Until both clients' orders are in the database, while their answers are held. */
-async function inFlight(page: Page): Promise<() => void> {
-  const open = gate()
-  demo.door.hold = open.promise
-  const begun = demo.door.answers
-  await page.click('#order')
-  await demo.door.answered(begun + 2)
-  return () => {
-    demo.door.hold = undefined
-    open.open()
-  }
-}
+const inFlight = (page: Page) => held(demo.door, () => page.click('#order'), 2)
 
 /** By a person's own hand: each ends with its answers on the page. What they make is counted after. */
 const BY_HAND: Record<string, (scene: Scene) => Promise<void>> = {
@@ -108,15 +80,14 @@ const BY_HAND: Record<string, (scene: Scene) => Promise<void>> = {
     const [one, two] = [await open(), await open()]
     const goOn = await inFlight(one)
     await two.click('#order')
-    await two.waitForSelector(side('onceward', '[data-status=pending]'))
+    await inLine(two)
     goOn()
     await settled(one, two)
   },
   'a duplicated tab': async ({ context, open }) => {
     const one = await open()
     const goOn = await inFlight(one)
-    // What a browser copies for a tab that is duplicated, it copies for a window that a page opens: sessionStorage.
-    const [two] = await Promise.all([context.waitForEvent('page'), one.evaluate(() => void window.open(location.href))])
+    const two = await duplicate(context, one)
     await two.click('#order')
     goOn()
     await settled(one, two)

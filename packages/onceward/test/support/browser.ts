@@ -1,19 +1,37 @@
-import { existsSync } from 'node:fs'
-import { chromium, type Browser } from 'playwright-core'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { chromium, type Browser, type BrowserContext, type LaunchOptions } from 'playwright-core'
 import { bundle } from './bundle.js'
 import type { Door } from './door.js'
 
 const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
 
 /** The real Chromium, told to leave the network alone. */
-export async function openBrowser(): Promise<Browser> {
+export const openBrowser = async (): Promise<Browser> => chromium.launch(options())
+
+/** The same with a person's setting that no page may keep anything: cookies, storages and locks are denied. */
+export async function withoutStorage(work: (context: BrowserContext) => Promise<void>): Promise<void> {
+  const profile = mkdtempSync(join(tmpdir(), 'onceward-profile-'))
+  mkdirSync(join(profile, 'Default'))
+  writeFileSync(join(profile, 'Default/Preferences'), '{"profile":{"default_content_setting_values":{"cookies":2}}}')
+  const context = await chromium.launchPersistentContext(profile, options())
+  try {
+    await work(context)
+  } finally {
+    await context.close()
+    rmSync(profile, { recursive: true, force: true })
+  }
+}
+
+function options(): LaunchOptions {
   if (!existsSync(CHROMIUM)) throw new Error(`${CHROMIUM} is missing: install chromium, or name one in CHROMIUM`)
-  return chromium.launch({
+  return {
     executablePath: CHROMIUM,
     args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
       // A page on plain `http://` that is not on localhost: no `crypto.subtle`, no `randomUUID`, no Web Locks.
       '--host-resolver-rules=MAP shop.lan 127.0.0.1'],
-  })
+  }
 }
 
 /** Puts a page with this module on a door. */

@@ -8,6 +8,8 @@ import type { AddressInfo } from 'node:net'
 export class Door {
   /** How many answers to POSTs are still to be lost: read whole, and then the connection is cut. */
   lose = 0
+  /** How many answers to POSTs are still to stop in their middle: the connection stays, and nothing comes any more. */
+  stall = 0
   /** How many POSTs are still to be refused: cut before they went anywhere. */
   refuse = 0
   /** Resolves before the answer to a POST goes on. */
@@ -17,6 +19,8 @@ export class Door {
   /** Method and path of all that came, in order. */
   readonly seen: { method: string; url: string; headers: IncomingMessage['headers'] }[] = []
   readonly pages = new Map<string, { type: string; body: string }>()
+  /** What a service's own CORS layer does: pages of this origin may read, and send these headers. */
+  allows: { readonly origin: string; readonly headers: string } | undefined
   readonly #server: Server
   #waiting: { is: () => boolean; go: () => void }[] = []
   target: number
@@ -26,6 +30,10 @@ export class Door {
     this.#server = createServer((incoming, outgoing) => void this.#pass(incoming, outgoing))
   }
 
+  /** From here on it is a good one. */
+  heal(): void {
+    Object.assign(this, { lose: 0, stall: 0, refuse: 0, hold: undefined, holdRequest: undefined })
+  }
   async open(): Promise<this> {
     await new Promise<void>((resolve) => this.#server.listen(0, '127.0.0.1', resolve))
     return this
@@ -72,6 +80,13 @@ export class Door {
     const { method = '', url = '', headers } = incoming
     // A browser that loses a connection that it used before sends the request once more by itself, and hides the loss.
     outgoing.shouldKeepAlive = false
+    const { allows } = this
+    if (allows && headers.origin === allows.origin) outgoing.setHeader('access-control-allow-origin', allows.origin)
+    if (allows && headers['access-control-request-method']) {
+      this.seen.push({ method, url, headers })
+      outgoing.writeHead(204, { 'access-control-allow-methods': 'POST', 'access-control-allow-headers': allows.headers }).end()
+      return
+    }
     const page = this.pages.get(url.split('?')[0]!)
     if (page) {
       outgoing.writeHead(200, { 'content-type': page.type, 'cache-control': 'no-store' }).end(page.body)
@@ -106,7 +121,13 @@ export class Door {
         void (isPost ? (hold ?? Promise.resolve()) : Promise.resolve()).then(() => {
           if (outgoing.destroyed) return
           outgoing.writeHead(answer.statusCode!, answer.statusMessage, answer.rawHeaders.filter((_, i, all) => !/^(transfer-encoding|connection|keep-alive)$/i.test(all[i - (i % 2)]!)))
-          outgoing.end(Buffer.concat(parts))
+          const body = Buffer.concat(parts)
+          if (isPost && this.stall > 0) {
+            this.stall -= 1
+            outgoing.write(body.subarray(0, body.length / 2))
+            return
+          }
+          outgoing.end(body)
         })
       })
     })

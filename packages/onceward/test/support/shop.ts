@@ -6,7 +6,12 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Door } from './door.js'
 
-const BINARY = process.env['ONCEWARD_BIN'] ?? fileURLToPath(new URL('../../../../target/debug/onceward', import.meta.url))
+/** The gateway, which has the demo in it. */
+export function binary(): string {
+  const file = process.env['ONCEWARD_BIN'] ?? fileURLToPath(new URL('../../../../target/debug/onceward', import.meta.url))
+  if (!existsSync(file)) throw new Error(`${file} is missing: run \`cargo build -p onceward-gateway\``)
+  return file
+}
 
 /** The real orders service and the real gateway, each a process, with a network before and behind the gateway. */
 export class Shop {
@@ -21,7 +26,6 @@ export class Shop {
   #gatewayPort = 0
 
   static async open(settings = ''): Promise<Shop> {
-    if (!existsSync(BINARY)) throw new Error(`${BINARY} is missing: run \`cargo build -p onceward-gateway\``)
     const shop = new Shop()
     shop.#ordersPort = await freePort()
     shop.#orders = await start(['demo-orders', '--listen', `127.0.0.1:${shop.#ordersPort}`, '--db', join(shop.#folder, 'orders.db'), '--relay', ''])
@@ -69,7 +73,7 @@ ${settings}`)
 /** Starts a program and waits until it says that it listens. */
 async function start(args: string[]): Promise<ChildProcess> {
   // Both end when their end of the pipe closes: whatever becomes of the tests, nothing is left behind.
-  const child = spawn(BINARY, args, { stdio: ['pipe', 'pipe', 'pipe'] })
+  const child = spawn(binary(), args, { stdio: ['pipe', 'pipe', 'pipe'] })
   let said = ''
   await new Promise<void>((resolve, reject) => {
     const hear = (chunk: Buffer) => {

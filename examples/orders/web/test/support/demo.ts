@@ -1,9 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process'
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { Door } from '../../../../../packages/onceward/test/support/door.js'
-
-const BINARY = process.env['ONCEWARD_BIN'] ?? fileURLToPath(new URL('../../../../../target/debug/onceward', import.meta.url))
+import { binary } from '../../../../../packages/onceward/test/support/shop.js'
 
 /** `onceward demo` as a person starts it, and a door before its network, which holds answers until a test lets them go. */
 export class Demo {
@@ -20,8 +17,7 @@ export class Demo {
   }
 
   static async start(): Promise<Demo> {
-    if (!existsSync(BINARY)) throw new Error(`${BINARY} is missing: run \`cargo build -p onceward-gateway\``)
-    const child = spawn(BINARY, ['demo'], { stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(binary(), ['demo'], { stdio: ['ignore', 'pipe', 'pipe'] })
     let said = ''
     await new Promise<void>((resolve, reject) => {
       const hear = (chunk: Buffer) => {
