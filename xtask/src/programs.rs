@@ -50,7 +50,7 @@ const PROGRAMS: &[Program] = &[
         package: "mount",
         at_least: (2, 30),
         purpose: "mounts the small disk that is filled",
-        needed_by: &["chaos"],
+        needed_by: &["chaos", "gateway", "gateway-postgres", "gateway-redis"],
     },
     Program {
         name: "chromium",
@@ -125,7 +125,7 @@ const PROGRAMS: &[Program] = &[
 ];
 
 /// The parts that start Redis.
-const REDIS: &[&str] = &["lib-all", "gateway"];
+const REDIS: &[&str] = &["lib-all", "gateway", "gateway-redis"];
 
 /// The parts that start PostgreSQL.
 const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres"];
