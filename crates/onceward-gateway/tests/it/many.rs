@@ -29,6 +29,7 @@ mod postgres;
 mod redis;
 mod rolling;
 mod server;
+mod waiters;
 
 use crate::support::Gateway;
 use crate::upstream::Upstream;

@@ -19,7 +19,7 @@ const KEY: &str = "broken-key-0123456789";
 /// The promise: this long after all is well again, a gateway has found that out by itself.
 const RECOVERY: Duration = Duration::from_secs(10);
 /// The store's limit is short, so that a fault is noticed soon; the lease is long, so that it outlasts each fault.
-const LIMITS: &str = "[limits]\nstore_timeout = \"500ms\"\n[policy]\nlease = \"15s\"";
+const LIMITS: &str = "[limits]\nstore_timeout = \"1500ms\"\n[policy]\nlease = \"15s\"";
 
 /// What a request may be told.
 type Told = &'static [&'static str];
@@ -29,7 +29,7 @@ const FAULTS: [(&str, Fault, Told, Told); 7] = [
     ("down", Fault::Down, &["rejected"], &["not-stored"]),
     ("hanging", Fault::Hanging, &["rejected"], &["not-stored"]),
     ("slow", Fault::Slow(Duration::from_millis(20)), &["stored"], &["stored"]),
-    ("too-slow", Fault::Slow(Duration::from_millis(600)), &["rejected"], &["not-stored"]),
+    ("too-slow", Fault::Slow(Duration::from_millis(1600)), &["rejected"], &["not-stored"]),
     // Partitioned one way: what is asked is done, and nobody hears of it.
     ("answers-stuck", Fault::AnswersStuck, &["rejected"], &["not-stored"]),
     // The other way: what is asked arrives when nobody waits for it any more.
@@ -86,7 +86,7 @@ fn an_answer_that_meets_a_fault_is_kept_after_it<S: Server>() {
 
 fn a_gateway_that_is_cut_off_for_longer_than_its_lease_overrules_nobody<S: Server>() {
     const LEASE: Duration = Duration::from_secs(1);
-    let settings = "[limits]\nstore_timeout = \"500ms\"\n[policy]\nlease = \"1s\"\n\
+    let settings = "[limits]\nstore_timeout = \"1500ms\"\n[policy]\nlease = \"1s\"\n\
                     [[route]]\npath = \"/again\"\nguarantee = \"at-least-once\"";
     let (pair, proxy) = behind_a_proxy::<S>(settings);
     for (fault, what, ..) in FAULTS.into_iter().filter(|(fault, ..)| ["down", "hanging", "asks-stuck"].contains(fault))

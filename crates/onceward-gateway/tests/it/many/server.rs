@@ -33,6 +33,12 @@ pub(crate) trait Server: Sized + 'static {
 
     /// Makes room in it again.
     fn make_room(&self);
+
+    /// One of its own that counts what it is asked.
+    fn counting() -> Self;
+
+    /// How many statements or commands it has done so far.
+    fn done(&self) -> u64;
 }
 
 impl Server for Postgres {
@@ -81,6 +87,17 @@ impl Server for Postgres {
     fn make_room(&self) {
         self.sql("small", "DROP TABLE filler");
     }
+
+    fn counting() -> Self {
+        let server =
+            Self::start(15, "shared_preload_libraries = 'pg_stat_statements'\npg_stat_statements.track = 'top'");
+        server.sql("postgres", "CREATE EXTENSION pg_stat_statements");
+        server
+    }
+
+    fn done(&self) -> u64 {
+        self.sql("postgres", "SELECT sum(calls) FROM pg_stat_statements").parse().unwrap()
+    }
 }
 
 impl Server for Redis {
@@ -121,5 +138,13 @@ impl Server for Redis {
 
     fn make_room(&self) {
         self.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
+    }
+
+    fn counting() -> Self {
+        Self::own()
+    }
+
+    fn done(&self) -> u64 {
+        self.info("total_commands_processed")
     }
 }
