@@ -55,7 +55,8 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
         part("client", Tests, "test -p onceward-client"),
-        gateway_over("postgres"),
+        two_gateways_over("postgres"),
+        two_gateways_over("redis"),
         part("gateway-bare", Check, "check -p onceward-gateway --no-default-features"),
         part("model", Tests, "test --release -p model"),
         part("planted", Tests, "test -p chaos --features planted"),
@@ -71,11 +72,11 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     parts
 }
 
-/// What one gateway promises over the store in its folder, over another store.
-fn gateway_over(store: &'static str) -> Part {
+/// What one gateway promises over the store in its folder, by two over a store that they share.
+fn two_gateways_over(store: &'static str) -> Part {
     let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain::";
     let mut part = part(&format!("gateway-{store}"), Tests, tests);
-    part.env.push(("ONCEWARD_TEST_STORE", store));
+    part.env.extend([("ONCEWARD_TEST_STORE", store), ("ONCEWARD_TEST_GATEWAYS", "2")]);
     part
 }
 

@@ -57,7 +57,7 @@ const PROGRAMS: &[Program] = &[
         package: "mount",
         at_least: (2, 30),
         purpose: "mounts the small disk that is filled",
-        needed_by: CHAOS,
+        needed_by: &["chaos", "chaos-postgres", "chaos-redis", "gateway", "gateway-postgres", "gateway-redis"],
     },
     Program {
         name: "chromium",
@@ -138,7 +138,7 @@ const CHAOS: &[&str] = &["chaos", "chaos-postgres", "chaos-redis"];
 const REDIS: &[&str] = &["lib-all", "gateway", "measure"];
 
 /// The same, and those that start Redis alone.
-const REDIS_7: &[&str] = &["lib-all", "gateway", "planted", "chaos-redis", "measure"];
+const REDIS_7: &[&str] = &["lib-all", "gateway", "gateway-redis", "planted", "chaos-redis", "measure"];
 
 /// The parts that start PostgreSQL in both versions.
 const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres", "measure"];

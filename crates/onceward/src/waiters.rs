@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::record::AttemptId;
+use crate::record::{AttemptId, Found};
 use crate::reply::Reply;
 use crate::secret::RecordId;
+use crate::store::Error;
 
 /// How an attempt ended, for those who waited. All but a released answer is in the store.
 #[derive(Clone, Debug)]
@@ -20,11 +21,33 @@ pub(crate) enum Ended {
     Look,
 }
 
+/// What a look into the store showed.
+pub(crate) type Looked = Arc<Result<Option<Found>, Error>>;
+
+/// What all who wait for an attempt hear.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// It ended, in this process.
+    Ended(Ended),
+    /// One of those who wait has looked.
+    Looked(Looked),
+}
+
 type Slot = (RecordId, AttemptId);
+
+/// Where those are who wait for one attempt.
+#[derive(Debug)]
+struct Bench {
+    news: watch::Sender<Option<News>>,
+    turn: Turn,
+}
+
+/// Whoever holds it looks into the store, for all.
+pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    slots: Mutex<HashMap<Slot, watch::Sender<Option<Ended>>>>,
+    slots: Mutex<HashMap<Slot, Bench>>,
     /// How many slots there are, so that an attempt for which nobody waits takes no lock at its end.
     count: AtomicUsize,
 }
@@ -35,13 +58,14 @@ impl Waiters {
     pub(crate) fn join(self: &Arc<Self>, id: RecordId, attempt: AttemptId, max: usize) -> Option<Waiting> {
         let mut slots = self.slots.lock();
         let slot = (id, attempt);
-        let sender = slots.entry(slot).or_insert_with(|| watch::Sender::new(None));
-        let waiting = (sender.receiver_count() < max).then(|| Waiting {
-            ended: sender.subscribe(),
+        let bench = slots.entry(slot).or_insert_with(|| Bench { news: watch::Sender::new(None), turn: Arc::default() });
+        let waiting = (bench.news.receiver_count() < max).then(|| Waiting {
+            news: bench.news.subscribe(),
+            turn: Arc::clone(&bench.turn),
             slot,
             waiters: Arc::clone(self),
         });
-        if waiting.is_none() && sender.receiver_count() == 0 {
+        if waiting.is_none() && bench.news.receiver_count() == 0 {
             slots.remove(&slot);
         }
         self.count.store(slots.len(), Ordering::SeqCst);
@@ -54,8 +78,8 @@ impl Waiters {
             return;
         }
         let mut slots = self.slots.lock();
-        if let Some(sender) = slots.remove(&(id, attempt)) {
-            sender.send_replace(Some(ended()));
+        if let Some(bench) = slots.remove(&(id, attempt)) {
+            bench.news.send_replace(Some(News::Ended(ended())));
         }
         self.count.store(slots.len(), Ordering::SeqCst);
     }
@@ -64,7 +88,8 @@ impl Waiters {
 /// A place among those who wait; given up when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    ended: watch::Receiver<Option<Ended>>,
+    news: watch::Receiver<Option<News>>,
+    turn: Turn,
     slot: Slot,
     waiters: Arc<Waiters>,
 }
@@ -72,10 +97,37 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// Ends when the attempt did, in this process. Pending for ever where it runs in another.
     pub(crate) async fn ended(&mut self) -> Ended {
-        let ended = self.ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
-        match ended {
-            Ok(ended) => ended.unwrap_or(Ended::Look),
-            Err(_) => std::future::pending().await,
+        let heard = self.news.wait_for(|news| matches!(news, Some(News::Ended(_)))).await.map(|news| news.clone());
+        match heard {
+            Ok(Some(News::Ended(ended))) => ended,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// What is heard next.
+    pub(crate) async fn news(&mut self) -> News {
+        loop {
+            if self.news.changed().await.is_err() {
+                std::future::pending().await
+            }
+            if let Some(news) = self.news.borrow_and_update().clone() {
+                return news;
+            }
+        }
+    }
+
+    /// The turn to look, to be held while looking.
+    pub(crate) fn turn(&self) -> Turn {
+        Arc::clone(&self.turn)
+    }
+
+    /// Tells the others what a look showed.
+    pub(crate) fn tell(&mut self, looked: &Looked) {
+        let slots = self.waiters.slots.lock();
+        if let Some(bench) = slots.get(&self.slot) {
+            bench.news.send_replace(Some(News::Looked(Arc::clone(looked))));
+            // That much is known here.
+            self.news.mark_unchanged();
         }
     }
 }
@@ -84,7 +136,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let mut slots = self.waiters.slots.lock();
         // This receiver still counts.
-        if slots.get(&self.slot).is_some_and(|sender| sender.receiver_count() <= 1) {
+        if slots.get(&self.slot).is_some_and(|bench| bench.news.receiver_count() <= 1) {
             slots.remove(&self.slot);
         }
         self.waiters.count.store(slots.len(), Ordering::SeqCst);

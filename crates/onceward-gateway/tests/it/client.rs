@@ -100,7 +100,7 @@ impl Ask {
 
     /// Sends it from a thread of its own.
     pub(crate) fn spawn(&self, gateway: &Gateway) -> Sent {
-        let (address, bytes) = (gateway.listen, self.bytes());
+        let (address, bytes) = (gateway.place(), self.bytes());
         Sent(std::thread::spawn(move || try_send(address, &bytes)))
     }
 

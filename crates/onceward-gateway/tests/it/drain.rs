@@ -12,7 +12,8 @@ const KEY: &str = "drain-key-0123456789";
 fn a_drain_finishes_and_keeps_what_runs_and_takes_nothing_new() {
     for signal in ["TERM", "INT"] {
         let upstream = Upstream::start();
-        let mut gateway = upstream.gateway("[limits]\nresponse_body = \"1KiB\"");
+        // Of two, the one for which nothing runs would be gone before it is asked.
+        let mut gateway = upstream.one_gateway("[limits]\nresponse_body = \"1KiB\"");
         let kept = order("kept-before").send(&gateway);
         assert_answer(&kept, 201, "stored");
         assert_problem(&order("lost-before").step("reset").send(&gateway), "upstream_lost", "lost-before");
@@ -167,7 +168,8 @@ fn an_idle_gateway_stops_at_once() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let upstream = Upstream::start();
-    let mut gateway = upstream.gateway("drain = \"1h\"");
+    // Of two, the one for which nothing runs would be gone before the second signal.
+    let mut gateway = upstream.one_gateway("drain = \"1h\"");
     let ask = order(KEY).step("hold for-ever");
     let running = ask.spawn(&gateway);
     upstream.held("for-ever");

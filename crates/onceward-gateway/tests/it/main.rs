@@ -8,22 +8,23 @@ mod cost;
 #[cfg(feature = "demo")]
 mod demo;
 mod drain;
+#[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
+#[path = "../../../onceward/tests/it/support/fault_proxy.rs"]
+mod fault_proxy;
 mod faults;
 mod forward;
 mod keys;
 mod kills;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 mod many;
 #[cfg(feature = "demo")]
 mod page;
-#[cfg(feature = "postgres")]
-mod pair;
-#[cfg(feature = "postgres")]
+#[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 #[path = "../../../onceward/tests/it/support/postgres.rs"]
 mod postgres;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 #[path = "../../../onceward/tests/it/support/redis.rs"]
-mod redis_server;
+mod redis;
 mod rows;
 mod serve;
 mod stores;

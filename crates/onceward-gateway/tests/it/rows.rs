@@ -483,7 +483,8 @@ fn whoever_has_credentials_must_be_told_apart() {
 #[test]
 fn a_running_request_is_told_of_or_waited_for() {
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("[limits]\nwaiters_per_key = 2\n[[route]]\npath = \"/waits\"\nwait = \"20s\"");
+    // The places are one process's, and so are those who have them.
+    let gateway = upstream.one_gateway("[limits]\nwaiters_per_key = 2\n[[route]]\npath = \"/waits\"\nwait = \"20s\"");
     let ask = order(KEY).step("hold running");
     let first = ask.spawn(&gateway);
     upstream.held("running");
@@ -544,7 +545,8 @@ fn nobody_waits_longer_than_the_limit() {
 #[test]
 fn whoever_waited_for_a_released_request_gets_its_answer_and_does_not_execute() {
     let upstream = Upstream::start();
-    let gateway = upstream.gateway("[limits]\nwaiters_per_key = 1");
+    // Whoever waits in another process is told that the key is free, and may claim it.
+    let gateway = upstream.one_gateway("[limits]\nwaiters_per_key = 1");
     let ask = order(KEY).step("status 429").step("hold running");
     let first = ask.spawn(&gateway);
     upstream.held("running");

@@ -1,24 +1,34 @@
 //! The real program on free ports, and clients that speak bytes.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+mod log;
+mod socket;
+
+#[cfg(target_os = "linux")]
+use std::io::Write;
+use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use log::Log;
+pub(crate) use socket::{Answer, Client, Lines, chunked, headers};
 
 /// Whatever is waited for is there by then, or never.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running `onceward serve`, killed when dropped.
+/// A running `onceward serve`, killed when dropped. It may be two that share a store: then clients come to one and the other
+/// in turn, and what is done to it is done to both.
 #[derive(Debug)]
 pub(crate) struct Gateway {
     child: Child,
     log: Log,
-    /// Where clients connect to.
+    /// Where clients connect to; of two, the first one's.
     pub(crate) listen: SocketAddr,
-    /// Where operators connect to.
+    /// Where operators connect to; of two, the first one's.
     pub(crate) admin: SocketAddr,
     folder: tempfile::TempDir,
+    second: Option<Box<Self>>,
+    came: AtomicUsize,
 }
 
 impl Gateway {
@@ -113,28 +123,45 @@ impl Gateway {
         let line = log.wait_for("\"message\":\"listening on ");
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
-        Self { listen: address("listen"), admin: address("admin"), child, log, folder }
+        let (listen, admin) = (address("listen"), address("admin"));
+        Self { child, log, listen, admin, folder, second: None, came: AtomicUsize::new(0) }
+    }
+
+    /// Together with another one on the same store.
+    pub(crate) fn and(mut self, second: Self) -> Self {
+        self.second = Some(Box::new(second));
+        self
     }
 
     /// Kills it as a crash would, and starts it again in its folder.
-    pub(crate) fn killed_and_restarted(mut self) -> Self {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
-        let command = command(&folder);
-        Self::in_folder(folder, command, &[])
+    pub(crate) fn killed_and_restarted(self) -> Self {
+        self.killed_and_at(|_| "127.0.0.1:0".parse().unwrap())
     }
 
     /// The same, and clients find it where it was.
-    pub(crate) fn killed_and_back(mut self) -> Self {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
-        let command = command(&folder);
-        Self::at(&self.listen.to_string(), folder, command, &[])
+    pub(crate) fn killed_and_back(self) -> Self {
+        self.killed_and_at(|was| was)
     }
 
-    /// The process's id.
+    fn killed_and_at(mut self, listen: fn(SocketAddr) -> SocketAddr) -> Self {
+        self.kill();
+        let second = self.second.take().map(|second| Box::new(second.killed_and_at(listen)));
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        let command = command(&folder);
+        let mut again = Self::at(&listen(self.listen).to_string(), folder, command, &[]);
+        again.second = second;
+        again
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(second) = &mut self.second {
+            second.kill();
+        }
+    }
+
+    /// The process's id; of two, the first one's.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -146,23 +173,58 @@ impl Gateway {
 
     /// The whole log so far.
     pub(crate) fn log(&self) -> String {
-        self.log.lines.0.lock().unwrap().join("\n")
+        let mut log = self.log.text();
+        if let Some(second) = &self.second {
+            log += &format!("\n{}", second.log());
+        }
+        log
     }
 
+    /// Sends a signal, and returns when a process that is to stand still does.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        #[cfg(target_os = "linux")]
+        if name == "STOP" {
+            crate::client::poll("a process that stands still", || self.stands_still().then_some(()));
+        }
+        if let Some(second) = &self.second {
+            second.signal(name);
+        }
     }
 
-    /// How it ended; waited for.
+    /// A thread that is still running when the signal comes may do much before it stops.
+    #[cfg(target_os = "linux")]
+    fn stands_still(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        threads.map_while(Result::ok).all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The state comes after the name, which may have anything in it.
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        })
+    }
+
+    /// How it ended; waited for. Two must end alike.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         // Its standard error closes when it ends.
         self.log.wait_for_end();
-        self.child.wait().unwrap()
+        let status = self.child.wait().unwrap();
+        if let Some(second) = &mut self.second {
+            assert_eq!(second.ended(), status);
+        }
+        status
+    }
+
+    /// Where the next client connects to.
+    pub(crate) fn place(&self) -> SocketAddr {
+        match &self.second {
+            Some(second) if self.came.fetch_add(1, Ordering::SeqCst) % 2 == 1 => second.listen,
+            _ => self.listen,
+        }
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::connect(self.listen)
+        Client::connect(self.place())
     }
 
     /// One request on a connection of its own.
@@ -170,7 +232,7 @@ impl Gateway {
         self.client().ask(request)
     }
 
-    /// The status and the body of an operators' page.
+    /// The status and the body of an operators' page; of two, the first one's.
     pub(crate) fn page(&self, path: &str, headers: &str) -> (u16, String) {
         let answer = Client::connect(self.admin).ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n"));
         (answer.status, String::from_utf8(answer.body).unwrap())
@@ -179,10 +241,9 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
         if std::thread::panicking() {
-            eprintln!("the gateway's log:\n{}", self.log());
+            eprintln!("the gateway's log:\n{}", self.log.text());
         }
     }
 }
@@ -192,202 +253,4 @@ pub(crate) fn command(folder: &tempfile::TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_onceward"));
     command.arg("serve").current_dir(folder.path()).env("ONCEWARD_LOG_FORMAT", "json").stderr(Stdio::piped());
     command
-}
-
-#[derive(Clone, Debug, Default)]
-struct Log {
-    lines: Arc<(Mutex<Vec<String>>, Condvar)>,
-    ended: Arc<(Mutex<bool>, Condvar)>,
-}
-
-impl Log {
-    fn follow(&self, from: impl Read + Send + 'static) {
-        let log = self.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(from).lines().map_while(Result::ok) {
-                log.lines.0.lock().unwrap().push(line);
-                log.lines.1.notify_all();
-            }
-            *log.ended.0.lock().unwrap() = true;
-            log.ended.1.notify_all();
-        });
-    }
-
-    fn wait_for(&self, text: &str) -> String {
-        let until = Instant::now() + PATIENCE;
-        let mut lines = self.lines.0.lock().unwrap();
-        loop {
-            if let Some(line) = lines.iter().find(|line| line.contains(text)) {
-                return line.clone();
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{text:?} was not logged:\n{}", lines.join("\n"));
-            lines = self.lines.1.wait_timeout(lines, left).unwrap().0;
-        }
-    }
-
-    fn wait_for_end(&self) {
-        let ended = self.ended.0.lock().unwrap();
-        let (ended, _) = self.ended.1.wait_timeout_while(ended, PATIENCE, |ended| !*ended).unwrap();
-        assert!(*ended, "it does not end");
-    }
-}
-
-/// A connection that says bytes and reads answers.
-#[derive(Debug)]
-pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
-}
-
-/// Header lines in their order, names in lower case.
-pub(crate) type Lines = Vec<(String, Vec<u8>)>;
-
-/// What came back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: Lines,
-    pub(crate) body: Vec<u8>,
-    /// Of a chunked body.
-    pub(crate) trailers: Lines,
-    /// Whether the body came to its announced end.
-    pub(crate) is_whole: bool,
-}
-
-impl Answer {
-    /// All values of a header.
-    pub(crate) fn all(&self, name: &str) -> Vec<&[u8]> {
-        self.headers.iter().filter(|(header, _)| header == name).map(|(_, value)| value.as_slice()).collect()
-    }
-
-    /// The only value of a header, or nothing.
-    pub(crate) fn one(&self, name: &str) -> &str {
-        match self.all(name).as_slice() {
-            [] => "",
-            [value] => std::str::from_utf8(value).unwrap(),
-            more => panic!("{name} came {} times", more.len()),
-        }
-    }
-
-    /// The same without a header.
-    pub(crate) fn without(mut self, name: &str) -> Self {
-        self.headers.retain(|(header, _)| header != name);
-        self
-    }
-
-    pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
-    }
-}
-
-impl Client {
-    pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { stream: BufReader::new(stream) }
-    }
-
-    pub(crate) fn say(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
-    }
-
-    /// A clone for another thread to write with.
-    pub(crate) fn writer(&self) -> TcpStream {
-        self.stream.get_ref().try_clone().unwrap()
-    }
-
-    /// One line, without its end.
-    pub(crate) fn line(&mut self) -> String {
-        let mut line = Vec::new();
-        self.stream.read_until(b'\n', &mut line).unwrap();
-        String::from_utf8_lossy(&line).trim_end().to_owned()
-    }
-
-    pub(crate) fn exactly(&mut self, bytes: usize) -> Vec<u8> {
-        let mut buffer = vec![0; bytes];
-        self.stream.read_exact(&mut buffer).unwrap();
-        buffer
-    }
-
-    /// Whether the other side has closed; waited for.
-    pub(crate) fn is_closed(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0]), Ok(0) | Err(_))
-    }
-
-    pub(crate) fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
-        self.say(&request);
-        self.answer(request.as_ref().starts_with(b"HEAD"))
-    }
-
-    /// The next answer, interim ones left out.
-    pub(crate) fn answer(&mut self, is_to_head: bool) -> Answer {
-        loop {
-            let answer = self.head();
-            match answer.status {
-                100 | 102..=199 => {}
-                101 | 204 | 304 => return Answer { is_whole: true, ..answer },
-                _ if is_to_head => return Answer { is_whole: true, ..answer },
-                _ => return self.body(answer),
-            }
-        }
-    }
-
-    /// The status line and the headers alone.
-    pub(crate) fn head(&mut self) -> Answer {
-        let status = self.line();
-        let status = status.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {status:?}")).parse().unwrap();
-        Answer { status, headers: headers(&mut self.stream), ..Answer::default() }
-    }
-
-    fn body(&mut self, mut answer: Answer) -> Answer {
-        let length = answer.all("content-length").first().map(|value| String::from_utf8_lossy(value).parse().unwrap());
-        if answer.one("transfer-encoding") == "chunked" {
-            let chunks = chunked(&mut self.stream);
-            (answer.body, answer.trailers, answer.is_whole) = chunks;
-        } else if let Some(length) = length {
-            let mut body = (&mut self.stream).take(length);
-            // A reset is as much of an end as another.
-            let _ = body.read_to_end(&mut answer.body);
-            answer.is_whole = answer.body.len() as u64 == length;
-        } else {
-            answer.is_whole = self.stream.read_to_end(&mut answer.body).is_ok();
-        }
-        answer
-    }
-}
-
-/// Header lines up to the empty one.
-pub(crate) fn headers(from: &mut impl BufRead) -> Lines {
-    let mut headers = Vec::new();
-    loop {
-        let mut line = Vec::new();
-        from.read_until(b'\n', &mut line).unwrap();
-        let line = line.trim_ascii_end();
-        let Some(at) = line.iter().position(|byte| *byte == b':') else { return headers };
-        headers.push((String::from_utf8_lossy(&line[..at]).to_lowercase(), line[at + 1..].trim_ascii().to_vec()));
-    }
-}
-
-/// A chunked body, its trailers, and whether it came to its end.
-pub(crate) fn chunked(from: &mut impl BufRead) -> (Vec<u8>, Lines, bool) {
-    let mut body = Vec::new();
-    loop {
-        let mut line = String::new();
-        if from.read_line(&mut line).is_err() {
-            return (body, Vec::new(), false);
-        }
-        match usize::from_str_radix(line.trim(), 16) {
-            Ok(0) => return (body, headers(from), true),
-            Ok(length) => {
-                let mut chunk = vec![0; length + 2];
-                if from.read_exact(&mut chunk).is_err() {
-                    return (body, Vec::new(), false);
-                }
-                body.extend_from_slice(&chunk[..length]);
-            }
-            Err(_) => return (body, Vec::new(), false),
-        }
-    }
 }

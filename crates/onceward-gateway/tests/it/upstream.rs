@@ -99,8 +99,19 @@ impl Upstream {
         format!("http://{}", self.address)
     }
 
-    /// A gateway before it: the embedded store or the one that the run is about, a lease of two seconds, all callers one, and what `settings` say besides.
+    /// The gateway before it that the run is about: on which store, and whether it is one or two. A lease of two seconds, all
+    /// callers one, and what `settings` say besides.
     pub(crate) fn gateway(&self, settings: &str) -> Gateway {
+        let settings = self.settings(&crate::stores::url(), settings);
+        let gateway = Gateway::with(&settings, &[]);
+        match crate::stores::are_two() {
+            true => gateway.and(Gateway::with(&settings, &[])),
+            false => gateway,
+        }
+    }
+
+    /// The same, and surely one process: for tests of what one does.
+    pub(crate) fn one_gateway(&self, settings: &str) -> Gateway {
         Gateway::with(&self.settings(&crate::stores::url(), settings), &[])
     }
 

@@ -12,7 +12,8 @@ use crate::key::Key;
 use crate::principal::Principal;
 use crate::problem::{Code, Problem};
 use crate::record::{Kept, Phase, Record};
-use crate::waiters::Ended;
+use crate::secret::RecordId;
+use crate::waiters::{Ended, News, Waiting};
 
 impl Engine {
     /// What became of a key: as a request would be told, without a request. Waits as long as `wait` says, at most
@@ -26,21 +27,21 @@ impl Engine {
         let opened = shared.open().await.map_err(|error| shared.store_refusal(None, &error))?;
         let id = opened.keys.record_id(&shared.namespace, principal, key);
         let until = shared.clock.now() + wait.unwrap_or_default().min(shared.limits.wait_max);
+        let mut looked = Arc::new(shared.get(&id).await);
         loop {
-            let found = shared.get(&id).await.map_err(|error| shared.store_refusal(Some(&id), &error))?;
+            let found = looked.as_ref().as_ref().map_err(|error| shared.store_refusal(Some(&id), error))?;
             let Some(found) = found else { return Ok(Look::Free) };
-            return Ok(match decide::standing(&found) {
+            return Ok(match decide::standing(found) {
                 Standing::Free => Look::Free,
                 Standing::InFlight { age, left } => {
                     let joined = || shared.waiters.join(id, found.record.attempt, shared.limits.waiters_per_key);
                     if shared.clock.now() < until
                         && let Some(mut waiting) = joined()
                     {
-                        let pause = (shared.clock.now() + poll_pause()).min(until);
-                        tokio::select! {
-                            _ = waiting.ended() => {}
-                            () = shared.clock.sleep_until(pause) => {}
-                        }
+                        looked = match shared.hear(&id, &mut waiting, poll_pause(), until).await {
+                            Some(News::Looked(looked)) => looked,
+                            Some(News::Ended(_)) | None => Arc::new(shared.get(&id).await),
+                        };
                         continue;
                     }
                     Look::InFlight(shared.retry_after(&found.record, age, left))
@@ -73,12 +74,24 @@ impl Shared {
             true => None,
             false => self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key),
         };
+        // Whoever joined looks at once: the attempt may have ended before.
+        let mut pause = Duration::ZERO;
         while let Some(place) = &mut waiting {
-            // Whoever joined looks again: the attempt may have ended before.
-            match self.get(&id).await {
+            let looked = match self.hear(&id, place, pause, until).await {
+                Some(News::Looked(looked)) => looked,
+                Some(News::Ended(Ended::Released(Some(reply)))) => return Answer::Released(reply),
+                // Its place is gone with the attempt; what it left is in the store.
+                Some(News::Ended(Ended::Released(None) | Ended::Look)) => {
+                    waiting = self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key);
+                    pause = Duration::ZERO;
+                    continue;
+                }
+                None => break,
+            };
+            match looked.as_ref() {
                 Ok(Some(now)) => {
                     let fingerprint = asked.fingerprint_for(&now.record, &*operation);
-                    match decide::claim(&now, &fingerprint, asked.policy.guarantee) {
+                    match decide::claim(now, &fingerprint, asked.policy.guarantee) {
                         decide::Claim::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
                         // Released by this process: the answer that it was released with is on its way to us.
                         decide::Claim::Execute if now.record.attempt == found.record.attempt => {
@@ -98,31 +111,45 @@ impl Shared {
                     }
                     if now.record.attempt != found.record.attempt {
                         waiting = self.waiters.join(id, now.record.attempt, self.limits.waiters_per_key);
-                        found = now;
-                        continue;
+                        found = now.clone();
                     }
-                    found = now;
                 }
                 Ok(None) => return self.told(&id, decide::Claim::Execute),
-                Err(error) => return Answer::refused(self.store_refusal(Some(&id), &error)),
+                Err(error) => return Answer::refused(self.store_refusal(Some(&id), error)),
             }
-            let now = self.clock.now();
-            if now >= until {
+            if self.clock.now() >= until {
                 break;
             }
-            tokio::select! {
-                ended = place.ended() => match ended {
-                    Ended::Released(Some(reply)) => return Answer::Released(reply),
-                    // Its place is gone with the attempt; what it left is in the store.
-                    Ended::Released(None) | Ended::Look => {
-                        waiting = self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key);
-                    }
-                },
-                () = self.clock.sleep_until((now + poll_pause()).min(until)) => {}
-            }
+            pause = poll_pause();
         }
         let seconds = self.retry_after(&found.record, age, left);
         Answer::refused(self.problem(Code::InFlight, &id).retry_after(seconds))
+    }
+
+    /// What a waiter hears next: how the attempt ended in this process, or what the store says, where one of those who wait
+    /// looks for all. Nothing, where its time is over.
+    async fn hear(&self, id: &RecordId, place: &mut Waiting, pause: Duration, until: Duration) -> Option<News> {
+        let turn = place.turn();
+        let look = async {
+            // Whoever goes away within its turn leaves it to another.
+            let mine = tokio::select! {
+                biased;
+                mine = turn.lock() => mine,
+                () = self.clock.sleep_until(until) => return None,
+            };
+            if !pause.is_zero() {
+                self.clock.sleep_until((self.clock.now() + pause).min(until)).await;
+            }
+            Some((mine, Arc::new(self.get(id).await)))
+        };
+        let (mine, looked) = tokio::select! {
+            biased;
+            news = place.news() => return Some(news),
+            looked = look => looked?,
+        };
+        place.tell(&looked);
+        drop(mine);
+        Some(News::Looked(looked))
     }
 
     /// The attempt's age by its claimer's clock, at least 1 s, at most what is left of the lease.
@@ -135,8 +162,8 @@ impl Shared {
     }
 }
 
-/// A waiter looks into the store this often too: the attempt may end in another process. Jittered, so that many who wait do
-/// not ask at once.
+/// So often somebody looks into the store for those who wait: the attempt may end in another process. Jittered, so that many
+/// processes do not ask at once.
 fn poll_pause() -> Duration {
     Duration::from_millis(rand::random_range(50..=250))
 }

@@ -116,7 +116,15 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::cmd("SET");
         claim.arg(&key).arg(sent.record.as_ref()).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        let found = match self.link.ask(&claim, || claim.clone()).await {
+        let claimed = match self.link.ask_if_room(&claim, || claim.clone()).await {
+            // A server that is full does not even tell by a claim what it knows; a look it allows.
+            Err(error) if error.is_full() => match self.look(id).await? {
+                Some(found) => return Ok(Some(found)),
+                None => self.link.ask(&claim, || claim.clone()).await,
+            },
+            claimed => claimed,
+        };
+        let found = match claimed {
             Ok(Value::Nil) => {
                 self.note(id, record);
                 return Ok(None);

@@ -110,6 +110,15 @@ impl Link {
     /// Sends a command, and again where it surely was not executed, or where whoever sends it twice finds what the first
     /// did: every command here compares what is there with what its sender believes.
     pub(super) async fn ask(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Value, Error> {
+        self.send(command, whole, true).await
+    }
+
+    /// The same, but where the server has no room that is told at once.
+    pub(super) async fn ask_if_room(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Value, Error> {
+        self.send(command, whole, false).await
+    }
+
+    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, waits_for_room: bool) -> Result<Value, Error> {
         let deadline = Instant::now() + self.options.timeout;
         let mut spelt_out = None;
         // Whether an earlier try may have been executed, or may still be.
@@ -138,11 +147,15 @@ impl Link {
                                 }
                                 Fault::Never => return Err(failed(open, "the server refused a command").because(error)),
                             }
-                            let full = judge(&error) == Fault::Full && !open;
-                            let what =
-                                if full { "the server has no room" } else { "the server did not take a command" };
-                            let told = if full { Error::full(what) } else { failed(open, what) };
-                            told.because(error)
+                            if judge(&error) == Fault::Full && !open {
+                                let told = Error::full("the server has no room").because(error);
+                                if !waits_for_room {
+                                    return Err(told);
+                                }
+                                told
+                            } else {
+                                failed(open, "the server did not take a command").because(error)
+                            }
                         }
                         Err(_) => {
                             self.drop_connection(number);

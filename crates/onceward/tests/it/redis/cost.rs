@@ -68,6 +68,29 @@ async fn an_executed_request_takes_three_commands_and_a_replay_two() {
     assert_eq!(after.scripts - before.scripts, 0, "a replay lists nothing");
 }
 
+#[tokio::test]
+async fn a_claim_whose_answer_is_lost_is_recognised_when_it_is_sent_again() {
+    let server = Redis::start("");
+    let proxy = FaultProxy::before(server.address);
+    let url = server.url(0).replace(&server.address.to_string(), &proxy.address.to_string());
+    let store = RedisStore::connect(Options::parse(&url).unwrap().timeout(PATIENCE)).await.unwrap();
+    let before = Commands::of(&server);
+    let until = Instant::now() + PATIENCE;
+    for n in 1.. {
+        proxy.set(Fault::NextAnswerLost);
+        match store.insert(&id(n), &claim(1)).await.unwrap() {
+            Some(found) => {
+                assert_eq!(*found.record, claim(1));
+                break;
+            }
+            // What was lost was an answer to whoever watches the server.
+            None => assert!(Instant::now() < until, "no claim's answer was lost"),
+        }
+    }
+    assert!(proxy.lost() > 0);
+    assert_eq!(Commands::of(&server).get, before.get, "a look was taken at what the claim itself had told");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_many_claims_are_listed_together() {
     let server = Redis::start("");

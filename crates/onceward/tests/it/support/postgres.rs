@@ -70,6 +70,39 @@ impl Postgres {
         server
     }
 
+    /// One with a tablespace `small` on a disk of so many MB, which it alone sees and which ends with it.
+    pub(crate) fn with_a_small_disk(version: u32, megabytes: u32) -> Self {
+        let programs = programs(version);
+        let folder = folder();
+        let (data, small) = (folder.path().join("data"), folder.path().join("small"));
+        run(as_nobody(&programs.join("initdb")).arg("-D").arg(&data).args(INITDB));
+        run(as_nobody(Path::new("/bin/mkdir")).arg(&small));
+        let address = free_port();
+        append(&data.join("postgresql.conf"), &format!("{SETTINGS}port = {}\n", address.port()));
+        let (own, owner) = match is_root() {
+            true => ("-m", ",uid=65534,gid=65534"),
+            false => ("-m --user --map-current-user --keep-caps", ""),
+        };
+        let line = format!(
+            "exec unshare {own} sh -c 'mount -t tmpfs -o size={megabytes}m,mode=0700{owner} tmpfs {} && {}{} -D {}'",
+            small.display(),
+            as_nobody_line(),
+            programs.join("postgres").display(),
+            data.display()
+        );
+        let process = watched(&line, "QUIT");
+        let server = Self::await_ready(Self {
+            programs,
+            folder,
+            process,
+            address,
+            databases: AtomicUsize::new(0),
+            certificates: None,
+        });
+        server.sql("postgres", &format!("CREATE TABLESPACE small LOCATION '{}'", small.display()));
+        server
+    }
+
     /// A standby of it, which follows.
     pub(crate) fn standby(&self) -> Self {
         let folder = folder();
