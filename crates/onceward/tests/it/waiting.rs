@@ -26,8 +26,8 @@ async fn with_waiters(shop: &Shop, waiters: usize) -> (JoinHandle<Got>, Vec<Join
     let mut waiting = Vec::new();
     for n in 1..=waiters {
         waiting.push(shop.sending(order("order-7", "tea", &WAIT)));
-        // Whoever waits has joined, and then looked.
-        until("a waiter", || shop.store.calls("get") >= n).await;
+        // Whoever met the first joins those who wait within the same poll; one of them looks for all.
+        until("a waiter", || shop.store.calls("insert") > n && shop.store.calls("get") >= 1).await;
     }
     (first, waiting)
 }
