@@ -114,8 +114,8 @@ impl RedisStore {
             });
         }
         let key = record_key(id);
-        let mut claim = redis::cmd("SET");
-        claim.arg(&key).arg(sent.record.as_ref()).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
+        let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
+        claim.arg("SET").arg(&key).arg(sent.record.as_ref()).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
         let claimed = match self.link.ask_if_room(&claim, || claim.clone()).await {
             // A server that is full does not even tell by a claim what it knows; a look it allows.
             Err(error) if error.is_full() => match self.look(id).await? {

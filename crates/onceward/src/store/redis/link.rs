@@ -97,8 +97,11 @@ impl Link {
     /// Runs a script, whose text goes along only where the server does not know it.
     pub(super) async fn run(&self, code: &Code, keys: &[&str], arguments: &[&[u8]]) -> Result<Value, Error> {
         let command = |name: &str, code: &str| {
-            let mut command = redis::cmd(name);
-            command.arg(code).arg(keys.len()).arg(keys);
+            // What a script gets may be large; it is gathered without growing in between.
+            let size = [name.len(), code.len()].into_iter().chain(keys.iter().map(|key| key.len()));
+            let size: usize = size.chain(arguments.iter().map(|argument| argument.len())).sum();
+            let mut command = Cmd::with_capacity(3 + keys.len() + arguments.len(), size + 20);
+            command.arg(name).arg(code).arg(keys.len()).arg(keys);
             for argument in arguments {
                 command.arg(argument);
             }

@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec;
 use crate::record::{Executed, Found, Phase, Record, Stage, Version};
-use crate::secret::{RecordId, hex};
+use crate::secret::{RecordId, push_hex};
 use crate::store::Error;
 
 /// What a claim and an `unknown` get as their time, so that the server can tell their age: a hundred years. It ends neither.
@@ -70,12 +70,22 @@ pub(super) fn version(version: Version) -> [u8; VERSION_BYTES] {
 
 /// The key of a record; the braces keep its answer in the same slot.
 pub(super) fn record_key(id: &RecordId) -> String {
-    format!("onceward:{{{}}}", hex(&id.0))
+    key(id, "")
 }
 
 /// The key of its answer.
 pub(super) fn answer_key(id: &RecordId) -> String {
-    format!("onceward:{{{}}}:answer", hex(&id.0))
+    key(id, ":answer")
+}
+
+fn key(id: &RecordId, end: &str) -> String {
+    const BEGIN: &str = "onceward:{";
+    let mut key = String::with_capacity(BEGIN.len() + 2 * id.0.len() + 1 + end.len());
+    key.push_str(BEGIN);
+    push_hex(&mut key, &id.0);
+    key.push('}');
+    key.push_str(end);
+    key
 }
 
 /// What stands in a record's key.
