@@ -10,11 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use onceward::fingerprint::{Fingerprint, Rules};
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
-use onceward::secret::{KeyHash, RecordId};
+use onceward::record::{AttemptId, Record};
+use onceward::secret::RecordId;
 use onceward::store::{EmbeddedStore, Store};
+
+#[path = "shared/records.rs"]
+mod records;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// No two keys are met twice, so that one attempt serves all.
+const ATTEMPT: AttemptId = AttemptId([3; 16]);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -123,19 +129,10 @@ fn id(n: u64) -> RecordId {
     RecordId(id)
 }
 
-fn print() -> Print {
-    Print { fingerprint: Fingerprint([1; 32]), rules: Arc::new(Rules::default()) }
-}
-
 fn claim() -> Record {
-    let phase = Phase::InFlight { print: print(), lease: Duration::from_secs(15), began: Duration::ZERO };
-    Record { key_hash: KeyHash([2; 32]), attempt: AttemptId([3; 16]), phase }
+    records::claim(ATTEMPT)
 }
 
 fn completed(bytes: usize) -> Record {
-    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: vec![4; bytes].into() };
-    let day = Duration::from_secs(86_400);
-    let kept = Kept::Whole(Arc::new(reply));
-    let phase = Phase::Completed { print: print(), kept, retention: day, tombstone: day * 30 };
-    Record { key_hash: KeyHash([2; 32]), attempt: AttemptId([3; 16]), phase }
+    records::completed(ATTEMPT, bytes, DAY, DAY * 30)
 }

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::engine::Engine;
-use onceward::fingerprint::{Fingerprint, Rules};
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
-use onceward::secret::{KeyHash, RecordId};
+use onceward::record::AttemptId;
+use onceward::secret::RecordId;
 use onceward::store::{PostgresStore, Store};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_postgres::{Client, NoTls, Row};
+
+#[path = "shared/records.rs"]
+mod records;
 
 /// How long an answer is kept; a tombstone stays as long again.
 const KEPT: Duration = Duration::from_secs(15);
@@ -63,12 +64,14 @@ async fn load(store: Arc<PostgresStore>, rate: u32) {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
             let id = RecordId(*blake3::hash(&AttemptId::random().0).as_bytes());
-            let claim = claim();
+            let claim = records::claim(AttemptId::random());
             let claimed = store.insert(&id, &claim).await;
             if !matches!(claimed, Ok(None)) {
                 return eprintln!("a claim failed: {claimed:?}");
             }
-            if let Err(error) = store.replace(&id, claim.version(), &completed(claim.attempt)).await {
+            if let Err(error) =
+                store.replace(&id, claim.version(), &records::completed(claim.attempt, 300, KEPT, KEPT)).await
+            {
                 eprintln!("a completion failed: {error}");
             }
         });
@@ -105,20 +108,4 @@ fn print_row(after: Duration, sample: &Row, before: (i64, i64)) -> (i64, i64) {
         (table + indexes) / records.max(1),
     );
     (updates, hot)
-}
-
-fn print() -> Print {
-    Print { fingerprint: Fingerprint([1; 32]), rules: Arc::new(Rules::default()) }
-}
-
-fn claim() -> Record {
-    let phase = Phase::InFlight { print: print(), lease: Duration::from_secs(15), began: Duration::ZERO };
-    Record { key_hash: KeyHash([2; 32]), attempt: AttemptId::random(), phase }
-}
-
-fn completed(attempt: AttemptId) -> Record {
-    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: vec![4; 300].into() };
-    let kept = Kept::Whole(Arc::new(reply));
-    let phase = Phase::Completed { print: print(), kept, retention: KEPT, tombstone: KEPT };
-    Record { key_hash: KeyHash([2; 32]), attempt, phase }
 }

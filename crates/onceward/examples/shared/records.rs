@@ -1,0 +1,26 @@
+//! Records as the layer writes them, of the sizes that it writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::fingerprint::{Fingerprint, Rules};
+use onceward::record::{AttemptId, Kept, Phase, Print, Record};
+use onceward::reply::Reply;
+use onceward::secret::KeyHash;
+
+fn print() -> Print {
+    Print { fingerprint: Fingerprint([1; 32]), rules: Arc::new(Rules::default()) }
+}
+
+/// A claim.
+pub(crate) fn claim(attempt: AttemptId) -> Record {
+    let phase = Phase::InFlight { print: print(), lease: Duration::from_secs(15), began: Duration::ZERO };
+    Record { key_hash: KeyHash([2; 32]), attempt, phase }
+}
+
+/// Its answer, with a body of so many bytes.
+pub(crate) fn completed(attempt: AttemptId, bytes: usize, retention: Duration, tombstone: Duration) -> Record {
+    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: vec![4; bytes].into() };
+    let phase = Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
+    Record { key_hash: KeyHash([2; 32]), attempt, phase }
+}
