@@ -58,13 +58,12 @@ use crate::wire;
 pub use body::Body;
 pub use future::ResponseFuture;
 pub use service::Idempotency;
+use service::Settings;
 
 /// Applies [`Idempotency`]. Clones share the engine. See the [module's docs](crate::layer) for examples.
 #[derive(Clone, Debug)]
 pub struct IdempotencyLayer {
-    engine: Engine,
-    policy: Arc<Policy>,
-    forwarding: bool,
+    settings: Arc<Settings>,
 }
 
 impl IdempotencyLayer {
@@ -80,17 +79,18 @@ impl IdempotencyLayer {
 
     /// The same with another policy, over the same engine.
     pub fn with_policy(&self, policy: Policy) -> Self {
-        Self { policy: Arc::new(policy), ..self.clone() }
+        let settings = Settings { policy: Arc::new(policy), ..(*self.settings).clone() };
+        Self { settings: Arc::new(settings) }
     }
 
     /// The same, refusing requests without a key.
     pub fn require_key(&self) -> Self {
-        self.with_policy(Policy { missing: Missing::Reject, ..(*self.policy).clone() })
+        self.with_policy(Policy { missing: Missing::Reject, ..self.policy().clone() })
     }
 
     /// The same, taking keys alone that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
     pub fn issued_keys(&self) -> Self {
-        self.with_policy(Policy { keys: Keys::Issued, missing: Missing::Reject, ..(*self.policy).clone() })
+        self.with_policy(Policy { keys: Keys::Issued, missing: Missing::Reject, ..self.policy().clone() })
     }
 
     /// The public paths `policy`, `operation` and `keys`, to be mounted at `/.idempotency`; refusals link to them from then on.
@@ -100,18 +100,18 @@ impl IdempotencyLayer {
 
     /// The public paths, to be mounted at `mount`, with the routes that have a policy of their own.
     pub fn endpoints_at(&self, mount: &str, routes: Vec<(String, Policy)>) -> Endpoints {
-        self.engine.mounted_at(mount);
-        Endpoints::new(self.engine.clone(), (*self.policy).clone(), routes)
+        self.engine().mounted_at(mount);
+        Endpoints::new(self.engine().clone(), self.policy().clone(), routes)
     }
 
     /// The engine: to start it before the first request, to drain it, to count.
     pub fn engine(&self) -> &Engine {
-        &self.engine
+        &self.settings.engine
     }
 
     /// The policy.
     pub fn policy(&self) -> &Policy {
-        &self.policy
+        &self.settings.policy
     }
 }
 
@@ -119,7 +119,7 @@ impl<S> Layer<S> for IdempotencyLayer {
     type Service = Idempotency<S>;
 
     fn layer(&self, inner: S) -> Idempotency<S> {
-        Idempotency::new(inner, self.engine.clone(), Arc::clone(&self.policy), self.forwarding)
+        Idempotency::new(inner, Arc::clone(&self.settings))
     }
 }
 
@@ -176,6 +176,7 @@ impl Builder {
 
     /// The layer.
     pub fn build(self) -> IdempotencyLayer {
-        IdempotencyLayer { engine: self.engine.build(), policy: Arc::default(), forwarding: self.forwarding }
+        let settings = Settings { engine: self.engine.build(), policy: Arc::default(), forwarding: self.forwarding };
+        IdempotencyLayer { settings: Arc::new(settings) }
     }
 }

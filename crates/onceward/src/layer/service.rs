@@ -33,20 +33,21 @@ use crate::wire::{self, Outcome};
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
     inner: S,
-    /// One reference, for a service is cloned with each request, whether it bears a key or not.
     settings: Arc<Settings>,
 }
 
-#[derive(Debug)]
-struct Settings {
-    engine: Engine,
-    policy: Arc<Policy>,
-    forwarding: bool,
+/// What a layer and all its services share by one reference: a router may make a service anew for each request, and clones it in
+/// any case, whether the request bears a key or not.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) engine: Engine,
+    pub(super) policy: Arc<Policy>,
+    pub(super) forwarding: bool,
 }
 
 impl<S> Idempotency<S> {
-    pub(super) fn new(inner: S, engine: Engine, policy: Arc<Policy>, forwarding: bool) -> Self {
-        Self { inner, settings: Arc::new(Settings { engine, policy, forwarding }) }
+    pub(super) fn new(inner: S, settings: Arc<Settings>) -> Self {
+        Self { inner, settings }
     }
 }
 
