@@ -15,6 +15,7 @@ use super::records::{HEALED, LEASE, answer, chain, claim, claims_again, id, unkn
 use super::{POSTGRES_15, database_of};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::postgres::{PgBouncer, Postgres};
+use crate::support::waiting::PATIENCE;
 
 /// A store whose way to the server is the proxy's.
 async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
@@ -230,6 +231,7 @@ async fn a_row_that_is_locked_holds_up_nobody_else() {
         biased;
         renewed = &mut renewal => panic!("it was locked: {renewed:?}"),
         () = others => {}
+        () = tokio::time::sleep(PATIENCE) => panic!("whoever waits for a locked row holds up all behind it"),
     }
     locker.batch_execute("COMMIT").await.unwrap();
     assert_eq!(renewal.await.unwrap(), Replaced::Yes);
