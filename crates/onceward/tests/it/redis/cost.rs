@@ -37,7 +37,7 @@ async fn replay(store: &RedisStore, n: usize) {
 }
 
 #[tokio::test]
-async fn an_executed_request_takes_three_commands_and_a_replay_two() {
+async fn an_executed_request_takes_three_commands_at_most_and_a_replay_two() {
     let server = Redis::start("");
     let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
     execute(&store, 0).await;
@@ -92,7 +92,7 @@ async fn a_claim_whose_answer_is_lost_is_recognised_when_it_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_many_claims_are_listed_together() {
+async fn under_load_an_executed_request_takes_two_commands() {
     let server = Redis::start("");
     let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
     let store = std::sync::Arc::new(store);
@@ -110,7 +110,7 @@ async fn under_load_many_claims_are_listed_together() {
     load.join_all().await;
     let scripts = Commands::of(&server).scripts - before.scripts;
     println!("1280 executed by 64 at once: {scripts} scripts, 1280 of them completions");
-    assert!(scripts < 2 * 1280, "each claim was listed by a command of its own");
+    assert!(scripts < 1280 * 3 / 2, "each claim was listed by a command of its own");
 }
 
 /// Each way takes so long that nothing else counts; of many tries the fastest, for the machine may be busy.
