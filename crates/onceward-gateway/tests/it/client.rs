@@ -2,9 +2,9 @@
 
 use std::io::{BufRead, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
 
 use crate::support::{Answer, Gateway, PATIENCE, chunked, headers};
+pub(crate) use crate::waiting::poll;
 
 /// A request, until its bytes are asked for.
 #[derive(Clone, Debug)]
@@ -180,19 +180,6 @@ pub(crate) fn try_send(address: SocketAddr, request: &[u8]) -> Option<Answer> {
             answer.is_whole = length.is_none_or(|length| length == answer.body.len().to_string());
         }
         return Some(answer);
-    }
-}
-
-/// Asks until there is something, with a bound.
-pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = ask() {
-            return found;
-        }
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        // waits: between two looks at the condition, so that the others get the processor
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -39,14 +39,7 @@ impl Postgres {
         append(&data.join("postgresql.conf"), &format!("{SETTINGS}port = {}\n{settings}\n", address.port()));
         append(&data.join("pg_hba.conf"), "host replication all 127.0.0.1/32 trust\n");
         let process = spawn(&programs, &data);
-        Self::await_ready(Self {
-            programs,
-            folder,
-            process,
-            address,
-            databases: AtomicUsize::new(0),
-            certificates: None,
-        })
+        Self::running(programs, folder, process, address)
     }
 
     /// One that also speaks TLS; the certificates are named by their folder.
@@ -91,14 +84,7 @@ impl Postgres {
             data.display()
         );
         let process = watched(&line, "QUIT");
-        let server = Self::await_ready(Self {
-            programs,
-            folder,
-            process,
-            address,
-            databases: AtomicUsize::new(0),
-            certificates: None,
-        });
+        let server = Self::running(programs, folder, process, address);
         server.sql("postgres", &format!("CREATE TABLESPACE small LOCATION '{}'", small.display()));
         server
     }
@@ -115,14 +101,11 @@ impl Postgres {
         append(&data.join("postgresql.conf"), &format!("port = {}\n", address.port()));
         let process = spawn(&self.programs, &data);
         let programs = self.programs.clone();
-        Self::await_ready(Self {
-            programs,
-            folder,
-            process,
-            address,
-            databases: AtomicUsize::new(0),
-            certificates: None,
-        })
+        Self::running(programs, folder, process, address)
+    }
+
+    fn running(programs: PathBuf, folder: tempfile::TempDir, process: Child, address: SocketAddr) -> Self {
+        Self { programs, folder, process, address, databases: AtomicUsize::new(0), certificates: None }.await_ready()
     }
 
     fn await_ready(self) -> Self {

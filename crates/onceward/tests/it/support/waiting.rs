@@ -14,6 +14,6 @@ pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < until, "waited in vain for {what}");
         // waits: between two looks at the condition, so that the server gets the processor
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
