@@ -2,10 +2,10 @@
 //!
 //! It is a hint: a record alone says what is so, and every look at a record judges it. So it need not stand in the record's
 //! slot, where a cluster would want one list for each of 16,384 slots; it is one sorted set, by the moment of the next look.
-//! A claim is listed as soon as it is won, or, where others were listed a moment ago, with all that were won since and have not
-//! ended; what ended is struck out with the next that is listed. So a request costs at most one more command, nobody waits
-//! for it, and under load many share one. What a gateway that dies had not listed yet is judged when somebody asks for that
-//! key. What ended elsewhere the sweep strikes out when its moment comes.
+//! A claim is listed as soon as it is won, claims that are won at once together; what ended is struck out with the next that
+//! is listed. So a request costs at most one more command, nobody waits for it, and under load many share one. What a gateway
+//! that dies had not listed yet is judged when somebody asks for that key. What ended elsewhere the sweep strikes out when its
+//! moment comes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::link::Link;
 use super::scripts::Scripts;
@@ -22,10 +21,6 @@ use crate::store::Error;
 
 /// Where the list stands.
 pub(super) const KEY: &str = "onceward:claims";
-
-/// How long nothing is listed after something was. So the list costs a server under load next to nothing: most claims have ended
-/// before they would be listed.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// How many go into one command.
 const BATCH: usize = 500;
@@ -111,13 +106,13 @@ pub(super) async fn write(
     link.run(&scripts.list, &[KEY], &arguments).await.map(drop)
 }
 
-/// Lists what is waiting, as it comes, but no oftener than each [`PAUSE`].
+/// Lists what is waiting, as it comes.
+///
+/// Without a pause in between: under load most claims would end within it and never be listed, but those that a dying gateway
+/// leaves are just those, and nobody would count them as unknown.
 pub(super) async fn write_as_they_come(claims: Arc<Claims>, link: Arc<Link>, scripts: Arc<Scripts>) {
-    let mut next = Instant::now();
     loop {
         claims.came.notified().await;
-        tokio::time::sleep_until(next).await;
-        next = Instant::now() + PAUSE;
         if let Err(error) = claims.flush(&link, &scripts).await {
             tracing::debug!(%error, "claims could not be listed, and are with the next");
         }
