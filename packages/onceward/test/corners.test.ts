@@ -88,6 +88,19 @@ const hold = () => {
 }
 const lan = () => `http://shop.lan:${shop.front.port}`
 
+/** Until a tab has found that another one has the turn: a press that comes after the first is settled is another order. */
+async function looks(page: Page) {
+  await page.evaluate(() => {
+    const get = Storage.prototype.getItem
+    Object.assign(globalThis, { looks: 0 })
+    Storage.prototype.getItem = function (name) {
+      if (name.startsWith('onceward-turn:')) (globalThis as unknown as { looks: number }).looks++
+      return get.call(this, name)
+    }
+  })
+  return () => page.waitForFunction(() => (globalThis as unknown as { looks: number }).looks > 1)
+}
+
 test('on plain http, where there are no locks, two tabs are one order', async () => {
   expect(await made(async (open) => {
     const [one, two] = [await open('/t/tools', lan()), await open('/t/tools', lan())]
@@ -96,7 +109,9 @@ test('on plain http, where there are no locks, two tabs are one order', async ()
     const begun = shop.back.answers
     await begin(one, 'plain tea')
     await shop.back.answered(begun + 1)
+    const looked = await looks(two)
     await begin(two, 'plain tea')
+    await looked()
     goOn()
     expect(await later(one)).toBe(await later(two))
   })).toBe(1)
