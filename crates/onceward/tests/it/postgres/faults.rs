@@ -230,8 +230,9 @@ async fn a_row_that_is_locked_holds_up_nobody_else() {
     tokio::select! {
         biased;
         renewed = &mut renewal => panic!("it was locked: {renewed:?}"),
-        () = others => {}
-        () = tokio::time::sleep(PATIENCE) => panic!("whoever waits for a locked row holds up all behind it"),
+        ended = tokio::time::timeout(PATIENCE, others) => {
+            ended.expect("whoever waits for a locked row holds up all behind it");
+        }
     }
     locker.batch_execute("COMMIT").await.unwrap();
     assert_eq!(renewal.await.unwrap(), Replaced::Yes);
