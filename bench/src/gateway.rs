@@ -1,7 +1,7 @@
 //! What a request costs a gateway, by what it does with it.
 
 use crate::cli::Plan;
-use crate::load::{self, Keys};
+use crate::load::Keys;
 use crate::processes::{Process, cpu_seconds};
 use crate::servers::redis::Redis;
 use crate::table::{self, Ratio, Subject};
@@ -35,11 +35,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
             std::fs::write(folder.path().join("onceward.toml"), settings).map_err(|error| error.to_string())?;
             let upstream = format!("http://{}", upstream.address);
             let gateway = Process::gateway(&["--upstream", &upstream, "--store", &url], folder.path())?;
-            load::run(gateway.address, keys, "warm", plan.warm_seconds)?;
-            let before = (cpu_seconds(gateway.id()), 0.0);
-            let run = load::run(gateway.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
-            subject.took(before, (cpu_seconds(gateway.id()), 0.0), run.requests as f64);
-            subject.per_second.push(run.per_second());
+            subject.load(plan, gateway.address, keys, || (cpu_seconds(gateway.id()), 0.0), || ())?;
         }
     }
     let micros = |at: usize| subjects[at].micros.median();

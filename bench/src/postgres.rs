@@ -83,17 +83,12 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
                 pgbench(&server, folder.path(), &script, plan.warm_seconds)?;
                 let before = cpu();
                 let (count, per_second) = pgbench(&server, folder.path(), &script, plan.seconds)?;
-                subject.took(before, cpu(), count);
-                subject.per_second.push(per_second);
+                subject.took(before, cpu(), count, per_second);
                 continue;
             }
-            load::run(service.address, keys, "warm", plan.warm_seconds)?;
-            let (before, written) = (cpu(), written(&server));
-            let run = load::run(service.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
-            subject.took(before, cpu(), run.requests as f64);
-            subject.per_second.push(run.per_second());
+            let (run, before) = subject.load(plan, service.address, keys, cpu, || written(&server))?;
             if at == 1 {
-                log = (self::written(&server) - written) / run.requests as f64;
+                log = (written(&server) - before) / run.requests as f64;
             }
         }
         if round + 1 == plan.rounds {

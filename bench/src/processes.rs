@@ -37,7 +37,8 @@ impl Process {
             if log.read_line(&mut line).unwrap_or(0) == 0 {
                 return Err(format!("the gateway does not start: {said}"));
             }
-            match line.split_once("listening").and_then(|(_, rest)| address(rest)) {
+            let value: Option<serde_json::Value> = serde_json::from_str(&line).ok();
+            match value.as_ref().and_then(|line| line["listen"].as_str()?.parse().ok()) {
                 Some(address) => break address,
                 None => said += &line,
             }
@@ -63,10 +64,6 @@ fn own(first: &[&str], words: &[&str]) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.args(first).args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
     command
-}
-
-fn address(text: &str) -> Option<SocketAddr> {
-    text.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':')).find_map(|word| word.parse().ok())
 }
 
 /// The CPU seconds of a process and of all that it started.

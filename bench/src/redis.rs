@@ -35,12 +35,8 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
             let server = Redis::start("");
             let service = start(&server, words)?;
             let redis = server.info("process_id") as u32;
-            load::run(service.address, keys, "warm", plan.warm_seconds)?;
             let cpu = || (cpu_seconds(service.id()), cpu_seconds(redis));
-            let (before, seen) = (cpu(), Seen::of(&server));
-            let run = load::run(service.address, keys, if keys == Keys::Same { "warm" } else { "new" }, plan.seconds)?;
-            subject.took(before, cpu(), run.requests as f64);
-            subject.per_second.push(run.per_second());
+            let (run, seen) = subject.load(plan, service.address, keys, cpu, || Seen::of(&server))?;
             if *words == ["layer", "0"] && keys == Keys::New && round + 1 == plan.rounds {
                 room = Some(seen.since(&server, run.requests));
             }

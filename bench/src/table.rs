@@ -1,5 +1,10 @@
 //! Medians, ranges and the tables that are printed.
 
+use std::net::SocketAddr;
+
+use crate::cli::Plan;
+use crate::load::{self, Keys, Run};
+
 /// Values of some rounds.
 #[derive(Clone, Default)]
 pub(crate) struct Series(Vec<f64>);
@@ -36,8 +41,28 @@ impl Subject {
         Self { name, ..Self::default() }
     }
 
+    /// Warms a service up, puts the load on it, and takes note of what that took; `cpu` tells the CPU seconds of the service and of
+    /// its server. `before` is called in between.
+    pub(crate) fn load<T>(
+        &mut self,
+        plan: &Plan,
+        address: SocketAddr,
+        keys: Keys,
+        cpu: impl Fn() -> (f64, f64),
+        before: impl FnOnce() -> T,
+    ) -> Result<(Run, T), String> {
+        const WARM: &str = "warm";
+        load::run(address, keys, WARM, plan.warm_seconds)?;
+        let (seen, began) = (before(), cpu());
+        // Keys that come again are those of the warming up.
+        let run = load::run(address, keys, if keys == Keys::Same { WARM } else { "new" }, plan.seconds)?;
+        self.took(began, cpu(), run.requests as f64, run.per_second());
+        Ok((run, seen))
+    }
+
     /// Takes note of a run: the CPU seconds of the service and of its server before and after it.
-    pub(crate) fn took(&mut self, before: (f64, f64), after: (f64, f64), requests: f64) {
+    pub(crate) fn took(&mut self, before: (f64, f64), after: (f64, f64), requests: f64, per_second: f64) {
+        self.per_second.push(per_second);
         let (own, servers) = (after.0 - before.0, after.1 - before.1);
         self.micros.push((own + servers) * 1e6 / requests);
         self.server_micros.push(servers * 1e6 / requests);
@@ -48,8 +73,8 @@ impl Subject {
 pub(crate) fn subjects(of: &[Subject]) -> String {
     let mut text = "| | requests a second | CPU of a request, µs |\n|---|---|---|\n".to_owned();
     for subject in of {
-        let micros = if subject.micros.median().is_nan() { "–".to_owned() } else { subject.micros.with_range(1) };
-        text += &format!("| {} | {} | {micros} |\n", subject.name, subject.per_second.with_range(0));
+        let (rate, micros) = (subject.per_second.with_range(0), subject.micros.with_range(1));
+        text += &format!("| {} | {rate} | {micros} |\n", subject.name);
     }
     text
 }

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use onceward::fault;
+
 use crate::history::{Recorder, What};
 
 /// Whatever a process is waited for to do is done by then, or never.
@@ -18,9 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// How much of a log is kept for whoever looks for a cause.
 const LOG_LINES: usize = 400;
-
-/// The variable that names the point at which it ends itself.
-pub const FAILPOINT: &str = "ONCEWARD_FAILPOINT";
 
 /// Numbers the starts, of all gateways.
 static STARTS: AtomicU64 = AtomicU64::new(1);
@@ -112,7 +111,11 @@ impl Gateway {
                 *self.now.lock().expect("nobody panics while it is held") = Some(Address { listen, start });
                 Ok(())
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) if variables.iter().any(|(name, _)| *name == FAILPOINT) => Ok(()),
+            Err(mpsc::RecvTimeoutError::Disconnected)
+                if variables.iter().any(|(name, _)| *name == fault::FAILPOINT) =>
+            {
+                Ok(())
+            }
             Err(_) => {
                 self.kill();
                 Err(format!("the gateway did not start: {}", self.last_words()))

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use onceward::fault::POINTS;
+use onceward::fault::{self, POINTS};
 
 use crate::client::{Call, Leaves};
-use crate::gateway::{FAILPOINT, Gateway};
+use crate::gateway::Gateway;
 use crate::moments::Moments;
 use crate::stage::{LEASE, Stage};
 use crate::tally::Tally;
@@ -165,7 +165,7 @@ impl Harm {
             Self::StopAt(point) => {
                 for _ in 0..TRIES {
                     gateway.kill();
-                    gateway.start(&[(FAILPOINT, format!("{point}@{} stop", 1 + moments.below(30)))])?;
+                    gateway.start(&[(fault::FAILPOINT, format!("{point}@{} stop", 1 + moments.below(30)))])?;
                     if gateway.is_stopped(REACHED_MAX) {
                         thread::sleep(if moments.percent(50) { LEASE * 3 } else { moments.between(50, 900) });
                         gateway.resume();
@@ -183,7 +183,7 @@ impl Harm {
                         leave_a_claim(gateway, &recorder);
                     }
                     gateway.kill();
-                    gateway.start(&[(FAILPOINT, order(point, moments))])?;
+                    gateway.start(&[(fault::FAILPOINT, order(point, moments))])?;
                     if gateway.wait(REACHED_MAX).is_some() {
                         tally.add(&name);
                         return gateway.start(&[]);

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::fault;
+
 use crate::check::{Rules, Seen};
 use crate::client::Call;
 use crate::gateway::{Address, Gateway};
@@ -77,7 +79,7 @@ impl Stage {
             store: "embedded:store".to_owned(),
             namespace: "default".to_owned(),
             gateways: 1,
-            environment: bug.map(|bug| ("ONCEWARD_PLANTED".to_owned(), bug.to_owned())).into_iter().collect(),
+            environment: bug.map(|bug| (fault::PLANTED.to_owned(), bug.to_owned())).into_iter().collect(),
             server: None,
         };
         let mut stage = Self::set(set).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -97,7 +99,7 @@ impl Stage {
             store: "memory:".to_owned(),
             namespace: "default".to_owned(),
             gateways: 2,
-            environment: bug.map(|bug| ("ONCEWARD_PLANTED".to_owned(), bug.to_owned())).into_iter().collect(),
+            environment: bug.map(|bug| (fault::PLANTED.to_owned(), bug.to_owned())).into_iter().collect(),
             server: Some(Server::start(kind, 2)),
         };
         let mut stage = Self::set(set).map_err(|error| format!("{}: {error}", folder.display()))?;

@@ -5,6 +5,12 @@
 //! `claim-after@3+20` 20 ms later, `claim-after@3 stop` stops the process there instead, until somebody continues it. With
 //! `planted`, `ONCEWARD_PLANTED` names the bug.
 
+/// The variable that says where.
+pub const FAILPOINT: &str = "ONCEWARD_FAILPOINT";
+
+/// The variable that names the bug.
+pub const PLANTED: &str = "ONCEWARD_PLANTED";
+
 /// Every point, in the order of a request's life; then the store's.
 pub const POINTS: [&str; 10] = [
     "claim-before",
@@ -54,7 +60,7 @@ pub const fn planted(_bug: &'static str) -> bool {
 #[cfg(feature = "planted")]
 pub fn planted(bug: &'static str) -> bool {
     static NAMED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    NAMED.get_or_init(|| std::env::var("ONCEWARD_PLANTED").ok()).as_deref() == Some(bug)
+    NAMED.get_or_init(|| std::env::var(PLANTED).ok()).as_deref() == Some(bug)
 }
 
 #[cfg(feature = "failpoints")]
@@ -73,7 +79,7 @@ mod armed {
 
     pub(super) fn order() -> Option<&'static Order> {
         static ORDER: OnceLock<Option<Order>> = OnceLock::new();
-        ORDER.get_or_init(|| read(&std::env::var("ONCEWARD_FAILPOINT").ok()?)).as_ref()
+        ORDER.get_or_init(|| read(&std::env::var(super::FAILPOINT).ok()?)).as_ref()
     }
 
     fn read(text: &str) -> Option<Order> {
