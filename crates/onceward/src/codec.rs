@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::fingerprint::{self, Fingerprint, Kind, Rules};
 use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record};
@@ -25,14 +26,53 @@ const HEADER: usize = 9;
 
 /// Writes a record.
 pub fn encode(id: &RecordId, record: &Record) -> Bytes {
-    let fields = Fields::from(record);
-    let mut bytes = Vec::with_capacity(HEADER + fields.encoded_len());
-    bytes.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0, 0]);
-    // A Vec grows as needed, so encoding cannot run out of room.
-    let _ = fields.encode(&mut bytes);
-    let sum = checksum(id, VERSION, &bytes[HEADER..]);
-    bytes[1..HEADER].copy_from_slice(&sum);
+    let mut bytes = Vec::new();
+    write(&mut bytes, id, record);
     bytes.into()
+}
+
+/// Writes a record behind what is there.
+pub(crate) fn write(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) {
+    sealed(bytes, id, |fields| fields.record(record));
+}
+
+/// Writes the answer of a completed record alone, for a store that keeps it apart from what is left without it.
+#[cfg(feature = "redis")]
+pub(crate) fn write_answer(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) {
+    sealed(bytes, id, |fields| {
+        fields.number(1, COMPLETED);
+        fields.piece(2, &record.attempt.0);
+        if let Phase::Completed { kept, retention, .. } = &record.phase {
+            fields.number(6, ms(*retention));
+            fields.kept(kept);
+        }
+    });
+}
+
+/// Reads the answer that belongs to what is left of its record: a tombstone of the same attempt.
+///
+/// # Errors
+///
+/// Those of [`decode`], and where it is another's.
+#[cfg(feature = "redis")]
+pub(crate) fn decode_answer(id: &RecordId, bytes: &Bytes, left: &Record) -> Result<Record, Error> {
+    let fields = unsealed(id, bytes)?;
+    let Phase::Tombstone { print, keep, .. } = &left.phase else { return Err(damaged("answer")) };
+    if fields.stage != COMPLETED || fields.attempt != left.attempt.0.as_slice() {
+        return Err(Error::unreadable("the answer is another's than its record says"));
+    }
+    let retention = Duration::from_millis(fields.retention_ms);
+    let phase = Phase::Completed { print: print.clone(), kept: fields.kept()?, retention, tombstone: *keep };
+    Ok(Record { phase, ..left.clone() })
+}
+
+/// Writes the version, the checksum, and what `write` writes.
+fn sealed(bytes: &mut Vec<u8>, id: &RecordId, write: impl FnOnce(&mut Writer<'_>)) {
+    let begin = bytes.len();
+    bytes.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0, 0]);
+    write(&mut Writer(bytes));
+    let sum = checksum(id, VERSION, &bytes[begin + HEADER..]);
+    bytes[begin + 1..begin + HEADER].copy_from_slice(&sum);
 }
 
 /// Reads a record.
@@ -41,6 +81,10 @@ pub fn encode(id: &RecordId, record: &Record) -> Bytes {
 ///
 /// [`Error::unreadable`]: another version, a checksum that fails, rules or a phase that this process does not know.
 pub fn decode(id: &RecordId, bytes: &Bytes) -> Result<Record, Error> {
+    unsealed(id, bytes)?.try_into()
+}
+
+fn unsealed(id: &RecordId, bytes: &Bytes) -> Result<Fields, Error> {
     match bytes.first() {
         None => return Err(Error::unreadable("the record is empty")),
         Some(&VERSION) => {}
@@ -54,9 +98,8 @@ pub fn decode(id: &RecordId, bytes: &Bytes) -> Result<Record, Error> {
         return Err(Error::unreadable("the record's checksum fails"));
     }
     // From `Bytes`, so that the body of a reply is a part of what was read, not a copy.
-    let fields = Fields::decode(bytes.slice(HEADER..))
-        .map_err(|error| Error::unreadable("the record's fields cannot be read").because(error))?;
-    fields.try_into()
+    Fields::decode(bytes.slice(HEADER..))
+        .map_err(|error| Error::unreadable("the record's fields cannot be read").because(error))
 }
 
 fn checksum(id: &RecordId, version: u8, fields: &[u8]) -> [u8; 8] {
@@ -70,8 +113,8 @@ fn checksum(id: &RecordId, version: u8, fields: &[u8]) -> [u8; 8] {
 /// The numbers are for ever: one that is no longer used is not used again.
 #[derive(Clone, PartialEq, Message)]
 struct Fields {
-    #[prost(uint32, tag = "1")]
-    stage: u32,
+    #[prost(uint64, tag = "1")]
+    stage: u64,
     #[prost(bytes = "bytes", tag = "2")]
     attempt: Bytes,
     #[prost(bytes = "bytes", tag = "3")]
@@ -134,84 +177,150 @@ struct HeadFields {
     location: Option<String>,
 }
 
-const IN_FLIGHT: u32 = 1;
-const COMPLETED: u32 = 2;
-const RELEASED: u32 = 3;
-const UNKNOWN: u32 = 4;
-const TOMBSTONE: u32 = 5;
+const IN_FLIGHT: u64 = 1;
+const COMPLETED: u64 = 2;
+const RELEASED: u64 = 3;
+const UNKNOWN: u64 = 4;
+const TOMBSTONE: u64 = 5;
 
-impl From<&Record> for Fields {
-    fn from(record: &Record) -> Self {
-        let mut fields = Self {
-            attempt: Bytes::copy_from_slice(&record.attempt.0),
-            key_hash: Bytes::copy_from_slice(&record.key_hash.0),
-            print: record.print().map(PrintFields::from),
-            ..Self::default()
+/// Writes [`Fields`] from a record, in their order, without gathering them first: what is zero or empty is left out.
+struct Writer<'b>(&'b mut Vec<u8>);
+
+impl Writer<'_> {
+    fn record(&mut self, record: &Record) {
+        let stage = match &record.phase {
+            Phase::InFlight { .. } => IN_FLIGHT,
+            Phase::Completed { .. } => COMPLETED,
+            Phase::Released { .. } => RELEASED,
+            Phase::Unknown { .. } => UNKNOWN,
+            Phase::Tombstone { .. } => TOMBSTONE,
         };
+        self.number(1, stage);
+        self.piece(2, &record.attempt.0);
+        self.piece(3, &record.key_hash.0);
+        if let Some(print) = record.print() {
+            self.print(print);
+        }
         match &record.phase {
             Phase::InFlight { lease, began, .. } => {
-                fields.stage = IN_FLIGHT;
-                fields.lease_ms = ms(*lease);
-                fields.began_ms = ms(*began);
+                self.number(5, ms(*lease));
+                self.number(12, ms(*began));
             }
             Phase::Completed { kept, retention, tombstone, .. } => {
-                fields.stage = COMPLETED;
-                fields.retention_ms = ms(*retention);
-                fields.tombstone_ms = ms(*tombstone);
-                match kept {
-                    Kept::Whole(reply) => fields.reply = Some(reply.as_ref().into()),
-                    Kept::Head(head) => {
-                        fields.head =
-                            Some(HeadFields { status: head.status.as_u16().into(), location: head.location.clone() });
-                    }
+                self.number(6, ms(*retention));
+                self.number(7, ms(*tombstone));
+                self.kept(kept);
+            }
+            Phase::Released { keep } => self.number(8, ms(*keep)),
+            Phase::Unknown { .. } => {}
+            Phase::Tombstone { executed, keep, .. } => {
+                self.number(8, ms(*keep));
+                self.number(9, executed_number(*executed));
+            }
+        }
+    }
+
+    fn print(&mut self, print: &Print) {
+        let kind = match print.rules.kind {
+            Kind::Exact => 0,
+            Kind::Form => 2,
+        };
+        let version = u64::from(fingerprint::VERSION);
+        let names = || print.rules.headers.iter().map(HeaderName::as_str);
+        let names_length: usize = names().map(|name| piece_length(name.len())).sum();
+        self.begin(4, piece_length(print.fingerprint.0.len()) + number_length(version) + number_length(kind) + names_length);
+        self.piece(1, &print.fingerprint.0);
+        self.number(2, version);
+        self.number(3, kind);
+        names().for_each(|name| self.whole_piece(4, name.as_bytes()));
+    }
+
+    fn kept(&mut self, kept: &Kept) {
+        match kept {
+            Kept::Whole(reply) => self.reply(reply),
+            Kept::Head(head) => {
+                let status = u64::from(head.status.as_u16());
+                let location = head.location.as_ref().map_or(0, |location| piece_length(location.len()));
+                self.begin(11, number_length(status) + location);
+                self.number(1, status);
+                if let Some(location) = &head.location {
+                    self.whole_piece(2, location.as_bytes());
                 }
             }
-            Phase::Released { keep } => {
-                fields.stage = RELEASED;
-                fields.keep_ms = ms(*keep);
-            }
-            Phase::Unknown { .. } => fields.stage = UNKNOWN,
-            Phase::Tombstone { executed, keep, .. } => {
-                fields.stage = TOMBSTONE;
-                fields.keep_ms = ms(*keep);
-                fields.executed = match executed {
-                    Executed::Yes => 1,
-                    Executed::No => 2,
-                    Executed::Unknown => 3,
-                };
-            }
         }
-        fields
+    }
+
+    fn reply(&mut self, reply: &Reply) {
+        let status = u64::from(reply.status.as_u16());
+        let header_length = |name: &HeaderName, value: &HeaderValue| {
+            piece_length(name.as_str().len()) + if value.is_empty() { 0 } else { piece_length(value.len()) }
+        };
+        let headers: usize = reply.headers.iter().map(|(name, value)| piece_length(header_length(name, value))).sum();
+        let body = if reply.body.is_empty() { 0 } else { piece_length(reply.body.len()) };
+        let length = number_length(status) + headers + body;
+        self.0.reserve(length + 8);
+        self.begin(10, length);
+        self.number(1, status);
+        for (name, value) in &reply.headers {
+            self.begin(2, header_length(name, value));
+            self.piece(1, name.as_str().as_bytes());
+            self.piece(2, value.as_bytes());
+        }
+        self.piece(3, &reply.body);
+    }
+
+    fn number(&mut self, tag: u32, value: u64) {
+        if value != 0 {
+            encode_key(tag, WireType::Varint, self.0);
+            encode_varint(value, self.0);
+        }
+    }
+
+    fn piece(&mut self, tag: u32, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.whole_piece(tag, bytes);
+        }
+    }
+
+    /// One that is there, be it empty.
+    fn whole_piece(&mut self, tag: u32, bytes: &[u8]) {
+        self.begin(tag, bytes.len());
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The begin of something of a known length.
+    fn begin(&mut self, tag: u32, length: usize) {
+        encode_key(tag, WireType::LengthDelimited, self.0);
+        encode_varint(length as u64, self.0);
     }
 }
 
-impl From<&Print> for PrintFields {
-    fn from(print: &Print) -> Self {
-        Self {
-            fingerprint: Bytes::copy_from_slice(&print.fingerprint.0),
-            version: fingerprint::VERSION.into(),
-            kind: match print.rules.kind {
-                Kind::Exact => 0,
-                Kind::Form => 2,
-            },
-            headers: print.rules.headers.iter().map(|name| name.as_str().to_owned()).collect(),
-        }
+/// How many bytes a number takes with its tag, which is below 16 wherever this is asked.
+fn number_length(value: u64) -> usize {
+    if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
+}
+
+/// How many bytes a piece of this length takes with its tag.
+fn piece_length(length: usize) -> usize {
+    1 + encoded_len_varint(length as u64) + length
+}
+
+fn executed_number(executed: Executed) -> u64 {
+    match executed {
+        Executed::Yes => 1,
+        Executed::No => 2,
+        Executed::Unknown => 3,
     }
 }
 
-impl From<&Reply> for ReplyFields {
-    fn from(reply: &Reply) -> Self {
-        Self {
-            status: reply.status.as_u16().into(),
-            headers: reply
-                .headers
-                .iter()
-                .map(|(name, value)| HeaderFields {
-                    name: name.as_str().to_owned(),
-                    value: Bytes::copy_from_slice(value.as_bytes()),
-                })
-                .collect(),
-            body: reply.body.clone(),
+impl Fields {
+    fn kept(&self) -> Result<Kept, Error> {
+        match (&self.reply, &self.head) {
+            (Some(reply), None) => Ok(Kept::Whole(Arc::new(reply.try_into()?))),
+            (None, Some(head)) => {
+                Ok(Kept::Head(Head { status: status(head.status)?, location: head.location.clone() }))
+            }
+            _ => Err(damaged("answer")),
         }
     }
 }
@@ -228,13 +337,7 @@ impl TryFrom<Fields> for Record {
             }
             COMPLETED => Phase::Completed {
                 print: print()?,
-                kept: match (&fields.reply, &fields.head) {
-                    (Some(reply), None) => Kept::Whole(Arc::new(reply.try_into()?)),
-                    (None, Some(head)) => {
-                        Kept::Head(Head { status: status(head.status)?, location: head.location.clone() })
-                    }
-                    _ => return Err(damaged("answer")),
-                },
+                kept: fields.kept()?,
                 retention: duration(fields.retention_ms),
                 tombstone: duration(fields.tombstone_ms),
             },

@@ -1,14 +1,16 @@
 //! The store in a Redis or Valkey: many gateways, speed.
 //!
 //! A claim is one native command, `SET … NX GET PX`: it is taken, or what is there comes back. Everything that replaces is a
-//! script of its own that compares the attempt and the stage. An answer stands beside its record and ends with retention, by
-//! the server; the record ends with its tombstone. A claim and an `unknown` have a time too, of a hundred years: it ends
+//! script of its own that compares the attempt and the stage. A small answer stands within its record, a large one beside it,
+//! which ends with retention by the server; the record ends with its tombstone. A claim and an `unknown` have a time too, of a hundred years: it ends
 //! neither, and lets the server tell how old they are, so that no two clocks need agree.
 //!
 //! ```text
-//! onceward:{HASH}          attempt · stage · record      PX: 100 years, or retention + tombstone, or as long as it is kept
-//! onceward:{HASH}:answer   the record with its answer    PX: retention
-//! onceward:claims          sorted set of ids             when the sweep looks at a claim: a hint
+//! onceward:{HASH}          attempt · stage · record, and a small answer    PX: 100 years, or retention + tombstone, or as long as it is kept
+//! onceward:{HASH}:answer   a large answer                                  PX: retention
+//! onceward:began           \
+//! onceward:claims           } sorted sets of ids: when the sweep looks at what: hints
+//! onceward:ends            /
 //! onceward:unknown         set of ids                    what the gauge counts: a hint
 //! onceward:meta:NAME       a named value
 //! ```
@@ -25,9 +27,9 @@
 //! # }
 //! ```
 
-mod claims;
 mod fault;
 mod link;
+mod lists;
 mod scripts;
 mod server;
 mod url;
@@ -45,14 +47,18 @@ use super::{Applied, Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
-use claims::Claims;
 use link::Link;
+use lists::Lists;
 use scripts::Scripts;
 pub use url::Options;
-use value::{FOREVER, Sent, answer_key, record_key};
+use value::{FOREVER, Head, Sent, There, answer_key, record_key};
 
 /// Where the ids of unknowns stand.
 const UNKNOWN: &str = "onceward:unknown";
+
+/// An answer whose time ends within this is looked at before it is told: what this process knows of the server's clock may be as
+/// wrong as that.
+const NEAR_THE_END: Duration = Duration::from_secs(60);
 
 /// How often the servers are asked how they are.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -66,8 +72,8 @@ const READ_TOGETHER: usize = 64;
 /// Keeps records in a Redis or Valkey.
 pub struct RedisStore {
     link: Arc<Link>,
-    scripts: Arc<Scripts>,
-    claims: Arc<Claims>,
+    scripts: Scripts,
+    lists: Arc<Lists>,
     tasks: [AbortHandle; 2],
 }
 
@@ -92,11 +98,14 @@ impl RedisStore {
         if let Some(refusal) = link.refusal() {
             return Err(Error::refused(refusal));
         }
-        let (scripts, claims) = (Arc::<Scripts>::default(), Arc::<Claims>::default());
-        let lists = claims::write_as_they_come(Arc::clone(&claims), Arc::clone(&link), Arc::clone(&scripts));
+        let lists = Arc::<Lists>::default();
+        let writes = {
+            let (lists, link) = (Arc::clone(&lists), Arc::clone(&link));
+            async move { lists.write_as_they_come(&link).await }
+        };
         let watches = watch(Arc::clone(&link));
-        let tasks = [tokio::spawn(lists).abort_handle(), tokio::spawn(watches).abort_handle()];
-        Ok(Self { link, scripts, claims, tasks })
+        let tasks = [tokio::spawn(writes).abort_handle(), tokio::spawn(watches).abort_handle()];
+        Ok(Self { link, scripts: Scripts::default(), lists, tasks })
     }
 
     /// A server that would void a promise takes no claims; what was begun is finished all the same.
@@ -106,8 +115,8 @@ impl RedisStore {
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
         self.admit()?;
-        let sent = Sent::new(id, record);
-        if !sent.answer.is_empty() {
+        let sent = self.sent(id, record);
+        if record.phase.stage() == Stage::Completed {
             return Ok(match self.put(id, b"", &sent).await? {
                 Put::Done => None,
                 Put::Found(found) => found,
@@ -115,7 +124,7 @@ impl RedisStore {
         }
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
-        claim.arg("SET").arg(&key).arg(sent.record.as_ref()).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
+        claim.arg("SET").arg(&key).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
         let claimed = match self.link.ask_if_room(&claim, || claim.clone()).await {
             // A server that is full does not even tell by a claim what it knows; a look it allows.
             Err(error) if error.is_full() => match self.look(id).await? {
@@ -143,15 +152,8 @@ impl RedisStore {
             self.note(id, record);
             return Ok(Some(Found { record: Box::new(record.clone()), age: Duration::ZERO, holder_gone: false }));
         }
-        if value::is_completed(&found) {
-            let mut get = redis::cmd("GET");
-            get.arg(answer_key(id));
-            if let Value::BulkString(answer) = self.link.ask(&get, || get.clone()).await? {
-                let left = value::read(id, &found)?;
-                if let Ok(found) = value::completed(id, &left, &answer.into()) {
-                    return Ok(Some(found));
-                }
-            }
+        if let Some(found) = self.completed(id, &found).await? {
+            return Ok(Some(found));
         }
         // How old it is counts, or it changed in between: record, age and answer of one moment.
         match self.look(id).await? {
@@ -160,13 +162,47 @@ impl RedisStore {
         }
     }
 
+    /// What a claim found, if that is completed and its answer surely still to be had.
+    async fn completed(&self, id: &RecordId, found: &Bytes) -> Result<Option<Found>, Error> {
+        match Head::of(found) {
+            Head::Within(ends) => {
+                let left = self.link.now_ms().map(|now| Duration::from_millis(ends.saturating_sub(now)));
+                let Some(left) = left.filter(|left| *left > NEAR_THE_END) else { return Ok(None) };
+                let age = |record: &Record| match record.phase {
+                    Phase::Completed { retention, .. } => retention.saturating_sub(left),
+                    _ => Duration::ZERO,
+                };
+                There::read(id, found)?.completed(id, None, age).map(Some)
+            }
+            Head::Beside => {
+                let Value::BulkString(answer) = self.link.ask_plain(redis::cmd("GET").arg(answer_key(id))).await? else {
+                    return Ok(None);
+                };
+                // That it is there says that retention is not over; how far it is gone nobody asks, and the age says less,
+                // not more. One that is another's came after the record that was found.
+                Ok(There::read(id, found)?.completed(id, Some(&answer.into()), |_| Duration::ZERO).ok())
+            }
+            Head::InFlight | Head::Other => Ok(None),
+        }
+    }
+
+    fn sent(&self, id: &RecordId, record: &Record) -> Sent {
+        Sent::new(id, record, self.link.options.within_max, self.link.now_ms())
+    }
+
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
-        Ok(match self.put(id, &value::version(over), &Sent::new(id, record)).await? {
+        Ok(match self.put(id, &value::version(over), &self.sent(id, record)).await? {
             Put::Done => {
-                if over.stage != record.phase.stage() {
-                    self.gone(id, over.stage).await;
-                    self.note(id, record);
-                    self.note_unknown(id, record.phase.stage()).await;
+                match (over.stage, record.phase.stage()) {
+                    (before, now) if before == now => {}
+                    (Stage::InFlight, Stage::Completed) => {}
+                    (before, now) => {
+                        self.no_longer(id, before).await;
+                        self.note(id, record);
+                        if now == Stage::Unknown {
+                            self.mark("SADD", id).await;
+                        }
+                    }
                 }
                 Replaced::Yes
             }
@@ -175,10 +211,10 @@ impl RedisStore {
     }
 
     async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
-        let nothing = Sent { record: Bytes::new(), record_ms: 0, answer: Bytes::new(), answer_ms: 0 };
+        let nothing = Sent { record: Vec::new(), record_ms: 0, answer: Vec::new(), answer_ms: 0 };
         match self.put(id, &value::version(over), &nothing).await? {
             Put::Done => {
-                self.gone(id, over.stage).await;
+                self.no_longer(id, over.stage).await;
                 Ok(true)
             }
             Put::Found(_) => Ok(false),
@@ -187,37 +223,38 @@ impl RedisStore {
 
     async fn put(&self, id: &RecordId, over: &[u8], sent: &Sent) -> Result<Put, Error> {
         let (record_ms, answer_ms) = (sent.record_ms.to_string(), sent.answer_ms.to_string());
-        let keys = [record_key(id), answer_key(id)];
-        let arguments = [over, &sent.record, record_ms.as_bytes(), &sent.answer, answer_ms.as_bytes()];
-        match self.link.run(&self.scripts.put, &[&keys[0], &keys[1]], &arguments).await? {
+        let arguments: [&[u8]; 5] = [over, &sent.record, record_ms.as_bytes(), &sent.answer, answer_ms.as_bytes()];
+        // The last two speak of an answer beside it.
+        let arguments = if sent.answer.is_empty() { &arguments[..3] } else { &arguments };
+        match self.link.run(&self.scripts.put, &[&record_key(id)], arguments).await? {
             Value::Int(1) => Ok(Put::Done),
             other => self.read(id, other).map(Put::Found),
         }
     }
 
     async fn look(&self, id: &RecordId) -> Result<Option<Found>, Error> {
-        let keys = [record_key(id), answer_key(id)];
-        let looked = self.link.run(&self.scripts.look, &[&keys[0], &keys[1]], &[]).await?;
+        let looked = self.link.run(&self.scripts.look, &[&record_key(id)], &[]).await?;
         self.read(id, looked)
     }
 
-    /// What a script found: record, ms that are left, answer.
+    /// What a script found: record, ms that are left, whether its answer is to be had, the answer beside it.
     fn read(&self, id: &RecordId, value: Value) -> Result<Option<Found>, Error> {
-        let (record, left, answer) = match value {
+        let other_form = || Error::unreadable("the server answered in another form");
+        let (record, left, is_kept, beside) = match value {
             Value::Int(0) => return Ok(None),
-            Value::Array(parts) => match <[Value; 3]>::try_from(parts) {
-                Ok([record, Value::Int(left), answer]) => (bytes(record)?, left, answer),
-                _ => return Err(Error::unreadable("the server answered in another form")),
+            Value::Array(parts) => match <[Value; 4]>::try_from(parts) {
+                Ok([record, Value::Int(left), Value::Int(is_kept), beside]) => (bytes(record)?, left, is_kept == 1, beside),
+                _ => return Err(other_form()),
             },
-            _ => return Err(Error::unreadable("the server answered in another form")),
+            _ => return Err(other_form()),
         };
-        let answer = match answer {
-            Value::BulkString(answer) => Some(answer.into()),
+        let beside = match beside {
+            Value::BulkString(beside) => Some(beside.into()),
             _ => None,
         };
         // One without a time was not written by this store; as long as it stays, it is as young as can be.
         let left = u64::try_from(left).map_or(FOREVER, Duration::from_millis);
-        let mut found = value::found(id, &record, left, answer)?;
+        let mut found = There::read(id, &record)?.found(id, left, is_kept, beside.as_ref())?;
         if matches!(found.record.phase, Phase::InFlight { .. }) {
             found.age = found.age.min(self.link.known_for());
         }
@@ -225,38 +262,38 @@ impl RedisStore {
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-        self.claims.flush(&self.link, &self.scripts).await?;
+        self.lists.flush(&self.link).await?;
+        lists::turn(&self.link, &self.scripts).await?;
         let mut due = Vec::new();
         // What is struck out or listed anew makes room for others; a bound, should the list be full of such.
         for _ in 0..16 {
-            let (skip, want) = (due.len().to_string(), (limit - due.len()).to_string());
-            let ids = self.link.run(&self.scripts.due, &[claims::KEY], &[skip.as_bytes(), want.as_bytes()]).await?;
-            let ids: Vec<Vec<u8>> =
-                redis::from_redis_value(ids).map_err(|error| Error::unavailable("no list came").because(error))?;
+            let ids = lists::due(&self.link, &self.scripts, due.len(), limit - due.len()).await?;
             let is_last = due.len() + ids.len() < limit || ids.is_empty();
-            let ids: Vec<RecordId> = ids.into_iter().filter_map(|id| Some(RecordId(id.try_into().ok()?))).collect();
-            let (mut listed, mut ended) = (Vec::new(), Vec::new());
+            let (mut again, mut ended, mut ending) = (Vec::new(), Vec::new(), Vec::new());
             for together in ids.chunks(READ_TOGETHER) {
                 let looks = together.iter().map(|id| self.look(id));
                 for (id, found) in together.iter().zip(futures_util::future::join_all(looks).await) {
                     match found {
                         Ok(Some(found)) => match &found.record.phase {
                             Phase::InFlight { lease, .. } if found.age >= *lease => due.push((*id, found)),
-                            Phase::InFlight { lease, .. } => listed.push((*id, *lease - found.age)),
+                            Phase::InFlight { lease, .. } => again.push((*id, *lease - found.age)),
+                            Phase::Completed { retention, .. } => {
+                                ending.push((*id, retention.saturating_sub(found.age)));
+                                ended.push(*id);
+                            }
                             _ => ended.push(*id),
                         },
                         Ok(None) => ended.push(*id),
                         // It hides no other, and is looked at again.
-                        Err(error) if error.is_unreadable() => listed.push((*id, Duration::from_secs(60))),
+                        Err(error) if error.is_unreadable() => again.push((*id, Duration::from_secs(60))),
                         Err(error) => return Err(error),
                     }
                 }
             }
-            let changed = !listed.is_empty() || !ended.is_empty();
-            if changed {
-                claims::write(&self.link, &self.scripts, &listed, &ended).await?;
-            }
-            if is_last || !changed || due.len() >= limit {
+            lists::look_again(&self.link, &again).await?;
+            lists::end_later(&self.link, ending).await?;
+            lists::strike_out(&self.link, &ended).await?;
+            if is_last || again.is_empty() && ended.is_empty() || due.len() >= limit {
                 break;
             }
         }
@@ -294,48 +331,36 @@ impl RedisStore {
             }
         }
         if uncounted > 0 {
-            self.claims.flush(&self.link, &self.scripts).await?;
-            let ask = async |name: &str, key: &str| {
-                let mut count = redis::cmd(name);
-                count.arg(key);
-                let counted = self.link.ask(&count, || count.clone()).await?;
-                redis::from_redis_value::<u64>(counted)
-                    .map_err(|error| Error::unavailable("no count came").because(error))
-            };
-            census.in_flight = ask("ZCARD", claims::KEY).await?;
-            census.unknown = ask("SCARD", UNKNOWN).await?;
-            // Most have an answer beside them. An estimate, and the docs say so.
-            census.completed += uncounted.saturating_sub(census.in_flight + census.unknown) / 2;
+            self.lists.flush(&self.link).await?;
+            census.in_flight = lists::in_flight(&self.link, &self.scripts).await?;
+            let unknown = self.link.ask_plain(redis::cmd("SCARD").arg(UNKNOWN)).await?;
+            census.unknown =
+                redis::from_redis_value(unknown).map_err(|error| Error::unavailable("no count came").because(error))?;
+            // Most have an answer, or had one. An estimate, and the docs say so.
+            census.completed += uncounted.saturating_sub(census.in_flight + census.unknown);
             census.bytes = self.link.servers(|servers| servers.0.iter().map(|server| server.memory_bytes).sum());
         }
         Ok(census)
     }
 
+    /// Lists what the sweep is to look at: a claim after its lease, and a late answer at once, for nobody listed it.
     fn note(&self, id: &RecordId, record: &Record) {
-        if let Phase::InFlight { lease, .. } = &record.phase {
-            self.claims.list(*id, *lease);
+        match &record.phase {
+            Phase::InFlight { lease, .. } => self.lists.began(*id, *lease),
+            Phase::Completed { .. } => self.lists.began(*id, Duration::ZERO),
+            _ => {}
         }
     }
 
-    async fn gone(&self, id: &RecordId, stage: Stage) {
-        match stage {
-            Stage::InFlight => self.claims.ended(*id),
-            Stage::Unknown => self.mark("SREM", id).await,
-            Stage::Completed | Stage::Released | Stage::Tombstone => {}
-        }
-    }
-
-    async fn note_unknown(&self, id: &RecordId, stage: Stage) {
+    async fn no_longer(&self, id: &RecordId, stage: Stage) {
         if stage == Stage::Unknown {
-            self.mark("SADD", id).await;
+            self.mark("SREM", id).await;
         }
     }
 
     /// A hint for the gauge: nothing fails if it fails.
     async fn mark(&self, name: &str, id: &RecordId) {
-        let mut mark = redis::cmd(name);
-        mark.arg(UNKNOWN).arg(id.0.as_slice());
-        if let Err(error) = self.link.ask(&mark, || mark.clone()).await {
+        if let Err(error) = self.link.ask_plain(redis::cmd(name).arg(UNKNOWN).arg(id.0.as_slice())).await {
             tracing::debug!(%error, "the gauge of unknowns is behind");
         }
     }

@@ -31,6 +31,11 @@ onceward::store_conformance!(redis_7, || async {
     let database = REDIS_7.database();
     subject(&REDIS_7.url(database), vec![&REDIS_7], database).await
 });
+/// With each answer beside its record, as large ones are.
+onceward::store_conformance!(redis_7_beside, || async {
+    let database = REDIS_7.database();
+    subject_by(options(&REDIS_7.url(database)).answers_within(0), vec![&REDIS_7], database).await
+});
 onceward::store_conformance!(valkey_9, || async {
     let database = VALKEY_9.database();
     subject(&VALKEY_9.url(database), vec![&VALKEY_9], database).await
@@ -47,8 +52,12 @@ onceward::store_conformance!(cluster, || async {
 
 /// Two clients of an empty database, and time that is moved by moving what was written into the past.
 async fn subject(url: &str, servers: Vec<&'static Redis>, database: usize) -> Subject {
+    subject_by(options(url), servers, database).await
+}
+
+async fn subject_by(options: Options, servers: Vec<&'static Redis>, database: usize) -> Subject {
     let clock = ManualClock::default();
-    let connect = async || RedisStore::connect_with(options(url), Arc::new(clock.clone())).await.unwrap();
+    let connect = async || RedisStore::connect_with(options.clone(), Arc::new(clock.clone())).await.unwrap();
     let (store, other) = (connect().await, connect().await);
     Subject::moved_by(Arc::new(store), SLACK, move |by| {
         clock.advance(by);
@@ -67,9 +76,9 @@ async fn subject(url: &str, servers: Vec<&'static Redis>, database: usize) -> Su
     .ending_by_itself()
 }
 
-/// The list of claims is written after them: returns when it grows no more.
+/// Claims are listed after they are won: returns when there come no more.
 fn written(server: &Redis, database: usize) {
-    let listed = || server.cli(database, &["ZCARD", "onceward:claims"]);
+    let listed = || server.cli(database, &["ZCARD", "onceward:began"]);
     let mut before = listed();
     loop {
         // waits: nothing tells from outside that nothing more comes

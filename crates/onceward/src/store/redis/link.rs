@@ -65,6 +65,8 @@ struct Known {
     /// Since when they are the ones that they are, as far as it is known: so long before `at`.
     before: Duration,
     at: Duration,
+    /// What time it was at the servers, in ms, when they were asked.
+    time: Option<(u64, Instant)>,
 }
 
 impl Link {
@@ -89,6 +91,14 @@ impl Link {
         read(&self.known.lock().servers)
     }
 
+    /// What time it is at the servers, in ms: as they said when they were asked last, and what has passed since. Where they
+    /// differ, the latest.
+    pub(super) fn now_ms(&self) -> Option<u64> {
+        let known = self.known.lock();
+        let (said, asked) = known.time?;
+        Some(said + u64::try_from(asked.elapsed().as_millis()).ok()?)
+    }
+
     /// Why no claim is taken now.
     pub(super) fn refusal(&self) -> Option<String> {
         self.known.lock().servers.refusal(self.options.accepts)
@@ -108,6 +118,11 @@ impl Link {
             command
         };
         self.ask(&command("EVALSHA", &code.hash), || command("EVAL", code.text)).await
+    }
+
+    /// Sends a command that is no script.
+    pub(super) async fn ask_plain(&self, command: &Cmd) -> Result<Value, Error> {
+        self.ask(command, || command.clone()).await
     }
 
     /// Sends a command, and again where it surely was not executed, or where whoever sends it twice finds what the first
@@ -208,16 +223,7 @@ impl Link {
             return self.connection(Instant::now() + self.options.timeout).await.map(drop);
         }
         let Current { number, mut connection, .. } = current;
-        match self.probe(&mut connection).await {
-            Ok(servers) => {
-                self.learn(servers);
-                Ok(())
-            }
-            Err(error) => {
-                self.drop_connection(number);
-                Err(error)
-            }
-        }
+        self.probe(&mut connection).await.inspect_err(|_| self.drop_connection(number))
     }
 
     async fn connection(&self, deadline: Instant) -> Result<Current, Error> {
@@ -234,8 +240,7 @@ impl Link {
             .await
             .map_err(|_| late())?
             .map_err(|error| Error::refused(format!("{} cannot be reached", self.options)).because(error))?;
-        let servers = timeout_at(deadline, self.probe(&mut connection)).await.map_err(|_| late())??;
-        self.learn(servers);
+        timeout_at(deadline, self.probe(&mut connection)).await.map_err(|_| late())??;
         *number += 1;
         let current = Current { number: *number, connection, address };
         *self.current.write() = Some(current.clone());
@@ -360,7 +365,9 @@ impl Link {
         Err(last)
     }
 
-    async fn probe(&self, connection: &mut Connection) -> Result<Servers, Error> {
+    /// Asks the servers who they are, and takes note.
+    async fn probe(&self, connection: &mut Connection) -> Result<(), Error> {
+        let asked = Instant::now();
         let mut info = redis::cmd("INFO");
         info.arg(&["server", "memory", "persistence", "replication"]);
         let mut config = redis::cmd("CONFIG");
@@ -387,10 +394,11 @@ impl Link {
             servers.push(Server::read(&info, config.as_deref()));
         }
         servers.sort_by(|a, b| a.identity.cmp(&b.identity));
-        Ok(Servers(servers))
+        self.learn(Servers(servers), asked);
+        Ok(())
     }
 
-    fn learn(&self, servers: Servers) {
+    fn learn(&self, servers: Servers, asked: Instant) {
         let who = |servers: &Servers| servers.0.iter().map(|server| server.identity.clone()).collect::<Vec<_>>();
         let mut known = self.known.lock();
         let is_first = known.servers.0.is_empty();
@@ -402,6 +410,7 @@ impl Link {
                 tracing::warn!(store = %self.options, "the server is another or was restarted; leases count anew");
             }
         }
+        known.time = servers.0.iter().filter_map(|server| server.time_ms).max().map(|time| (time, asked));
         known.servers = servers;
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Server {
     /// It was a replica before; for how long it is none, it does not say.
     was_promoted: bool,
     uptime: Duration,
+    /// What time it was there, in ms since 1970.
+    pub(super) time_ms: Option<u64>,
     is_master: bool,
     pub(super) is_valkey: bool,
     version: String,
@@ -58,6 +60,7 @@ impl Server {
             identity: (get("run_id").trim().to_owned(), get("master_replid").trim().to_owned()),
             was_promoted: get("master_replid2").bytes().any(|byte| byte.is_ascii_alphanumeric() && byte != b'0'),
             uptime: Duration::from_secs(number("uptime_in_seconds")),
+            time_ms: Some(number("server_time_usec") / 1000).filter(|time| *time > 0),
             is_master: get("role").trim() == "master",
             is_valkey,
             version: get(if is_valkey { "valkey_version" } else { "redis_version" }).trim().to_owned(),

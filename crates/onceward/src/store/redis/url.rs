@@ -24,6 +24,7 @@ pub struct Options {
     pub(super) tls: Option<Tls>,
     pub(super) accepts: Accepts,
     pub(super) timeout: Duration,
+    pub(super) within_max: usize,
 }
 
 /// How the servers belong together.
@@ -49,6 +50,9 @@ pub(super) struct Accepts {
     pub(super) no_persistence: bool,
     pub(super) replica: bool,
 }
+
+/// Up to so many bytes, an answer costs a request that does not want it less than another key costs one that does.
+const WITHIN_MAX: usize = 16 << 10;
 
 const KNOWS: &str = "write tls, ca, cert, key, accept, sentinel-user or sentinel-password";
 
@@ -125,12 +129,19 @@ impl Options {
         }
         let tls = wants_tls.then_some(query.files);
         let timeout = Duration::from_millis(1800);
-        Ok(Self { kind, hosts, user, password, db, tls, accepts: query.accepts, timeout })
+        Ok(Self { kind, hosts, user, password, db, tls, accepts: query.accepts, timeout, within_max: WITHIN_MAX })
     }
 
     /// How long one operation may take, connecting and trying again included. 1.8 s unless it is said.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Answers of up to so many bytes stand within their record, which one command replays; larger ones in a key of their own.
+    /// 16 KiB unless it is said.
+    pub fn answers_within(mut self, bytes: usize) -> Self {
+        self.within_max = bytes;
         self
     }
 

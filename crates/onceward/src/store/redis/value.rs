@@ -1,15 +1,18 @@
-//! What stands in a key: `attempt (16 bytes) · stage (1 byte) · record`.
+//! What stands in a key: `attempt (16 bytes) · stage (1 byte) · record`, and a small answer with it.
 //!
-//! The first 17 bytes are the version, so that a script compares them without knowing more. An answer stands beside its
-//! record, in a key of its own that ends with retention; the record then says what is left: a tombstone. So an answer takes
-//! memory as long as it was promised, and no sweep is needed for it.
+//! The first 17 bytes are the version, so that a script compares them without knowing more. Of a completed record the
+//! record is what is left once its answer is gone: a tombstone. The answer stands
+//!
+//! - **within**, if it is small: stage 6 · when its retention ends, in ms by the server's clock (8 bytes) · the record's
+//!   length (4 bytes) · record · answer. One command replays it. A script takes it out when its time is over;
+//! - **beside**, in a key of its own that ends with retention, so that what is large takes memory no longer than promised.
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::codec;
-use crate::record::{Executed, Found, Phase, Record, Stage, Version};
+use crate::record::{Executed, Found, Kept, Phase, Record, Stage, Version};
 use crate::secret::{RecordId, push_hex};
 use crate::store::Error;
 
@@ -18,39 +21,58 @@ pub(super) const FOREVER: Duration = Duration::from_secs(36_525 * 86_400);
 
 const VERSION_BYTES: usize = 17;
 
+/// The stages' bytes. The scripts know 2, 5 and 6.
+const BESIDE: u8 = 2;
+const WITHIN: u8 = 6;
+
+/// Where the record begins that has its answer within.
+const WITHIN_HEAD: usize = VERSION_BYTES + 8 + 4;
+
 /// A record as it is sent.
 pub(super) struct Sent {
     /// The record's key gets this …
-    pub(super) record: Bytes,
+    pub(super) record: Vec<u8>,
     /// … for so many ms.
     pub(super) record_ms: u64,
     /// The answer's key gets this, empty for none …
-    pub(super) answer: Bytes,
+    pub(super) answer: Vec<u8>,
     /// … for so many ms.
     pub(super) answer_ms: u64,
 }
 
 impl Sent {
-    pub(super) fn new(id: &RecordId, record: &Record) -> Self {
-        let lasts = ms(lasts(record));
-        match &record.phase {
-            Phase::Completed { print, retention, tombstone, .. } => {
-                let phase = Phase::Tombstone { print: print.clone(), executed: Executed::Yes, keep: *tombstone };
-                let left = Record { phase, ..record.clone() };
-                Self {
-                    record: with_version(record.version(), &codec::encode(id, &left)),
-                    record_ms: lasts,
-                    answer: codec::encode(id, record),
-                    answer_ms: ms(*retention),
-                }
+    /// An answer of at most `within_max` bytes stands within its record, if it is known what time it is there, in ms.
+    pub(super) fn new(id: &RecordId, record: &Record, within_max: usize, now_ms: Option<u64>) -> Self {
+        let mut sent = Self {
+            record: version(record.version()).to_vec(),
+            record_ms: ms(lasts(record)),
+            answer: Vec::new(),
+            answer_ms: 0,
+        };
+        let Phase::Completed { print, kept, retention, tombstone } = &record.phase else {
+            codec::write(&mut sent.record, id, record);
+            return sent;
+        };
+        let phase = Phase::Tombstone { print: print.clone(), executed: Executed::Yes, keep: *tombstone };
+        let left = Record { phase, ..record.clone() };
+        match now_ms.filter(|_| size(kept) <= within_max) {
+            Some(now_ms) => {
+                sent.record.reserve(WITHIN_HEAD + size(kept) + 256);
+                sent.record[VERSION_BYTES - 1] = WITHIN;
+                sent.record.extend_from_slice(&now_ms.saturating_add(ms(*retention)).to_be_bytes());
+                sent.record.extend_from_slice(&[0; 4]);
+                codec::write(&mut sent.record, id, &left);
+                let length = u32::try_from(sent.record.len() - WITHIN_HEAD).unwrap_or(u32::MAX);
+                sent.record[WITHIN_HEAD - 4..WITHIN_HEAD].copy_from_slice(&length.to_be_bytes());
+                codec::write_answer(&mut sent.record, id, record);
             }
-            _ => Self {
-                record: with_version(record.version(), &codec::encode(id, record)),
-                record_ms: lasts,
-                answer: Bytes::new(),
-                answer_ms: 0,
-            },
+            None => {
+                codec::write(&mut sent.record, id, &left);
+                codec::write_answer(&mut sent.answer, id, record);
+                sent.answer_ms = ms(*retention);
+            }
         }
+        sent
     }
 }
 
@@ -60,7 +82,7 @@ pub(super) fn version(version: Version) -> [u8; VERSION_BYTES] {
     bytes[..16].copy_from_slice(&version.attempt.0);
     bytes[16] = match version.stage {
         Stage::InFlight => 1,
-        Stage::Completed => 2,
+        Stage::Completed => BESIDE,
         Stage::Released => 3,
         Stage::Unknown => 4,
         Stage::Tombstone => 5,
@@ -73,7 +95,7 @@ pub(super) fn record_key(id: &RecordId) -> String {
     key(id, "")
 }
 
-/// The key of its answer.
+/// The key of its answer, if that stands beside it. The scripts know it too.
 pub(super) fn answer_key(id: &RecordId) -> String {
     key(id, ":answer")
 }
@@ -88,47 +110,84 @@ fn key(id: &RecordId, end: &str) -> String {
     key
 }
 
+/// What the first bytes of a record's key say, which are all that is asked of many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    InFlight,
+    /// With its answer within, until so many ms by the server's clock.
+    Within(u64),
+    /// With its answer beside it.
+    Beside,
+    Other,
+}
+
+impl Head {
+    /// How many bytes tell it.
+    pub(super) const BYTES: usize = VERSION_BYTES + 8;
+
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        match bytes.get(VERSION_BYTES - 1) {
+            Some(1) => Self::InFlight,
+            Some(&WITHIN) => match bytes.get(VERSION_BYTES..Self::BYTES).and_then(|ends| ends.try_into().ok()) {
+                Some(ends) => Self::Within(u64::from_be_bytes(ends)),
+                None => Self::Other,
+            },
+            Some(&BESIDE) => Self::Beside,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What stands in a record's key.
-pub(super) fn read(id: &RecordId, bytes: &Bytes) -> Result<Record, Error> {
-    if bytes.len() < VERSION_BYTES {
-        return Err(Error::unreadable("the record is shorter than its version"));
-    }
-    let record = codec::decode(id, &bytes.slice(VERSION_BYTES..))?;
-    let says = version(record.version());
-    let is_left = bytes[16] == 2 && matches!(record.phase, Phase::Tombstone { .. });
-    match says[..16] == bytes[..16] && (says[16] == bytes[16] || is_left) {
-        true => Ok(record),
-        false => Err(Error::unreadable("the record is another than its version says")),
-    }
+pub(super) struct There {
+    pub(super) record: Record,
+    /// What stands within.
+    answer: Option<Bytes>,
 }
 
-/// Whether what stands in a record's key has an answer beside it.
-pub(super) fn is_completed(bytes: &[u8]) -> bool {
-    bytes.get(16) == Some(&2)
-}
-
-/// What a record's key, what is left of its time, and its answer's key say together.
-pub(super) fn found(id: &RecordId, bytes: &Bytes, left: Duration, answer: Option<Bytes>) -> Result<Found, Error> {
-    let record = read(id, bytes)?;
-    if let Some(answer) = answer.filter(|_| is_completed(bytes)) {
-        return completed(id, &record, &answer);
+impl There {
+    pub(super) fn read(id: &RecordId, bytes: &Bytes) -> Result<Self, Error> {
+        let cut = || Error::unreadable("the record is shorter than it says");
+        let stage = *bytes.get(VERSION_BYTES - 1).ok_or_else(cut)?;
+        let (record, answer) = match stage {
+            WITHIN => {
+                let length = bytes.get(WITHIN_HEAD - 4..WITHIN_HEAD).and_then(|length| length.try_into().ok());
+                let ends = WITHIN_HEAD + u32::from_be_bytes(length.ok_or_else(cut)?) as usize;
+                if ends > bytes.len() {
+                    return Err(cut());
+                }
+                (bytes.slice(WITHIN_HEAD..ends), Some(bytes.slice(ends..)))
+            }
+            _ => (bytes.slice(VERSION_BYTES..), None),
+        };
+        let record = codec::decode(id, &record)?;
+        let says = version(record.version());
+        let is_left = matches!(stage, BESIDE | WITHIN) && matches!(record.phase, Phase::Tombstone { .. });
+        match says[..16] == bytes[..16] && (says[16] == stage || is_left) {
+            true => Ok(Self { record, answer }),
+            false => Err(Error::unreadable("the record is another than its version says")),
+        }
     }
-    let age = match &record.phase {
-        // Of an answer whose time is over: since then.
-        Phase::Tombstone { keep, .. } => keep.saturating_sub(left),
-        _ => lasts(&record).saturating_sub(left),
-    };
-    Ok(Found { record: Box::new(record), age, holder_gone: false })
-}
 
-/// An answer that was found beside its record.
-///
-/// That it is there says that retention is not over; how far it is gone nobody asks, and the age says less, not more.
-pub(super) fn completed(id: &RecordId, left: &Record, answer: &Bytes) -> Result<Found, Error> {
-    let record = codec::decode(id, answer)?;
-    match record.attempt == left.attempt && matches!(record.phase, Phase::Completed { .. }) {
-        true => Ok(Found { record: Box::new(record), age: Duration::ZERO, holder_gone: false }),
-        false => Err(Error::unreadable("the answer is another's than its record says")),
+    /// With its answer, which is so old: that within, or the one beside it.
+    pub(super) fn completed(self, id: &RecordId, beside: Option<&Bytes>, age: impl FnOnce(&Record) -> Duration) -> Result<Found, Error> {
+        let answer = self.answer.as_ref().or(beside).ok_or_else(|| Error::unreadable("the answer is missing"))?;
+        let record = codec::decode_answer(id, answer, &self.record)?;
+        let age = age(&record);
+        Ok(Found { record: Box::new(record), age, holder_gone: false })
+    }
+
+    /// As it is where so much of its key's time is left, and whether its answer is still to be had.
+    pub(super) fn found(self, id: &RecordId, left: Duration, is_kept: bool, beside: Option<&Bytes>) -> Result<Found, Error> {
+        if is_kept {
+            return self.completed(id, beside, |record| lasts(record).saturating_sub(left));
+        }
+        let age = match &self.record.phase {
+            // Of an answer whose time is over: since then.
+            Phase::Tombstone { keep, .. } => keep.saturating_sub(left),
+            _ => lasts(&self.record).saturating_sub(left),
+        };
+        Ok(Found { record: Box::new(self.record), age, holder_gone: false })
     }
 }
 
@@ -141,11 +200,12 @@ fn lasts(record: &Record) -> Duration {
     }
 }
 
-fn with_version(of: Version, record: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(VERSION_BYTES + record.len());
-    bytes.put_slice(&version(of));
-    bytes.put_slice(record);
-    bytes.freeze()
+/// About how many bytes an answer takes.
+fn size(kept: &Kept) -> usize {
+    match kept {
+        Kept::Whole(reply) => reply.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum::<usize>() + reply.body.len(),
+        Kept::Head(head) => head.location.as_ref().map_or(0, String::len),
+    }
 }
 
 /// At least one: the server takes no zero.

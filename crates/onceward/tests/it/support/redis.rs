@@ -132,10 +132,19 @@ impl Redis {
                 local left = redis.call('PTTL', key)
                 if left > by then redis.call('PEXPIRE', key, string.format('%.0f', left - by))
                 elseif left >= 0 then redis.call('DEL', key) end
+                local ends = redis.call('GETRANGE', key, 16, 24)
+                if left > by and string.byte(ends) == 6 and string.sub(key, -1) == '}' then
+                    local moved = math.max(0, struct.unpack('>I8', ends, 2) - by)
+                    redis.call('SETRANGE', key, 17, struct.pack('>I8', moved))
+                end
             end
-            if #redis.call('KEYS', 'onceward:claims') == 0 then return 1 end
-            local listed = redis.call('ZRANGE', 'onceward:claims', 0, -1, 'WITHSCORES')
-            for at = 1, #listed, 2 do redis.call('ZADD', 'onceward:claims', listed[at + 1] - by, listed[at]) end
+            for _, list in ipairs({'began', 'claims', 'ends'}) do
+                list = 'onceward:' .. list
+                if #redis.call('KEYS', list) == 1 then
+                    local listed = redis.call('ZRANGE', list, 0, -1, 'WITHSCORES')
+                    for at = 1, #listed, 2 do redis.call('ZADD', list, listed[at + 1] - by, listed[at]) end
+                end
+            end
             return 1";
         let said = self.cli(database, &["EVAL", AGE, "0", &by.as_millis().to_string()]);
         assert_eq!(said, "1", "moving time failed");
