@@ -228,7 +228,10 @@ impl Writer<'_> {
         let version = u64::from(fingerprint::VERSION);
         let names = || print.rules.headers.iter().map(HeaderName::as_str);
         let names_length: usize = names().map(|name| piece_length(name.len())).sum();
-        self.begin(4, piece_length(print.fingerprint.0.len()) + number_length(version) + number_length(kind) + names_length);
+        self.begin(
+            4,
+            piece_length(print.fingerprint.0.len()) + number_length(version) + number_length(kind) + names_length,
+        );
         self.piece(1, &print.fingerprint.0);
         self.number(2, version);
         self.number(3, kind);

@@ -175,7 +175,8 @@ impl RedisStore {
                 There::read(id, found)?.completed(id, None, age).map(Some)
             }
             Head::Beside => {
-                let Value::BulkString(answer) = self.link.ask_plain(redis::cmd("GET").arg(answer_key(id))).await? else {
+                let Value::BulkString(answer) = self.link.ask_plain(redis::cmd("GET").arg(answer_key(id))).await?
+                else {
                     return Ok(None);
                 };
                 // That it is there says that retention is not over; how far it is gone nobody asks, and the age says less,
@@ -243,7 +244,9 @@ impl RedisStore {
         let (record, left, is_kept, beside) = match value {
             Value::Int(0) => return Ok(None),
             Value::Array(parts) => match <[Value; 4]>::try_from(parts) {
-                Ok([record, Value::Int(left), Value::Int(is_kept), beside]) => (bytes(record)?, left, is_kept == 1, beside),
+                Ok([record, Value::Int(left), Value::Int(is_kept), beside]) => {
+                    (bytes(record)?, left, is_kept == 1, beside)
+                }
                 _ => return Err(other_form()),
             },
             _ => return Err(other_form()),

@@ -1,6 +1,7 @@
 //! The store in Redis and Valkey, against real servers.
 
 mod cost;
+mod ends;
 mod failover;
 mod faults;
 mod kept;
@@ -31,7 +32,7 @@ onceward::store_conformance!(redis_7, || async {
     let database = REDIS_7.database();
     subject(&REDIS_7.url(database), vec![&REDIS_7], database).await
 });
-/// With each answer beside its record, as large ones are.
+// With each answer beside its record, as large ones are.
 onceward::store_conformance!(redis_7_beside, || async {
     let database = REDIS_7.database();
     subject_by(options(&REDIS_7.url(database)).answers_within(0), vec![&REDIS_7], database).await

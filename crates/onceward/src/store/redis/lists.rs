@@ -138,9 +138,10 @@ async fn at_the_end(link: &Link, scripts: &Scripts) -> Result<bool, Error> {
     let taken = take(link, scripts, ENDS).await?;
     let ids = parted(&taken);
     let later: Vec<Vec<usize>> = over(link, &scripts.shrink, &ids).await?;
-    let places = ids.chunks(looked_at(link)).zip(later).flat_map(|(ids, later)| {
-        later.into_iter().filter_map(|place| Some((*ids.get(place.checked_sub(1)?)?, LATER)))
-    });
+    let places = ids
+        .chunks(looked_at(link))
+        .zip(later)
+        .flat_map(|(ids, later)| later.into_iter().filter_map(|place| Some((*ids.get(place.checked_sub(1)?)?, LATER))));
     end_later(link, places.collect()).await?;
     remove(link, ENDS, &taken).await?;
     Ok(!taken.is_empty())
@@ -179,7 +180,12 @@ pub(super) async fn in_flight(link: &Link, scripts: &Scripts) -> Result<u64, Err
 }
 
 /// The ids that outlived their lease and are to be looked at: so many, after so many that are passed over.
-pub(super) async fn due(link: &Link, scripts: &Scripts, passed_over: usize, limit: usize) -> Result<Vec<RecordId>, Error> {
+pub(super) async fn due(
+    link: &Link,
+    scripts: &Scripts,
+    passed_over: usize,
+    limit: usize,
+) -> Result<Vec<RecordId>, Error> {
     let (skip, want) = (passed_over.to_string(), limit.to_string());
     let ids: Vec<Vec<u8>> = list(link.run(&scripts.due, &[CLAIMS], &[skip.as_bytes(), want.as_bytes()]).await?)?;
     Ok(parted(&ids))
@@ -213,7 +219,10 @@ fn looked_at(link: &Link) -> usize {
 async fn add(link: &Link, key: &str, members: Vec<(Vec<u8>, Duration)>) -> Result<(), Error> {
     let now = link.now_ms().unwrap_or_default();
     for some in members.chunks(TOGETHER) {
-        let mut add = Cmd::with_capacity(2 + 2 * some.len(), some.iter().map(|(member, _)| member.len() + 16).sum::<usize>() + 32);
+        let mut add = Cmd::with_capacity(
+            2 + 2 * some.len(),
+            some.iter().map(|(member, _)| member.len() + 16).sum::<usize>() + 32,
+        );
         add.arg("ZADD").arg(key);
         for (member, after) in some {
             add.arg(now.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))).arg(member);

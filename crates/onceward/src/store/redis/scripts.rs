@@ -168,8 +168,7 @@ pub(super) struct Scripts {
 
 impl Default for Scripts {
     fn default() -> Self {
-        let [put, look, heads, shrink, take, due, count] =
-            [PUT, LOOK, HEADS, SHRINK, TAKE, DUE, COUNT].map(Code::new);
+        let [put, look, heads, shrink, take, due, count] = [PUT, LOOK, HEADS, SHRINK, TAKE, DUE, COUNT].map(Code::new);
         Self { put, look, heads, shrink, take, due, count }
     }
 }

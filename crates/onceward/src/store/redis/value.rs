@@ -170,7 +170,12 @@ impl There {
     }
 
     /// With its answer, which is so old: that within, or the one beside it.
-    pub(super) fn completed(self, id: &RecordId, beside: Option<&Bytes>, age: impl FnOnce(&Record) -> Duration) -> Result<Found, Error> {
+    pub(super) fn completed(
+        self,
+        id: &RecordId,
+        beside: Option<&Bytes>,
+        age: impl FnOnce(&Record) -> Duration,
+    ) -> Result<Found, Error> {
         let answer = self.answer.as_ref().or(beside).ok_or_else(|| Error::unreadable("the answer is missing"))?;
         let record = codec::decode_answer(id, answer, &self.record)?;
         let age = age(&record);
@@ -178,7 +183,13 @@ impl There {
     }
 
     /// As it is where so much of its key's time is left, and whether its answer is still to be had.
-    pub(super) fn found(self, id: &RecordId, left: Duration, is_kept: bool, beside: Option<&Bytes>) -> Result<Found, Error> {
+    pub(super) fn found(
+        self,
+        id: &RecordId,
+        left: Duration,
+        is_kept: bool,
+        beside: Option<&Bytes>,
+    ) -> Result<Found, Error> {
         if is_kept {
             return self.completed(id, beside, |record| lasts(record).saturating_sub(left));
         }
@@ -203,7 +214,10 @@ fn lasts(record: &Record) -> Duration {
 /// About how many bytes an answer takes.
 fn size(kept: &Kept) -> usize {
     match kept {
-        Kept::Whole(reply) => reply.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum::<usize>() + reply.body.len(),
+        Kept::Whole(reply) => {
+            reply.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum::<usize>()
+                + reply.body.len()
+        }
         Kept::Head(head) => head.location.as_ref().map_or(0, String::len),
     }
 }

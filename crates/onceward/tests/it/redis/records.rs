@@ -29,6 +29,20 @@ pub(super) fn completed(attempt: u8) -> Record {
     Record { phase, ..claim(attempt) }
 }
 
+/// The same, kept for so long, with a body of so many bytes.
+pub(super) fn kept_for(attempt: u8, retention: Duration, body: usize) -> Record {
+    let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: vec![b'.'; body].into() };
+    let tombstone = Duration::from_secs(86_400);
+    let phase = Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
+    Record { phase, ..claim(attempt) }
+}
+
+/// The key of its record.
+pub(super) fn key(id: &RecordId) -> String {
+    let hex: String = id.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("onceward:{{{hex}}}")
+}
+
 fn print() -> Print {
     Print { fingerprint: Fingerprint([2; 32]), rules: Arc::default() }
 }

@@ -1,0 +1,150 @@
+//! What becomes of an answer within its record when its time is over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::clock::ManualClock;
+use onceward::record::{Executed, Found, Phase};
+use onceward::store::redis::{Options, RedisStore};
+use onceward::store::{Replaced, Store};
+
+use super::records::{LEASE, claim, id, kept_for, key};
+use super::written;
+use crate::support::redis::Redis;
+use crate::support::waiting::PATIENCE;
+
+const RETENTION: Duration = Duration::from_secs(3600);
+
+/// A server, and a process that has known it for as long as its keys are old.
+struct World {
+    server: Redis,
+    store: RedisStore,
+    clock: ManualClock,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (server, clock) = (Redis::start(""), ManualClock::default());
+        let options = Options::parse(&server.url(0)).unwrap().timeout(PATIENCE);
+        let store = RedisStore::connect_with(options, Arc::new(clock.clone())).await.unwrap();
+        Self { server, store, clock }
+    }
+
+    /// So much time goes by, and a moment more.
+    fn pass(&self, by: Duration) {
+        let by = by + Duration::from_secs(1);
+        self.clock.advance(by);
+        self.server.age(0, by);
+    }
+}
+
+async fn execute(store: &RedisStore, n: usize) {
+    assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
+    let completed = kept_for(1, RETENTION, 4000);
+    assert_eq!(store.replace(&id(n), claim(1).version(), &completed).await.unwrap(), Replaced::Yes);
+}
+
+fn bytes(server: &Redis, n: usize) -> u64 {
+    server.cli(0, &["STRLEN", &key(&id(n))]).parse().unwrap()
+}
+
+/// Which it is, and how old.
+fn tombstone(found: Option<Found>) -> Duration {
+    let found = found.expect("it is known");
+    assert!(matches!(found.record.phase, Phase::Tombstone { executed: Executed::Yes, .. }), "{found:?}");
+    found.age
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_within_its_record_is_taken_out_when_its_time_is_over() {
+    const KEYS: usize = 300;
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    for n in 0..KEYS {
+        execute(store, n).await;
+    }
+    written(server, 0);
+    world.pass(LEASE);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert_eq!(server.cli(0, &["ZCARD", "onceward:began"]), "0", "they are looked at again and again");
+    assert_ne!(server.cli(0, &["ZCARD", "onceward:ends"]), "0", "nobody will ever look at them");
+    assert!(bytes(server, 0) > 4000, "taken out too early");
+    let before = server.info("used_memory_dataset");
+    world.pass(RETENTION - LEASE);
+    // It is over though nobody took it out yet.
+    tombstone(store.insert(&id(0), &claim(2)).await.unwrap());
+    tombstone(store.get(&id(1)).await.unwrap());
+    assert_eq!(store.due(10).await.unwrap(), []);
+    for n in 0..KEYS {
+        assert!(bytes(server, n) < 300, "its answer stands there yet");
+        assert!(tombstone(store.get(&id(n)).await.unwrap()) < LEASE);
+    }
+    assert_eq!(server.cli(0, &["ZCARD", "onceward:ends"]), "0", "they are looked at for ever");
+    let after = server.info("used_memory_dataset");
+    assert!(after + (KEYS as u64 * 3500) < before, "of {before} bytes {after} are left");
+    let left: u128 = server.cli(0, &["PTTL", &key(&id(0))]).parse().unwrap();
+    assert!(left > 0 && left <= Duration::from_secs(86_400).as_millis(), "the tombstone ends in {left} ms");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_room_lets_answers_go_whose_time_is_over() {
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    for n in 0..50 {
+        execute(store, n).await;
+    }
+    written(server, 0);
+    world.pass(LEASE);
+    store.due(10).await.unwrap();
+    world.pass(RETENTION);
+    server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert!((0..50).all(|n| bytes(server, n) < 300), "the server stays full");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_answer_is_taken_out_too() {
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    let unknown = |attempt| {
+        let claim = claim(attempt);
+        let Phase::InFlight { print, .. } = claim.phase.clone() else { unreachable!() };
+        onceward::record::Record { phase: Phase::Unknown { print }, ..claim }
+    };
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    written(server, 0);
+    world.pass(LEASE);
+    let due = store.due(10).await.unwrap();
+    assert_eq!(due.len(), 1, "a claim whose lease is over is due");
+    assert_eq!(store.replace(&id(1), claim(1).version(), &unknown(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    let late = kept_for(1, RETENTION, 4000);
+    assert_eq!(store.replace(&id(1), unknown(1).version(), &late).await.unwrap(), Replaced::Yes);
+    written(server, 0);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    world.pass(RETENTION);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert!(bytes(server, 1) < 300, "its answer stands there yet");
+}
+
+/// A claim that is renewed again and again is on the list of long ones when it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_of_a_long_execution_is_taken_out_too() {
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    written(server, 0);
+    world.pass(LEASE / 2);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.unwrap(), Replaced::Yes);
+    world.pass(LEASE / 2);
+    assert_eq!(store.due(10).await.unwrap(), [], "it was renewed");
+    assert_eq!(server.cli(0, &["ZCARD", "onceward:claims"]), "1", "nobody looks at it any more");
+    let completed = kept_for(1, RETENTION, 4000);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed).await.unwrap(), Replaced::Yes);
+    world.pass(LEASE);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert_eq!(server.cli(0, &["ZCARD", "onceward:claims"]), "0", "it is looked at for ever");
+    world.pass(RETENTION);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert!(bytes(server, 1) < 300, "its answer stands there yet");
+}
