@@ -1,8 +1,11 @@
 //! How a record is written as bytes: numbered fields, a version, a checksum.
 //!
 //! `version (1 byte) · checksum (8 bytes) · fields (protobuf)`. The checksum covers the record's id too, so that bytes that
-//! belong to another key do not pass. Fields may be added to version 1 as long as a reader without them decides the same;
+//! belong to another key do not pass. Fields may be added to a version as long as a reader without them decides the same;
 //! else the version goes up, and an older process says `record_unreadable` instead of guessing.
+//!
+//! Version 1 had the first bytes of a BLAKE3 as its checksum, version 2 has an XXH3, which takes a tenth of the time. Both notice
+//! what a disk or a wire does; neither has a key, and whoever can write into the store can write either.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +15,7 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::fingerprint::{self, Fingerprint, Kind, Rules};
 use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record};
@@ -20,7 +24,7 @@ use crate::secret::{KeyHash, RecordId};
 use crate::store::Error;
 
 /// The version that is written.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 const HEADER: usize = 9;
 
@@ -87,14 +91,14 @@ pub fn decode(id: &RecordId, bytes: &Bytes) -> Result<Record, Error> {
 fn unsealed(id: &RecordId, bytes: &Bytes) -> Result<Fields, Error> {
     match bytes.first() {
         None => return Err(Error::unreadable("the record is empty")),
-        Some(&VERSION) => {}
+        Some(1..=VERSION) => {}
         Some(version) => {
             return Err(Error::unreadable(format!(
-                "the record has version {version}, and this process knows {VERSION}"
+                "the record has version {version}, and this process knows those up to {VERSION}"
             )));
         }
     }
-    if bytes.len() < HEADER || checksum(id, VERSION, &bytes[HEADER..]) != bytes[1..HEADER] {
+    if bytes.len() < HEADER || checksum(id, bytes[0], &bytes[HEADER..]) != bytes[1..HEADER] {
         return Err(Error::unreadable("the record's checksum fails"));
     }
     // From `Bytes`, so that the body of a reply is a part of what was read, not a copy.
@@ -103,11 +107,16 @@ fn unsealed(id: &RecordId, bytes: &Bytes) -> Result<Fields, Error> {
 }
 
 fn checksum(id: &RecordId, version: u8, fields: &[u8]) -> [u8; 8] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&id.0).update(&[version]).update(fields);
     let mut sum = [0; 8];
-    hasher.finalize_xof().fill(&mut sum);
-    sum
+    if version == 1 {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&id.0).update(&[version]).update(fields);
+        hasher.finalize_xof().fill(&mut sum);
+        return sum;
+    }
+    let mut of = [version; 33];
+    of[..32].copy_from_slice(&id.0);
+    xxh3_64_with_seed(fields, xxh3_64(&of)).to_le_bytes()
 }
 
 /// The numbers are for ever: one that is no longer used is not used again.

@@ -124,7 +124,7 @@ impl RedisStore {
         }
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
-        claim.arg("SET").arg(&key).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
+        claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
         let claimed = match self.link.ask_if_room(&claim, || claim.clone()).await {
             // A server that is full does not even tell by a claim what it knows; a look it allows.
             Err(error) if error.is_full() => match self.look(id).await? {
@@ -223,7 +223,8 @@ impl RedisStore {
     }
 
     async fn put(&self, id: &RecordId, over: &[u8], sent: &Sent) -> Result<Put, Error> {
-        let (record_ms, answer_ms) = (sent.record_ms.to_string(), sent.answer_ms.to_string());
+        let record_ms = sent.record_ms.to_string();
+        let answer_ms = if sent.answer.is_empty() { String::new() } else { sent.answer_ms.to_string() };
         let arguments: [&[u8]; 5] = [over, &sent.record, record_ms.as_bytes(), &sent.answer, answer_ms.as_bytes()];
         // The last two speak of an answer beside it.
         let arguments = if sent.answer.is_empty() { &arguments[..3] } else { &arguments };

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use onceward::clock::ManualClock;
 use onceward::conformance::Subject;
+use onceward::store::Store;
 use onceward::store::redis::{Options, RedisStore};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -59,37 +60,25 @@ async fn subject(url: &str, servers: Vec<&'static Redis>, database: usize) -> Su
 async fn subject_by(options: Options, servers: Vec<&'static Redis>, database: usize) -> Subject {
     let clock = ManualClock::default();
     let connect = async || RedisStore::connect_with(options.clone(), Arc::new(clock.clone())).await.unwrap();
-    let (store, other) = (connect().await, connect().await);
-    Subject::moved_by(Arc::new(store), SLACK, move |by| {
+    let (store, other) = (Arc::new(connect().await), Arc::new(connect().await));
+    let both = [Arc::clone(&store), Arc::clone(&other)];
+    Subject::moved_by(store, SLACK, move |by| {
         clock.advance(by);
-        let servers = servers.clone();
+        let (servers, both) = (servers.clone(), both.clone());
         Box::pin(async move {
-            let age = move || {
-                servers.iter().for_each(|server| {
-                    written(server, database);
-                    server.age(database, by);
-                });
-            };
+            written(&both[0]).await;
+            written(&both[1]).await;
+            let age = move || servers.iter().for_each(|server| server.age(database, by));
             tokio::task::spawn_blocking(age).await.unwrap();
         })
     })
-    .with_other(Arc::new(other))
+    .with_other(other)
     .ending_by_itself()
 }
 
-/// Claims are listed after they are won: returns when there come no more.
-fn written(server: &Redis, database: usize) {
-    let listed = || server.cli(database, &["ZCARD", "onceward:began"]);
-    let mut before = listed();
-    loop {
-        // waits: nothing tells from outside that nothing more comes
-        std::thread::sleep(Duration::from_millis(50));
-        let now = listed();
-        if now == before {
-            return;
-        }
-        before = now;
-    }
+/// Claims are listed after they are won: returns when those are that were won by now.
+async fn written(store: &RedisStore) {
+    assert_eq!(store.due(0).await.unwrap(), []);
 }
 
 /// The machine may be busy with other tests.

@@ -105,7 +105,7 @@ impl Link {
     }
 
     /// Runs a script, whose text goes along only where the server does not know it.
-    pub(super) async fn run(&self, code: &Code, keys: &[&str], arguments: &[&[u8]]) -> Result<Value, Error> {
+    pub(super) async fn run(&self, code: &Code, keys: &[&[u8]], arguments: &[&[u8]]) -> Result<Value, Error> {
         let command = |name: &str, code: &str| {
             // What a script gets may be large; it is gathered without growing in between.
             let size = [name.len(), code.len()].into_iter().chain(keys.iter().map(|key| key.len()));
@@ -418,7 +418,7 @@ impl Link {
 impl Connection {
     async fn send(&mut self, command: &Cmd) -> Result<Value, RedisError> {
         match self {
-            Self::One(one) => one.req_packed_command(command).await,
+            Self::One(one) => one.send_packed_command(command).await,
             Self::Many(many) => many.req_packed_command(command).await,
         }?
         .extract_error()

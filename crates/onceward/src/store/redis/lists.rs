@@ -187,13 +187,13 @@ pub(super) async fn due(
     limit: usize,
 ) -> Result<Vec<RecordId>, Error> {
     let (skip, want) = (passed_over.to_string(), limit.to_string());
-    let ids: Vec<Vec<u8>> = list(link.run(&scripts.due, &[CLAIMS], &[skip.as_bytes(), want.as_bytes()]).await?)?;
+    let ids: Vec<Vec<u8>> = list(link.run(&scripts.due, &[CLAIMS.as_bytes()], &[skip.as_bytes(), want.as_bytes()]).await?)?;
     Ok(parted(&ids))
 }
 
 async fn take(link: &Link, scripts: &Scripts, key: &str) -> Result<Vec<Vec<u8>>, Error> {
     let (most, put_off) = (TAKEN.to_string(), TAKEN_FOR.as_millis().to_string());
-    list(link.run(&scripts.take, &[key], &[most.as_bytes(), put_off.as_bytes()]).await?)
+    list(link.run(&scripts.take, &[key.as_bytes()], &[most.as_bytes(), put_off.as_bytes()]).await?)
 }
 
 async fn heads(link: &Link, scripts: &Scripts, ids: &[RecordId]) -> Result<Vec<Head>, Error> {
@@ -204,8 +204,8 @@ async fn heads(link: &Link, scripts: &Scripts, ids: &[RecordId]) -> Result<Vec<H
 /// Runs a script over records, as many at once as one may; returns what each said.
 async fn over<T: FromRedisValue>(link: &Link, code: &Code, ids: &[RecordId]) -> Result<Vec<T>, Error> {
     let each = ids.chunks(looked_at(link)).map(async |ids| {
-        let keys: Vec<String> = ids.iter().map(record_key).collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let keys: Vec<_> = ids.iter().map(record_key).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(<[u8; _]>::as_slice).collect();
         list(link.run(code, &keys, &[]).await?)
     });
     futures_util::future::try_join_all(each).await

@@ -39,14 +39,14 @@ return {record, redis.call('PTTL', KEYS[1]), kept(KEYS[1], record) and 1 or 0,
 /// it: that, its ms. Whoever sends it twice finds the second time what the first one wrote.
 const PUT: &str = concat!(
     "
-local there = redis.call('GETRANGE', KEYS[1], 0, 16)
+local there = redis.call('GETRANGE', KEYS[1], '0', '16')
 local stage = string.byte(there, 17)
 if there ~= ARGV[1] then",
     kept!(),
     "
   local over = string.byte(ARGV[1], 17)
   local same = (stage == 2 or stage == 6) and string.sub(there, 1, 16) == string.sub(ARGV[1], 1, 16)
-    and (over == 2 or over == 5 and not kept(KEYS[1], redis.call('GETRANGE', KEYS[1], 0, 24)))
+    and (over == 2 or over == 5 and not kept(KEYS[1], redis.call('GETRANGE', KEYS[1], '0', '24')))
   if not same then",
     tell!(),
     "
@@ -72,7 +72,7 @@ const LOOK: &str = concat!(kept!(), tell!());
 /// The first bytes of many records: what each is, and when its answer's time ends.
 const HEADS: &str = "
 local heads = {}
-for at, key in ipairs(KEYS) do heads[at] = redis.call('GETRANGE', key, 0, 24) end
+for at, key in ipairs(KEYS) do heads[at] = redis.call('GETRANGE', key, '0', '24') end
 return heads
 ";
 
@@ -83,7 +83,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local later = {}
 for at, key in ipairs(KEYS) do
-  local head = redis.call('GETRANGE', key, 0, 28)
+  local head = redis.call('GETRANGE', key, '0', '28')
   if #head == 29 and string.byte(head, 17) == 6 then
     local ends, length = struct.unpack('>I8>I4', head, 18)
     if ends <= now then
@@ -131,7 +131,7 @@ repeat
       seen[key] = true
       counts[6] = counts[6] + #key + redis.call('STRLEN', key)
       if string.sub(key, -1) == '}' then
-        local head = redis.call('GETRANGE', key, 0, 24)
+        local head = redis.call('GETRANGE', key, '0', '24')
         local stage = string.byte(head, 17)
         if stage == 2 or stage == 6 then stage = kept(key, head) and 2 or 5 end
         if stage and stage <= 5 then counts[stage] = counts[stage] + 1 end

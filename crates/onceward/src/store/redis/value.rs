@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::codec;
 use crate::record::{Executed, Found, Kept, Phase, Record, Stage, Version};
-use crate::secret::{RecordId, push_hex};
+use crate::secret::{RecordId, hex_digits};
 use crate::store::Error;
 
 /// What a claim and an `unknown` get as their time, so that the server can tell their age: a hundred years. It ends neither.
@@ -27,6 +27,10 @@ const WITHIN: u8 = 6;
 
 /// Where the record begins that has its answer within.
 const WITHIN_HEAD: usize = VERSION_BYTES + 8 + 4;
+
+const BEGIN: &[u8] = b"onceward:{";
+
+const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
 
 /// A record as it is sent.
 pub(super) struct Sent {
@@ -90,24 +94,19 @@ pub(super) fn version(version: Version) -> [u8; VERSION_BYTES] {
     bytes
 }
 
-/// The key of a record; the braces keep its answer in the same slot.
-pub(super) fn record_key(id: &RecordId) -> String {
-    key(id, "")
+/// The key of a record, `onceward:{HASH}`; the braces keep its answer in the same slot.
+pub(super) fn record_key(id: &RecordId) -> [u8; KEY_BYTES] {
+    let mut key = [b'}'; KEY_BYTES];
+    key[..BEGIN.len()].copy_from_slice(BEGIN);
+    for (digits, byte) in key[BEGIN.len()..].as_chunks_mut().0.iter_mut().zip(id.0) {
+        *digits = hex_digits(byte);
+    }
+    key
 }
 
 /// The key of its answer, if that stands beside it. The scripts know it too.
-pub(super) fn answer_key(id: &RecordId) -> String {
-    key(id, ":answer")
-}
-
-fn key(id: &RecordId, end: &str) -> String {
-    const BEGIN: &str = "onceward:{";
-    let mut key = String::with_capacity(BEGIN.len() + 2 * id.0.len() + 1 + end.len());
-    key.push_str(BEGIN);
-    push_hex(&mut key, &id.0);
-    key.push('}');
-    key.push_str(end);
-    key
+pub(super) fn answer_key(id: &RecordId) -> Vec<u8> {
+    [record_key(id).as_slice(), b":answer"].concat()
 }
 
 /// What the first bytes of a record's key say, which are all that is asked of many at once.

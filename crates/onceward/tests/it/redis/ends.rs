@@ -63,7 +63,7 @@ async fn an_answer_within_its_record_is_taken_out_when_its_time_is_over() {
     for n in 0..KEYS {
         execute(store, n).await;
     }
-    written(server, 0);
+    written(store).await;
     world.pass(LEASE);
     assert_eq!(store.due(10).await.unwrap(), []);
     assert_eq!(server.cli(0, &["ZCARD", "onceward:began"]), "0", "they are looked at again and again");
@@ -93,7 +93,7 @@ async fn a_server_without_room_lets_answers_go_whose_time_is_over() {
     for n in 0..50 {
         execute(store, n).await;
     }
-    written(server, 0);
+    written(store).await;
     world.pass(LEASE);
     store.due(10).await.unwrap();
     world.pass(RETENTION);
@@ -112,7 +112,7 @@ async fn a_late_answer_is_taken_out_too() {
         onceward::record::Record { phase: Phase::Unknown { print }, ..claim }
     };
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    written(server, 0);
+    written(store).await;
     world.pass(LEASE);
     let due = store.due(10).await.unwrap();
     assert_eq!(due.len(), 1, "a claim whose lease is over is due");
@@ -120,7 +120,7 @@ async fn a_late_answer_is_taken_out_too() {
     assert_eq!(store.due(10).await.unwrap(), []);
     let late = kept_for(1, RETENTION, 4000);
     assert_eq!(store.replace(&id(1), unknown(1).version(), &late).await.unwrap(), Replaced::Yes);
-    written(server, 0);
+    written(store).await;
     assert_eq!(store.due(10).await.unwrap(), []);
     world.pass(RETENTION);
     assert_eq!(store.due(10).await.unwrap(), []);
@@ -133,7 +133,7 @@ async fn the_answer_of_a_long_execution_is_taken_out_too() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    written(server, 0);
+    written(store).await;
     world.pass(LEASE / 2);
     assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.unwrap(), Replaced::Yes);
     world.pass(LEASE / 2);
