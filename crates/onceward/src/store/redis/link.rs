@@ -4,6 +4,7 @@
 //! asked who it is before it is used, for another server, or the same one restarted, may know less.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -16,6 +17,7 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
     RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
 };
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::fault::{Fault, judge};
@@ -50,6 +52,36 @@ struct Current {
     connection: Connection,
     /// Of the master that a Sentinel named.
     address: Option<(String, u16)>,
+    end: Arc<End>,
+}
+
+/// Tells all who wait on a connection that nobody uses it any more. One that hangs is found out by whoever watches it, once a
+/// second, so that not each command needs a timer of its own.
+#[derive(Default)]
+struct End {
+    has_come: AtomicBool,
+    comes: Notify,
+}
+
+impl End {
+    fn tell(&self) {
+        self.has_come.store(true, Ordering::SeqCst);
+        self.comes.notify_waiters();
+    }
+
+    /// What comes, unless the end does.
+    async fn or<T>(&self, comes: impl Future<Output = T>) -> Option<T> {
+        let end = self.comes.notified();
+        // It was told before anybody listened.
+        if self.has_come.load(Ordering::SeqCst) {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            it = comes => Some(it),
+            () = end => None,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -65,7 +97,7 @@ struct Known {
     /// Since when they are the ones that they are, as far as it is known: so long before `at`.
     before: Duration,
     at: Duration,
-    /// What time it was at the servers, in ms, when they were asked.
+    /// What time it was at the servers, in ms, and when that was heard.
     time: Option<(u64, Instant)>,
 }
 
@@ -91,12 +123,12 @@ impl Link {
         read(&self.known.lock().servers)
     }
 
-    /// What time it is at the servers, in ms: as they said when they were asked last, and what has passed since. Where they
-    /// differ, the latest.
+    /// What time it is at the servers, in ms: as they said when they were asked last, and what has passed since they were heard. It
+    /// may be later by as long as their answer was on its way, a second at most. Where they differ, the latest.
     pub(super) fn now_ms(&self) -> Option<u64> {
         let known = self.known.lock();
-        let (said, asked) = known.time?;
-        Some(said + u64::try_from(asked.elapsed().as_millis()).ok()?)
+        let (said, heard) = known.time?;
+        Some(said + u64::try_from(heard.elapsed().as_millis()).ok()?)
     }
 
     /// Why no claim is taken now.
@@ -145,11 +177,16 @@ impl Link {
         loop {
             let why = match self.connection(deadline).await {
                 Err(error) => error,
-                Ok(Current { number, mut connection, .. }) => {
+                Ok(Current { number, mut connection, end, .. }) => {
                     let sent = spelt_out.as_ref().unwrap_or(command);
-                    match timeout_at(deadline, connection.send(sent)).await {
-                        Ok(Ok(value)) => return Ok(value),
-                        Ok(Err(error)) => {
+                    let answer = match connection {
+                        Connection::One(_) => end.or(connection.send(sent)).await,
+                        // It has many connections, each of which may hang alone.
+                        Connection::Many(_) => timeout_at(deadline, connection.send(sent)).await.ok(),
+                    };
+                    match answer {
+                        Some(Ok(value)) => return Ok(value),
+                        Some(Err(error)) => {
                             // A cluster's client tries again by itself, and tells of the last try alone.
                             open |= matches!(connection, Connection::Many(_));
                             match judge(&error) {
@@ -175,9 +212,10 @@ impl Link {
                                 failed(open, "the server did not take a command").because(error)
                             }
                         }
-                        Err(_) => {
+                        None => {
+                            open = true;
                             self.drop_connection(number);
-                            return Err(Error::unavailable("the server did not answer in time"));
+                            Error::unavailable("the server did not answer in time")
                         }
                     }
                 }
@@ -242,7 +280,7 @@ impl Link {
             .map_err(|error| Error::refused(format!("{} cannot be reached", self.options)).because(error))?;
         timeout_at(deadline, self.probe(&mut connection)).await.map_err(|_| late())??;
         *number += 1;
-        let current = Current { number: *number, connection, address };
+        let current = Current { number: *number, connection, address, end: Arc::default() };
         *self.current.write() = Some(current.clone());
         Ok(current)
     }
@@ -250,8 +288,8 @@ impl Link {
     /// Nobody uses it from now on, unless another has taken its place already.
     fn drop_connection(&self, number: u64) {
         let mut current = self.current.write();
-        if current.as_ref().is_some_and(|current| current.number == number) {
-            *current = None;
+        if let Some(gone) = current.take_if(|current| current.number == number) {
+            gone.end.tell();
         }
     }
 
@@ -367,7 +405,6 @@ impl Link {
 
     /// Asks the servers who they are, and takes note.
     async fn probe(&self, connection: &mut Connection) -> Result<(), Error> {
-        let asked = Instant::now();
         let mut info = redis::cmd("INFO");
         info.arg(&["server", "memory", "persistence", "replication"]);
         let mut config = redis::cmd("CONFIG");
@@ -394,11 +431,11 @@ impl Link {
             servers.push(Server::read(&info, config.as_deref()));
         }
         servers.sort_by(|a, b| a.identity.cmp(&b.identity));
-        self.learn(Servers(servers), asked);
+        self.learn(Servers(servers));
         Ok(())
     }
 
-    fn learn(&self, servers: Servers, asked: Instant) {
+    fn learn(&self, servers: Servers) {
         let who = |servers: &Servers| servers.0.iter().map(|server| server.identity.clone()).collect::<Vec<_>>();
         let mut known = self.known.lock();
         let is_first = known.servers.0.is_empty();
@@ -410,7 +447,7 @@ impl Link {
                 tracing::warn!(store = %self.options, "the server is another or was restarted; leases count anew");
             }
         }
-        known.time = servers.0.iter().filter_map(|server| server.time_ms).max().map(|time| (time, asked));
+        known.time = servers.0.iter().filter_map(|server| server.time_ms).max().map(|time| (time, Instant::now()));
         known.servers = servers;
     }
 }

@@ -187,7 +187,8 @@ pub(super) async fn due(
     limit: usize,
 ) -> Result<Vec<RecordId>, Error> {
     let (skip, want) = (passed_over.to_string(), limit.to_string());
-    let ids: Vec<Vec<u8>> = list(link.run(&scripts.due, &[CLAIMS.as_bytes()], &[skip.as_bytes(), want.as_bytes()]).await?)?;
+    let ids: Vec<Vec<u8>> =
+        list(link.run(&scripts.due, &[CLAIMS.as_bytes()], &[skip.as_bytes(), want.as_bytes()]).await?)?;
     Ok(parted(&ids))
 }
 

@@ -32,6 +32,9 @@ const BEGIN: &[u8] = b"onceward:{";
 
 const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
 
+/// What a record takes without an answer, in bytes, unless its fingerprint takes many headers.
+const RECORD_TYPICAL: usize = 224;
+
 /// A record as it is sent.
 pub(super) struct Sent {
     /// The record's key gets this …
@@ -47,12 +50,9 @@ pub(super) struct Sent {
 impl Sent {
     /// An answer of at most `within_max` bytes stands within its record, if it is known what time it is there, in ms.
     pub(super) fn new(id: &RecordId, record: &Record, within_max: usize, now_ms: Option<u64>) -> Self {
-        let mut sent = Self {
-            record: version(record.version()).to_vec(),
-            record_ms: ms(lasts(record)),
-            answer: Vec::new(),
-            answer_ms: 0,
-        };
+        let mut begin = Vec::with_capacity(RECORD_TYPICAL);
+        begin.extend_from_slice(&version(record.version()));
+        let mut sent = Self { record: begin, record_ms: ms(lasts(record)), answer: Vec::new(), answer_ms: 0 };
         let Phase::Completed { print, kept, retention, tombstone } = &record.phase else {
             codec::write(&mut sent.record, id, record);
             return sent;
@@ -61,7 +61,7 @@ impl Sent {
         let left = Record { phase, ..record.clone() };
         match now_ms.filter(|_| size(kept) <= within_max) {
             Some(now_ms) => {
-                sent.record.reserve(WITHIN_HEAD + size(kept) + 256);
+                sent.record.reserve(RECORD_TYPICAL + size(kept));
                 sent.record[VERSION_BYTES - 1] = WITHIN;
                 sent.record.extend_from_slice(&now_ms.saturating_add(ms(*retention)).to_be_bytes());
                 sent.record.extend_from_slice(&[0; 4]);
