@@ -4,6 +4,7 @@ use crate::cli::Plan;
 use crate::load::{self, Keys};
 use crate::processes::{Process, cpu_seconds};
 use crate::servers::redis::Redis;
+use crate::servers::waiting::poll;
 use crate::table::{self, Ratio, Subject};
 
 /// Words of the service, what its requests are called, and their keys.
@@ -19,9 +20,10 @@ const SUBJECTS: [(&str, &[&str], Keys); 6] = [
 /// What an executed request costs a Redis.
 #[derive(Clone, Copy)]
 pub(crate) struct Costs {
+    /// CPU, with all that comes after it.
     pub(crate) micros: f64,
-    pub(crate) answer: f64,
-    pub(crate) record: f64,
+    pub(crate) with_answer: f64,
+    pub(crate) tombstone: f64,
     pub(crate) moved: f64,
 }
 
@@ -69,10 +71,35 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
         safe += &format!(" {name} **{executed}**,");
     }
     let safe = safe.trim_end_matches(',');
-    let (room, mut costs) = room.ok_or("there was no round")?;
-    costs.micros = subjects[2].server_micros.median();
+    let (seen, moved) = room.ok_or("there was no round")?;
+    let life = life(plan)?;
+    let costs = Costs { moved, ..life };
+    let room = format!(
+        "{seen} A record takes {:.0} bytes with its answer within, as `MEMORY USAGE` tells it, and {:.0} as a tombstone.\n\n\
+         From its claim until it is a tombstone, a request costs Redis {:.1} µs: measured with a lease and a retention of a second, so\n\
+         that the sweep's part in it is counted too.\n",
+        costs.with_answer, costs.tombstone, costs.micros
+    );
     let text = format!("{}\n{}\n{safe}.\n\n{room}", table::subjects(&subjects), table::ratios(&ratios));
     Ok((text, costs))
+}
+
+/// The whole life of a key, from its claim until it is a tombstone: what CPU time it takes of the server, and what memory.
+fn life(plan: &Plan) -> Result<Costs, String> {
+    let server = Redis::start("");
+    let service = start(&server, &["soon-forgotten"])?;
+    let redis = server.info("process_id") as u32;
+    let before = cpu_seconds(redis);
+    let run = load::run(service.address, Keys::New, "forgotten", plan.seconds)?;
+    poll("tombstones", || {
+        let listed = |list: &str| server.cli(0, &["ZCARD", list]) == "0";
+        (listed("onceward:began") && listed("onceward:ends")).then_some(())
+    });
+    let micros = (cpu_seconds(redis) - before) * 1e6 / run.requests as f64;
+    let tombstone = typical_size(&server) as f64;
+    let server = Redis::start("");
+    load::run(start(&server, &["layer", "0"])?.address, Keys::New, "kept", plan.warm_seconds)?;
+    Ok(Costs { micros, with_answer: typical_size(&server) as f64, tombstone, moved: f64::NAN })
 }
 
 fn start(server: &Redis, words: &[&str]) -> Result<Process, String> {
@@ -100,27 +127,27 @@ impl Seen {
         }
     }
 
-    fn since(self, server: &Redis, requests: u64) -> (String, Costs) {
+    /// In words, and how many bytes came and went for each request.
+    fn since(self, server: &Redis, requests: u64) -> (String, f64) {
         let now = Self::of(server);
         let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / requests as f64;
-        let (record, answer) = (typical_size(server, false), typical_size(server, true));
         let (came, went) = (each(now.came, self.came), each(now.went, self.went));
         let text = format!(
-            "An executed request over Redis leaves {:.0} bytes of data in {:.1} entries (an answer of {answer} bytes as `MEMORY USAGE`\n\
-             tells it, a record of {record}); {came:.0} bytes come to the server, {went:.0} go from it.\n",
+            "An executed request over Redis leaves {:.0} bytes of data in {:.1} entries; {came:.0} bytes come to the server, {went:.0} go\n\
+             from it.",
             each(now.data, self.data),
             each(now.keys, self.keys),
         );
-        (text, Costs { micros: f64::NAN, answer: answer as f64, record: record as f64, moved: came + went })
+        (text, came + went)
     }
 }
 
-/// What an answer or a record takes, in bytes, as the server tells it: the median of some.
-fn typical_size(server: &Redis, is_answer: bool) -> u64 {
+/// What a record takes, in bytes, as the server tells it: the median of some.
+fn typical_size(server: &Redis) -> u64 {
     let keys = server.cli(0, &["SCAN", "0", "MATCH", "onceward:{*", "COUNT", "2000"]);
     let size = |key: &str| server.cli(0, &["MEMORY", "USAGE", key, "SAMPLES", "0"]).parse().ok();
-    let of_kind = keys.lines().filter(|key| key.starts_with("onceward:") && key.ends_with(":answer") == is_answer);
-    let mut sizes: Vec<u64> = of_kind.take(21).filter_map(size).collect();
+    let records = keys.lines().filter(|key| key.starts_with("onceward:{"));
+    let mut sizes: Vec<u64> = records.take(21).filter_map(size).collect();
     sizes.sort_unstable();
     sizes.get(sizes.len() / 2).copied().unwrap_or(0)
 }

@@ -24,12 +24,12 @@ pub(crate) fn table(gateway: gateway::Costs, redis: redis::Costs, postgres: post
         text += &format!("| {what} | {few} | {many} | {most} |\n");
     };
     let cores = |micros: f64| move |rate: f64| (rate * micros / 1e6 / USE).ceil();
-    let redis_bytes = |rate: f64| rate * DAY * (redis.answer + redis.record * (1.0 + TOMBSTONE_DAYS_REDIS));
+    let redis_bytes = |rate: f64| rate * DAY * (redis.with_answer + redis.tombstone * TOMBSTONE_DAYS_REDIS);
     let postgres_bytes = |rate: f64| rate * DAY * (postgres.row + postgres.tombstone * TOMBSTONE_DAYS_POSTGRES);
     let shards = |rate: f64| (redis_bytes(rate) / SHARD_BYTES).ceil().max(cores(redis.micros)(rate));
     row("gateways: cores", &|rate| count(cores(gateway.micros)(rate)));
     row("Redis: cores", &|rate| count(cores(redis.micros)(rate)));
-    row("Redis: memory (answers a day, records four)", &|rate| bytes(redis_bytes(rate)));
+    row("Redis: memory (answers a day, tombstones three)", &|rate| bytes(redis_bytes(rate)));
     row("Redis Cluster: shards of 24 GB and a core, each with a replica", &|rate| count(shards(rate)));
     row("Redis: network to and from it, a second", &|rate| bytes(rate * redis.moved));
     row("PostgreSQL: cores", &|rate| count(cores(postgres.micros)(rate)));
@@ -73,12 +73,12 @@ mod tests {
 
     #[test]
     fn what_is_measured_is_what_is_multiplied() {
-        let redis = redis::Costs { micros: 6.0, answer: 1000.0, record: 100.0, moved: 2000.0 };
+        let redis = redis::Costs { micros: 6.0, with_answer: 1100.0, tombstone: 100.0, moved: 2000.0 };
         let postgres = postgres::Costs { micros: 60.0, log: 1000.0, row: 2000.0, tombstone: 100.0 };
         let text = table(gateway::Costs { micros: 60.0 }, redis, postgres);
         for line in [
             "| gateways: cores | 1 | 10 | 100 |",
-            "| Redis: memory (answers a day, records four) | 121 GB | 12 TB | 121 TB |",
+            "| Redis: memory (answers a day, tombstones three) | 121 GB | 12 TB | 121 TB |",
             "| Redis: network to and from it, a second | 2.0 MB | 200 MB | 2.0 GB |",
             "| PostgreSQL: disk (answers a day, tombstones 30) | 432 GB | 43 TB | 432 TB |",
         ] {

@@ -54,8 +54,13 @@ async fn serve(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         ["minimum", url] => {
             orders.route_layer(from_fn_with_state(by_hand::connect(url).await?, by_hand::claim_then_store))
         }
-        ["layer", url, cache] => orders.route_layer(layer(url, cache.parse()?, Policy::default().retention).await?),
-        ["soon-forgotten", url] => orders.route_layer(layer(url, 0, Duration::from_secs(1)).await?),
+        ["layer", url, cache] => orders.route_layer(layer(url, cache.parse()?, Policy::default()).await?),
+        ["soon-forgotten", url] => {
+            // A day's life in seconds.
+            let mut policy = Policy::default();
+            (policy.retention, policy.lease) = (Duration::from_secs(1), Duration::from_secs(1));
+            orders.route_layer(layer(url, 0, policy).await?)
+        }
         _ => return Err(format!("{words:?} is no service").into()),
     };
     let app = orders.route("/executed", get(async || EXECUTED.load(Ordering::SeqCst).to_string()));
@@ -65,9 +70,7 @@ async fn serve(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn layer(url: &str, cache: usize, retention: Duration) -> Result<IdempotencyLayer, Box<dyn Error>> {
-    let mut policy = Policy::default();
-    policy.retention = retention;
+async fn layer(url: &str, cache: usize, mut policy: Policy) -> Result<IdempotencyLayer, Box<dyn Error>> {
     policy.principal = Rule::Parts(Vec::new());
     let mut limits = Limits::default();
     limits.cache = cache;
