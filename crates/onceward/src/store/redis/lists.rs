@@ -75,21 +75,16 @@ impl Lists {
         self.came.notify_one();
     }
 
-    /// Writes what is waiting now; what comes meanwhile is for the next time.
+    /// Writes what is waiting now; what comes meanwhile is for the next time, and so is what could not be written.
     pub(super) async fn flush(&self, link: &Link) -> Result<(), Error> {
-        let mut listed = std::mem::take(&mut *self.waiting.lock());
+        let mut unwritten = Unwritten { of: self, listed: std::mem::take(&mut *self.waiting.lock()) };
         // Leases are mostly alike; those that are not go apart, so that each is looked at in time.
-        listed.sort_unstable_by_key(|(_, lease)| *lease);
-        let alike = listed.chunk_by(|a, b| a.1 == b.1).flat_map(|alike| alike.chunks(TOGETHER));
+        unwritten.listed.sort_unstable_by_key(|(_, lease)| *lease);
+        let alike = unwritten.listed.chunk_by(|a, b| a.1 == b.1).flat_map(|alike| alike.chunks(TOGETHER));
         let members = alike.map(|together| (joined(together.iter().map(|(id, _)| id)), together[0].1)).collect();
-        let written = add(link, BEGAN, members).await;
-        if written.is_err() {
-            let mut waiting = self.waiting.lock();
-            if waiting.len() + listed.len() < WAITING_MAX {
-                waiting.append(&mut listed);
-            }
-        }
-        written
+        add(link, BEGAN, members).await?;
+        unwritten.listed.clear();
+        Ok(())
     }
 
     /// Lists what is waiting, as it comes.
@@ -102,6 +97,21 @@ impl Lists {
             if let Err(error) = self.flush(link).await {
                 tracing::debug!(%error, "claims could not be listed, and are with the next");
             }
+        }
+    }
+}
+
+/// What was taken to be written. Whoever fails at that, or is dropped meanwhile, leaves it to the next.
+struct Unwritten<'l> {
+    of: &'l Lists,
+    listed: Vec<(RecordId, Duration)>,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.of.waiting.lock();
+        if waiting.len() + self.listed.len() < WAITING_MAX {
+            waiting.append(&mut self.listed);
         }
     }
 }

@@ -195,3 +195,24 @@ async fn a_server_that_was_restarted_empty_has_another_identity() {
     assert_eq!(store.get(&id(1)).await.unwrap(), None);
     assert_eq!(store.meta("identity", b"second").await.unwrap(), "second");
 }
+
+/// Whoever lists claims fails at it, and whoever looks for what is due is dropped while he does it.
+#[tokio::test]
+async fn a_claim_that_could_not_be_listed_is_listed_later() {
+    let server = Redis::start("");
+    let proxy = FaultProxy::before(server.address);
+    let store = connect(&format!("redis://{}", proxy.address), Duration::from_millis(300)).await;
+    for (n, fault) in [Fault::Down, Fault::Hanging].into_iter().enumerate() {
+        // Nobody else gets to write before this task waits.
+        assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
+        proxy.set(fault);
+        let looked = timeout(Duration::from_millis(100), store.due(0)).await;
+        assert!(!matches!(looked, Ok(Ok(_))), "{fault:?} is none");
+        proxy.heal();
+        let until = Instant::now() + PATIENCE;
+        while server.cli(0, &["ZCARD", "onceward:began"]) != (n + 1).to_string() {
+            assert!(Instant::now() < until, "{fault:?}: it is never listed");
+            let _ = store.due(0).await;
+        }
+    }
+}
