@@ -43,12 +43,18 @@ async fn call(app: &Router, request: Request<Body>) -> usize {
     to_bytes(response.into_body(), 1 << 20).await.expect("a whole body").len()
 }
 
-fn bare() -> Router {
+fn orders() -> Router {
     Router::new().route("/orders", post(place_order))
 }
 
+/// Without a state to come, as `axum::serve` makes it before its first request: else axum clones the route's layers and applies
+/// them anew on each call, which no service that is served does.
+fn bare() -> Router {
+    orders().with_state(())
+}
+
 fn layered() -> Router {
-    bare().route_layer(IdempotencyLayer::new(MemoryStore::new(8 << 30)))
+    orders().route_layer(IdempotencyLayer::new(MemoryStore::new(8 << 30))).with_state(())
 }
 
 static KEYS: AtomicU64 = AtomicU64::new(0);

@@ -24,11 +24,17 @@ pin_project! {
     enum Inner<B: http_body::Body> {
         /// Passed on as it comes.
         Passed { #[pin] body: B },
-        /// Read whole.
-        Buffered { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
-        /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
-        Spilled { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece<B::Error>> },
+        /// Boxed, so that a body that is passed on is not made larger by what only those with a key have.
+        Taken { taken: Box<Taken<B::Error>> },
     }
+}
+
+/// What was taken of a body before it was handed on.
+enum Taken<E> {
+    /// All of it.
+    Whole { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
+    /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
+    Begun { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece<E>> },
 }
 
 /// What is read of an answer that is handed on as it comes.
@@ -44,11 +50,15 @@ impl<B: http_body::Body> Body<B> {
     }
 
     pub(crate) fn buffered(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
-        Self { kind: Inner::Buffered { data: Some(data).filter(|data| !data.is_empty()), trailers } }
+        Self::taken(Taken::Whole { data: Some(data).filter(|data| !data.is_empty()), trailers })
     }
 
     pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Piece<B::Error>>) -> Self {
-        Self { kind: Inner::Spilled { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest } }
+        Self::taken(Taken::Begun { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest })
+    }
+
+    fn taken(taken: Taken<B::Error>) -> Self {
+        Self { kind: Inner::Taken { taken: Box::new(taken) } }
     }
 }
 
@@ -62,13 +72,38 @@ impl<B: http_body::Body> http_body::Body for Body<B> {
                 let frame = ready!(body.poll_frame(context));
                 Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))))
             }
-            InnerProjection::Buffered { data, trailers } => Poll::Ready(
+            InnerProjection::Taken { taken } => taken.poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Inner::Passed { body } => body.is_end_stream(),
+            Inner::Taken { taken } => matches!(**taken, Taken::Whole { data: None, trailers: None }),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Inner::Passed { body } => body.size_hint(),
+            Inner::Taken { taken } => match &**taken {
+                Taken::Whole { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
+                Taken::Begun { .. } => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl<E> Taken<E> {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+        match self {
+            Self::Whole { data, trailers } => Poll::Ready(
                 data.take()
                     .map(Frame::data)
                     .or_else(|| trailers.take().map(|trailers| Frame::trailers(*trailers)))
                     .map(Ok),
             ),
-            InnerProjection::Spilled { prefix, rest } => match prefix.take() {
+            Self::Begun { prefix, rest } => match prefix.take() {
                 Some(prefix) => Poll::Ready(Some(Ok(Frame::data(prefix)))),
                 None => match ready!(rest.poll_recv(context)) {
                     Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
@@ -81,30 +116,16 @@ impl<B: http_body::Body> http_body::Body for Body<B> {
             },
         }
     }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Inner::Passed { body } => body.is_end_stream(),
-            Inner::Buffered { data, trailers } => data.is_none() && trailers.is_none(),
-            Inner::Spilled { .. } => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Inner::Passed { body } => body.size_hint(),
-            Inner::Buffered { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
-            Inner::Spilled { .. } => SizeHint::default(),
-        }
-    }
 }
 
 impl<B: http_body::Body> fmt::Debug for Body<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.kind {
             Inner::Passed { .. } => "Body::Passed",
-            Inner::Buffered { .. } => "Body::Buffered",
-            Inner::Spilled { .. } => "Body::Spilled",
+            Inner::Taken { taken } => match **taken {
+                Taken::Whole { .. } => "Body::Buffered",
+                Taken::Begun { .. } => "Body::Spilled",
+            },
         })
     }
 }

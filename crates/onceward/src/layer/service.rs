@@ -92,80 +92,10 @@ where
         });
         // What needs no waiting is done here, so that little is carried through the future.
         ResponseFuture::keyed(match call.ask() {
-            Ok(ask) => Box::pin(run(call, ask, body)),
+            Ok(ask) => Box::pin(call.run(ask, body)),
             Err(problem) => Box::pin(async move { Ok(call.refuse_unread(problem, body).await) }),
         })
     }
-}
-
-/// A request with a key.
-#[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
-fn run<S, B, R>(
-    mut call: Box<Call<S, B>>,
-    ask: Ask,
-    body: B,
-) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send
-where
-    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send + 'static,
-    B: http_body::Body + Send + 'static,
-    B::Error: Send,
-    R: http_body::Body + Send + 'static,
-    R::Error: Send,
-{
-    async move {
-        let mut body = pin!(body);
-        let refused = match read(body.as_mut(), call.settings.engine.limits().request_body).await {
-            Read::Whole(body, trailers) => {
-                (call.body, call.trailers) = (body, trailers);
-                None
-            }
-            Read::Larger(..) => Some(Code::RequestTooLarge),
-            Read::Cut => Some(Code::RequestIncomplete),
-        };
-        if let Some(code) = refused {
-            return Ok(call.refuse(code, body).await);
-        }
-        if call.source != Source::Header || ask.policy.keys == Keys::Issued {
-            return settle_and_run(call, ask).await;
-        }
-        let settings = Arc::clone(&call.settings);
-        answer(&ask, settings.engine.limits(), settings.engine.run(&ask, call).await)
-    }
-}
-
-/// A request whose key is issued here, or stands elsewhere than in its header, or is to be made. Boxed, for it is rare.
-fn settle_and_run<S, B, R>(
-    mut call: Box<Call<S, B>>,
-    mut ask: Ask,
-) -> Boxed<'static, Result<Response<Body<R>>, S::Error>>
-where
-    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send + 'static,
-    B: http_body::Body + Send + 'static,
-    B::Error: Send,
-    R: http_body::Body + Send + 'static,
-    R::Error: Send,
-{
-    Box::pin(async move {
-        let mut shown = None;
-        match call.settle(&mut ask).await {
-            Ok(Settled::Sent) => {}
-            Ok(Settled::Made { upstream, client }) => {
-                if upstream {
-                    call.head.headers.insert(wire::IDEMPOTENCY_KEY, ask.key.header_value());
-                }
-                shown = client.then(|| ask.key.header_value());
-            }
-            Ok(Settled::None) => return call.pass().await,
-            Err(problem) => return Ok(refusal(call.early(problem), false)),
-        }
-        let settings = Arc::clone(&call.settings);
-        let answered = answer(&ask, settings.engine.limits(), settings.engine.run(&ask, call).await);
-        answered.map(|response| with_key(response, shown))
-    })
 }
 
 /// What the engine says, as a response.
@@ -245,36 +175,6 @@ impl<S, B> Call<S, B> {
         problem
     }
 
-    /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
-    #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
-    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>)
-    where
-        S: Service<Request<Body<B>>>,
-        B: http_body::Body,
-    {
-        let Self { mut inner, mut head, body, trailers, settings, .. } = *self;
-        head.extensions.insert(claim);
-        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings)
-    }
-
-    /// Refuses a request whose body is too large, or broke off. Boxed, for it is rare.
-    fn refuse<'a, R>(self: Box<Self>, code: Code, rest: Pin<&'a mut B>) -> Boxed<'a, Response<Body<R>>>
-    where
-        S: Send + 'a,
-        B: http_body::Body + Send + 'a,
-        B::Error: Send,
-        R: http_body::Body + Send + 'a,
-        R::Error: Send,
-    {
-        Box::pin(async move {
-            let problem = self.early(self.settings.engine.refusal(code));
-            match code {
-                Code::RequestIncomplete => refusal(problem, true),
-                _ => self.refuse_unread(problem, rest).await,
-            }
-        })
-    }
-
     /// Finds or makes the key of a request whose body was read.
     fn settle<'a>(&'a self, ask: &'a mut Ask) -> Boxed<'a, Result<Settled, Problem>> {
         // The inner service stays behind: it need not be fit to be shared between threads.
@@ -287,30 +187,94 @@ impl<S, B> Call<S, B> {
             known.settle(&settings.engine, ask, print).await
         })
     }
+}
+
+impl<S, B, R> Call<S, B>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Error: Send,
+    R: http_body::Body + Send + 'static,
+    R::Error: Send,
+{
+    /// What becomes of a request with a key.
+    #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
+    fn run(mut self: Box<Self>, ask: Ask, body: B) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
+        async move {
+            let mut body = pin!(body);
+            let refused = match read(body.as_mut(), self.settings.engine.limits().request_body).await {
+                Read::Whole(body, trailers) => {
+                    (self.body, self.trailers) = (body, trailers);
+                    None
+                }
+                Read::Larger(..) => Some(Code::RequestTooLarge),
+                Read::Cut => Some(Code::RequestIncomplete),
+            };
+            if let Some(code) = refused {
+                return Ok(self.refuse(code, body).await);
+            }
+            if self.source != Source::Header || ask.policy.keys == Keys::Issued {
+                return self.settle_and_run(ask).await;
+            }
+            let settings = Arc::clone(&self.settings);
+            answer(&ask, settings.engine.limits(), settings.engine.run(&ask, self).await)
+        }
+    }
+
+    /// The same if the key is issued here, or stands elsewhere than in its header, or is to be made. Boxed, for it is rare.
+    fn settle_and_run(mut self: Box<Self>, mut ask: Ask) -> Boxed<'static, Result<Response<Body<R>>, S::Error>> {
+        Box::pin(async move {
+            let mut shown = None;
+            match self.settle(&mut ask).await {
+                Ok(Settled::Sent) => {}
+                Ok(Settled::Made { upstream, client }) => {
+                    if upstream {
+                        self.head.headers.insert(wire::IDEMPOTENCY_KEY, ask.key.header_value());
+                    }
+                    shown = client.then(|| ask.key.header_value());
+                }
+                Ok(Settled::None) => return self.pass().await,
+                Err(problem) => return Ok(refusal(self.early(problem), false)),
+            }
+            let settings = Arc::clone(&self.settings);
+            let answered = answer(&ask, settings.engine.limits(), settings.engine.run(&ask, self).await);
+            answered.map(|response| with_key(response, shown))
+        })
+    }
+
+    /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
+    #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
+    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>) {
+        let Self { mut inner, mut head, body, trailers, settings, .. } = *self;
+        head.extensions.insert(claim);
+        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings)
+    }
 
     /// Passes a request on that turned out to bear no key and to need none.
     #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
-    async fn pass<R>(self: Box<Self>) -> Result<Response<Body<R>>, S::Error>
-    where
-        S: Service<Request<Body<B>>, Response = Response<R>>,
-        B: http_body::Body,
-        R: http_body::Body,
-    {
+    async fn pass(self: Box<Self>) -> Result<Response<Body<R>>, S::Error> {
         let Self { mut inner, head, body, trailers, .. } = *self;
         let response = inner.call(Request::from_parts(head, Body::buffered(body, trailers))).await?;
         Ok(response.map(Body::passed))
     }
 
-    fn refuse_unread<'a, U, R>(
-        &'a self,
-        problem: Problem,
-        body: U,
-    ) -> Pin<Box<dyn Future<Output = Response<Body<R>>> + Send + 'a>>
+    /// Refuses a request whose body is too large, or broke off. Boxed, for it is rare.
+    fn refuse(self: Box<Self>, code: Code, rest: Pin<&mut B>) -> Boxed<'_, Response<Body<R>>> {
+        Box::pin(async move {
+            let problem = self.early(self.settings.engine.refusal(code));
+            match code {
+                Code::RequestIncomplete => refusal(problem, true),
+                _ => self.refuse_unread(problem, rest).await,
+            }
+        })
+    }
+
+    fn refuse_unread<'a, U>(&'a self, problem: Problem, body: U) -> Boxed<'a, Response<Body<R>>>
     where
         U: http_body::Body + Send + 'a,
         U::Error: Send,
-        R: http_body::Body + Send + 'a,
-        R::Error: Send,
     {
         refuse_unread(&self.settings.engine, problem, &self.head, body)
     }
@@ -322,6 +286,7 @@ where
     S::Future: Send,
     S::Error: Send + 'static,
     B: http_body::Body + Send + 'static,
+    B::Error: Send,
     R: http_body::Body + Send + 'static,
     R::Error: Send,
 {

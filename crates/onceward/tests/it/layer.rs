@@ -228,6 +228,11 @@ async fn where_a_key_is_required_its_absence_is_refused() {
     shop.order("order-7", "tea").await.stored(201, "made 2");
 }
 
+#[test]
+fn a_body_that_is_passed_on_grows_by_nothing() {
+    assert_eq!(size_of::<onceward::layer::Body<Body>>(), size_of::<Body>());
+}
+
 #[tokio::test]
 async fn without_a_key_or_by_an_idempotent_method_nothing_is_protected_and_nothing_is_said() {
     let shop = Setup::default().open(made).await;
