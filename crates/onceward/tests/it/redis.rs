@@ -4,6 +4,8 @@ mod cost;
 mod failover;
 mod faults;
 mod kept;
+#[cfg(target_os = "linux")]
+mod power;
 mod records;
 mod start;
 

@@ -31,8 +31,13 @@ const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nunix_socket_directories 
 impl Postgres {
     /// An empty server of this version, 15 or 18, with what `settings` say besides.
     pub(crate) fn start(version: u32, settings: &str) -> Self {
+        Self::start_in(&std::env::temp_dir(), version, settings)
+    }
+
+    /// The same, which keeps what it keeps in a folder of its own there.
+    pub(crate) fn start_in(place: &Path, version: u32, settings: &str) -> Self {
         let programs = programs(version);
-        let folder = folder();
+        let folder = folder_in(place);
         let data = folder.path().join("data");
         run(as_nobody(&programs.join("initdb")).arg("-D").arg(&data).args(INITDB));
         let address = free_port();
@@ -313,7 +318,11 @@ fn is_root() -> bool {
 
 /// A folder that the server may write to.
 fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    folder_in(&std::env::temp_dir())
+}
+
+fn folder_in(place: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in(place).unwrap();
     if is_root() {
         run(Command::new("chown").arg("65534:65534").arg(folder.path()));
     }
