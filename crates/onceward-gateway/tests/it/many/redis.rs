@@ -1,5 +1,7 @@
 //! What is Redis's alone.
 
+mod failover;
+
 use super::{Pair, Server};
 use crate::client::{assert_replay, order, outcome, poll};
 use crate::redis::Redis;

@@ -27,12 +27,13 @@ async fn server_on(machine: &Machine, program: &Path, settings: &str) -> (Redis,
     (server, store)
 }
 
-fn lose_power(machine: &Machine, server: &mut Redis) {
+/// Returns whether the end of its file was torn, so that it did not start by itself.
+fn lose_power(machine: &Machine, server: &mut Redis) -> bool {
     tokio::task::block_in_place(|| {
         server.kill();
         machine.lose_power();
-        server.start_again(true);
-    });
+        server.start_again_after_a_power_loss()
+    })
 }
 
 async fn keep(store: &RedisStore, n: usize) -> bool {
@@ -117,7 +118,7 @@ async fn lose_power_under_load(program: &Path, fsync: &str, may_forget: Duration
     let lost_at = Instant::now();
     // What is confirmed from here on is not counted: it may be done after the loss.
     over.store(true, Ordering::SeqCst);
-    lose_power(&machine, &mut server);
+    let was_torn = lose_power(&machine, &mut server);
     let lanes = lanes.join_all().await;
     let gap = lanes.iter().map(|lane| lane.longest_gap).max().unwrap();
     let (mut forgotten, mut old_enough) = (0, 0);
@@ -129,7 +130,8 @@ async fn lose_power_under_load(program: &Path, fsync: &str, may_forget: Duration
             assert!(is_known, "{fsync}: key {n} is forgotten, and was confirmed {age:?} before (nothing for {gap:?})");
         }
     }
-    println!("{} {fsync}: {old_enough} had to be there, {forgotten} were forgotten", program.display());
+    let torn = if was_torn { ", its file was torn" } else { "" };
+    println!("{} {fsync}: {old_enough} had to be there, {forgotten} were forgotten{torn}", program.display());
     assert!(old_enough >= 50, "hardly anything had to be there: {old_enough} (nothing for {gap:?})");
 }
 

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "shared by tests that need different parts of it")]
 
 use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -60,6 +61,21 @@ impl Machine {
         assert_eq!(fs::read(&kept).unwrap(), b"synced");
         assert!(!fs::read(&lost).is_ok_and(|it| it == b"not synced"), "nothing was lost, so nothing is shown");
         let _ = fs::remove_file(&lost);
+    }
+
+    /// Its disk has no room left.
+    pub(crate) fn fill(&self) {
+        let mut filler = File::options().create(true).append(true).open(self.disk.join("filler")).unwrap();
+        for len in [1 << 20, 4096, 4096] {
+            while filler.write_all(&vec![7; len]).is_ok() {}
+            // What was set aside for its place, and was not needed, is room again.
+            filler.sync_all().unwrap();
+        }
+    }
+
+    /// There is room again.
+    pub(crate) fn make_room(&self) {
+        fs::remove_file(self.disk.join("filler")).unwrap();
     }
 
     fn mount(&self) {

@@ -196,6 +196,17 @@ impl Postgres {
         [&[first], children.as_slice()].concat()
     }
 
+    /// Its next word goes into a new file of its log; if there is no room for that, none is said after it.
+    pub(crate) fn end_of_its_log(&self) {
+        let _ = self.psql("postgres", "SELECT pg_switch_wal()").output();
+    }
+
+    /// Whether its first process runs.
+    pub(crate) fn is_there(&self) -> bool {
+        let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
+        file.lines().next().and_then(|line| line.trim().parse().ok()).is_some_and(|pid| state_of(pid).is_some())
+    }
+
     /// Kills each of its processes, and returns when they are gone.
     pub(crate) fn kill(&self) {
         // Stopped first: what becomes an orphan is no longer found, and one that outlives the first keeps it from starting.

@@ -164,6 +164,25 @@ impl Redis {
         self.process = watched(&self.line, self.folder.path());
     }
 
+    /// Starts it again where its machine lost power, and does what a person must do who finds the end of its file torn. Returns
+    /// whether it was.
+    pub(crate) fn start_again_after_a_power_loss(&mut self) -> bool {
+        self.begin_again(true);
+        let is_torn = poll("a server that answers, or finds its file torn", || match self.log() {
+            log if log.contains("Bad file format reading the append only file") => Some(true),
+            _ => self.try_cli(0, &["PING"])?.contains("PONG").then_some(false),
+        });
+        if is_torn {
+            self.kill();
+            let mut mend = Command::new("sh");
+            mend.args(["-c", "echo y | redis-check-aof --fix appendonlydir/appendonly.aof.manifest"]);
+            let said = mend.current_dir(self.folder.path()).output().unwrap();
+            assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+            self.start_again(true);
+        }
+        is_torn
+    }
+
     /// What it said since it was started.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
