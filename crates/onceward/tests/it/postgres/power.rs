@@ -1,4 +1,5 @@
-//! The server's machine loses its power: what was confirmed was synced to its disk before, whatever the database says.
+//! The server's machine loses its power: what was confirmed was synced to its disk before, and to that of a synchronous standby,
+//! whatever the database says.
 
 use std::sync::Arc;
 
@@ -56,4 +57,33 @@ async fn a_power_loss_under_load_forgets_nothing_that_was_confirmed() {
         assert_kept(&store, &all).await;
     }
     assert!(all.len() >= rounds * 100, "only {} keys were confirmed", all.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_loss_of_both_forgets_nothing_at_a_synchronous_standby() {
+    let machines = [Machine::start(512), Machine::start(512)];
+    let (primary, url) = server_on(&machines[0]);
+    // The primary's own disk would be enough for the database.
+    let weaker = format!("ALTER DATABASE {} SET synchronous_commit = local", database_of(&url));
+    primary.sql("postgres", &weaker);
+    let mut standby = primary.standby_in(machines[1].disk());
+    primary.wait_for_standbys();
+    machines[1].sync();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.address.port(), standby.address.port());
+    let store = PostgresStore::open(&url.replace(&primary.address.to_string(), &hosts)).await.unwrap();
+    let store = Arc::new(store);
+    let load = Load::start(&store, 0);
+    load.until(200).await;
+    tokio::task::block_in_place(|| {
+        // The standby's first: what the primary hears of it afterwards would not count.
+        for (server, machine) in [(&standby, &machines[1]), (&primary, &machines[0])] {
+            server.kill();
+            machine.lose_power();
+        }
+        standby.start_again();
+        standby.promote();
+    });
+    let kept = load.end().await;
+    claims_again(&store, 1_000_000).await;
+    assert_kept(&store, &kept).await;
 }

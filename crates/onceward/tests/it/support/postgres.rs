@@ -96,11 +96,16 @@ impl Postgres {
 
     /// A standby of it, which follows.
     pub(crate) fn standby(&self) -> Self {
-        let folder = folder();
+        self.standby_in(&std::env::temp_dir())
+    }
+
+    /// The same, which keeps what it keeps in a folder of its own there.
+    pub(crate) fn standby_in(&self, place: &Path) -> Self {
+        let folder = folder_in(place);
         let data = folder.path().join("data");
         let port = self.address.port().to_string();
         run(as_nobody(&self.programs.join("pg_basebackup"))
-            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "-D"])
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "--no-sync", "-D"])
             .arg(&data));
         let address = free_port();
         append(&data.join("postgresql.conf"), &format!("port = {}\n", address.port()));
