@@ -9,6 +9,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -30,9 +31,9 @@ impl Machine {
         File::create(&image).unwrap().set_len(u64::from(megabytes) << 20).unwrap();
         fs::create_dir(&disk).unwrap();
         run(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
-        // It ends with the test, however that ends.
+        // It ends with the test, however that ends: also where all are killed that the test started.
         let mut watcher = Command::new("sh");
-        watcher.args(["-c", "cat >/dev/null; exec umount -l \"$0\""]).arg(&disk);
+        watcher.args(["-c", "cat >/dev/null; umount -l \"$0\"; rm -f \"$1\""]).args([&disk, &image]).process_group(0);
         watcher.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let machine = Self { disk, watcher: watcher.spawn().unwrap(), whole };
         machine.mount();
