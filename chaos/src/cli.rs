@@ -30,7 +30,7 @@ struct Args {
     /// Writes the table there, however long it ran.
     #[arg(long)]
     write: bool,
-    /// `postgres` or `redis`: a server of the run's own that gateways share, and that is hurt like them. Or the URL of one that
+    /// `postgres`, `redis` or `valkey`: a server of the run's own that gateways share, and that is hurt like them. Or the URL of one that
     /// stands elsewhere, and is left alone. Else each round has an embedded store.
     #[arg(long)]
     store: Option<String>,
@@ -49,9 +49,12 @@ pub fn main() -> ExitCode {
         None => Store::Embedded,
         Some("postgres") => Store::Own(Kind::Postgres),
         Some("redis") => Store::Own(Kind::Redis),
+        Some("valkey") => Store::Own(Kind::Valkey),
         Some(url) if url.contains(':') => Store::Url(url.to_owned()),
         Some(other) => {
-            eprintln!("chaos: --store {other}: write postgres, redis, or the URL of a store that gateways share");
+            eprintln!(
+                "chaos: --store {other}: write postgres, redis, valkey, or the URL of a store that gateways share"
+            );
             return ExitCode::from(2);
         }
     };

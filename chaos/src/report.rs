@@ -23,11 +23,11 @@ const NOT_ON_A_DISK: &str = "\
 ";
 
 const NOT_ON_A_SERVER: &str = "\
-- **Power loss** of the server's machine. A killed server leaves what it wrote in the kernel's cache.
+- **Power loss** of the server's machine, which is tested apart. A killed server leaves what it wrote in the kernel's cache.
 - **A failover**, and a server that forgets: what each store keeps then is a table, with its tests, in [stores.md](stores.md) and
   [stores-redis.md](stores-redis.md). Here there is one server, which is there again after each harm.
-- **A full disk of the server, a clock of its own that is shifted.** Locks that others hold in PostgreSQL and a full memory of
-  Redis are tested apart.
+- **A full disk of the server, a clock of its own that is shifted.** A full disk and locks that others hold in PostgreSQL, and a
+  full memory of Redis, are tested apart.
 - **A network that parts gateways and upstream**, other than by resets, cuts, hang-ups and stops. The ways between gateways and
   store are parted, each way and both.
 ";

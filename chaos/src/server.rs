@@ -23,6 +23,8 @@ pub enum Kind {
     Postgres,
     /// Redis 7, which syncs each write.
     Redis,
+    /// Valkey 9, likewise.
+    Valkey,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
         match self {
             Self::Postgres => "postgres",
             Self::Redis => "redis",
+            Self::Valkey => "valkey",
         }
     }
 
@@ -39,6 +42,7 @@ impl Kind {
         match self {
             Self::Postgres => "PostgreSQL",
             Self::Redis => "Redis",
+            Self::Valkey => "Valkey",
         }
     }
 
@@ -47,6 +51,7 @@ impl Kind {
         match self {
             Self::Postgres => "PostgreSQL 15 (`fsync` on)",
             Self::Redis => "Redis 7 (`appendonly yes`, `appendfsync always`)",
+            Self::Valkey => "Valkey 9 (`appendonly yes`, `appendfsync always`)",
         }
     }
 }
@@ -70,11 +75,8 @@ impl Server {
         let process = match kind {
             // A restart after a crash is a checkpoint: a small log makes both short.
             Kind::Postgres => Process::Postgres(Postgres::start(15, "fsync = on\nfull_page_writes = on")),
-            Kind::Redis => {
-                let server = Redis::start("--appendfsync always");
-                let pid = server.pid().to_string();
-                Process::Redis(server, pid)
-            }
+            Kind::Redis => Process::redis(Redis::start(EACH_WRITE)),
+            Kind::Valkey => Process::redis(Redis::valkey(EACH_WRITE)),
         };
         let before = process.address();
         Self { process, ways: (0..ways).map(|_| FaultProxy::before(before)).collect() }
@@ -144,7 +146,14 @@ impl Server {
     }
 }
 
+const EACH_WRITE: &str = "--appendfsync always";
+
 impl Process {
+    fn redis(server: Redis) -> Self {
+        let pid = server.pid().to_string();
+        Self::Redis(server, pid)
+    }
+
     fn address(&self) -> SocketAddr {
         match self {
             Self::Postgres(server) => server.address,

@@ -73,7 +73,7 @@ fn asked_for(asked: &Asked) -> Result<bool, String> {
 /// Installs what the store of a chaos run needs besides; which that is, is asked of it.
 fn chaos(rest: &[String]) -> Result<bool, String> {
     let store = rest.iter().position(|word| word == "--store").and_then(|at| rest.get(at + 1));
-    let store = store.map(String::as_str).filter(|store| ["postgres", "redis"].contains(store));
+    let store = store.map(String::as_str).filter(|store| ["postgres", "redis", "valkey"].contains(store));
     programs::provide(&[parts::chaos(store)])?;
     hand_over(&parts::chaos(None), rest)
 }
@@ -131,6 +131,7 @@ fn test(asked: &Asked) -> Result<bool, String> {
                 part = match part.name.as_str() {
                     "chaos" => parts::minutes_of_chaos(None, &["--long"]),
                     "chaos-postgres" => parts::minutes_of_chaos(Some("postgres"), &["--minutes", "10", "--write"]),
+                    "chaos-valkey" => parts::minutes_of_chaos(Some("valkey"), &["--minutes", "10", "--write"]),
                     "chaos-redis" => parts::minutes_of_chaos(Some("redis"), &["--minutes", "10", "--write"]),
                     _ => part,
                 };

@@ -63,6 +63,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         minutes_of_chaos(None, &["--minutes", "5"]),
         minutes_of_chaos(Some("postgres"), &["--minutes", "1"]),
         minutes_of_chaos(Some("redis"), &["--minutes", "1"]),
+        minutes_of_chaos(Some("valkey"), &["--minutes", "1"]),
         part("demo", Check, "run --release -- demo --check"),
     ]);
     // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.

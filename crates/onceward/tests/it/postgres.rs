@@ -2,6 +2,9 @@
 
 mod errors;
 mod faults;
+mod load;
+#[cfg(target_os = "linux")]
+mod power;
 mod records;
 mod standby;
 mod tls;

@@ -5,6 +5,8 @@ mod ends;
 mod failover;
 mod faults;
 mod kept;
+#[cfg(target_os = "linux")]
+mod power;
 mod records;
 mod start;
 
@@ -21,6 +23,10 @@ use crate::support::redis::{Cluster, Redis, Sentinels};
 
 /// How exact ages are: as exact as a busy machine is fast.
 const SLACK: Duration = Duration::from_secs(10);
+
+/// What a server keeps on its disk, by its settings: each write, each second's, now and then all of it, nothing.
+const PERSISTENCE: [&str; 4] =
+    ["--appendfsync always", "--appendfsync everysec", "--appendonly no --save '3600 1'", "--appendonly no"];
 
 static REDIS_7: LazyLock<Redis> = LazyLock::new(|| Redis::start(""));
 static VALKEY_9: LazyLock<Redis> = LazyLock::new(|| Redis::valkey(""));

@@ -142,7 +142,7 @@ fn knows_of_one_unknown(gateway: &crate::support::Gateway) -> bool {
 }
 
 /// Whether it says that it saw a second execution.
-fn audited(gateway: &crate::support::Gateway) -> bool {
+pub(super) fn audited(gateway: &crate::support::Gateway) -> bool {
     let metrics = gateway.page("/metrics", "").1;
     metrics.lines().any(|line| line.starts_with("onceward_second_executions_total") && line.ends_with(" 1"))
 }

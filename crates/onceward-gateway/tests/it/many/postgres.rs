@@ -1,6 +1,8 @@
 //! What is PostgreSQL's alone.
 
-use super::Server;
+mod disk;
+
+use super::{Pair, Server};
 use crate::postgres::Postgres;
 use crate::support::Gateway;
 use crate::upstream::Upstream;

@@ -1,7 +1,9 @@
 //! What is Redis's alone.
 
+mod failover;
+
 use super::{Pair, Server};
-use crate::client::{assert_replay, order, outcome, poll};
+use crate::client::{assert_problem, assert_replay, order, outcome, poll};
 use crate::redis::Redis;
 use crate::support::Gateway;
 use crate::upstream::Upstream;
@@ -25,6 +27,23 @@ fn a_store_that_was_restarted_empty_takes_the_answers_of_what_was_running() {
         (outcome(&answer) == "replayed").then(|| assert_replay(&answer, &first))
     });
     assert_eq!(pair.upstream.count(KEY), 1);
+}
+
+#[test]
+fn a_gateway_that_is_killed_takes_nothing_along_whatever_the_server_keeps() {
+    for settings in ["--appendonly no --save '3600 1'", "--appendonly no"] {
+        let server = Redis::start(settings);
+        let url = format!("{}?accept=no-persistence", server.empty());
+        let pair = Pair::by([&url, &url], "[policy]\nlease = \"1s\"");
+        let first = order(KEY).send(&pair.one);
+        let running = order("running").step("hold killed").spawn(&pair.one);
+        pair.upstream.held("killed");
+        pair.one.signal("KILL");
+        assert_eq!(running.try_answer(), None);
+        assert_replay(&order(KEY).send(&pair.other), &first);
+        assert_problem(&order("running").send_until_settled(&pair.other), "outcome_unknown", "running");
+        assert_eq!(["running", KEY].map(|key| pair.upstream.count(key)), [1, 1], "{settings}");
+    }
 }
 
 #[test]

@@ -122,8 +122,16 @@ async fn a_crash_forgets_nothing_whatever_the_database_says() {
     let database = database_of(&url);
     server.sql("postgres", &format!("ALTER DATABASE {database} SET synchronous_commit = off"));
     let store = PostgresStore::open(&url).await.unwrap();
+    each_last_word_is_kept(&store, || {
+        server.stop("immediate");
+        server.start_again();
+    })
+    .await;
+}
+
+/// Each kind of statement is the last word before a crash: what comes after would carry it to the disk.
+pub(super) async fn each_last_word_is_kept(store: &PostgresStore, mut crash: impl FnMut()) {
     for (n, kind) in ["a claim", "an answer", "an unknown", "a removal", "a named value"].into_iter().enumerate() {
-        // Each kind of statement is the last word before a crash: what comes after would carry it to the disk.
         let claim = claim(AttemptId::random());
         let ends = [answer(claim.attempt), unknown(claim.attempt)];
         if kind == "a named value" {
@@ -144,8 +152,7 @@ async fn a_crash_forgets_nothing_whatever_the_database_says() {
             }
             _ => None,
         };
-        server.stop("immediate");
-        server.start_again();
+        crash();
         if kind == "a named value" {
             assert_eq!(timeout(HEALED, store.meta("name", b"another")).await.unwrap().unwrap(), "kept", "{kind}");
         }

@@ -1,16 +1,15 @@
 //! Standbys: they take no claims, they take over, and a primary waits for those that are synchronous.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use onceward::record::AttemptId;
-use onceward::store::{PostgresStore, Replaced, Store};
-use tokio::task::JoinSet;
+use onceward::store::{PostgresStore, Store};
 use tokio::time::{Instant, timeout};
 
 use super::database_of;
-use super::records::{HEALED, answer, chain, claim, claims_again, id};
+use super::load::{Load, assert_kept};
+use super::records::{HEALED, chain, claim, claims_again, id};
 use crate::support::postgres::Postgres;
 
 #[tokio::test]
@@ -58,43 +57,18 @@ async fn a_failover_to_a_synchronous_standby_forgets_nothing() {
     let (primary, standby, url) = with_a_synchronous_standby().await;
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
     assert!(store.facts().promise.contains("synchronous standby (*) forgets nothing"), "{}", store.facts().promise);
-    let over = Arc::new(AtomicBool::new(false));
-    let mut load = JoinSet::new();
-    for lane in 0..16 {
-        let (store, over) = (Arc::clone(&store), Arc::clone(&over));
-        load.spawn(async move {
-            let mut kept = Vec::new();
-            for n in (lane..).step_by(16) {
-                if over.load(Ordering::SeqCst) {
-                    break;
-                }
-                let claim = claim(AttemptId::random());
-                let Ok(Ok(None)) = timeout(Duration::from_secs(1), store.insert(&id(n), &claim)).await else { break };
-                kept.push((n, claim.clone()));
-                let end = answer(claim.attempt);
-                let ended = timeout(Duration::from_secs(1), store.replace(&id(n), claim.version(), &end)).await;
-                let Ok(Ok(Replaced::Yes)) = ended else { break };
-                kept.last_mut().unwrap().1 = end;
-            }
-            kept
-        });
-    }
-    while store.census().await.unwrap().completed < 200 {}
+    let load = Load::start(&store, 0);
+    load.until(200).await;
     let servers = tokio::task::spawn_blocking(move || {
         primary.stop("immediate");
         standby.promote();
         (primary, standby)
     });
     let _servers = servers.await.unwrap();
-    over.store(true, Ordering::SeqCst);
-    let kept = load.join_all().await.concat();
+    let kept = load.end().await;
     assert!(kept.len() >= 200, "only {} keys were confirmed", kept.len());
     claims_again(&store, 1_000_000).await;
-    for (n, last) in kept {
-        let found = store.get(&id(n)).await.unwrap().expect("it was confirmed");
-        // What was told of its end was lost, perhaps; that it ended was not.
-        assert!(*found.record == last || *found.record == answer(last.attempt), "key {n}: {found:?}");
-    }
+    assert_kept(&store, &kept).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Applied, Replaced, Store};
 use tokio::time::{Instant, timeout};
 
+use super::PERSISTENCE;
 use super::records::{LEASE, claim, completed, id, key};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::redis::Redis;
@@ -48,19 +49,23 @@ async fn a_script_that_the_server_forgot_goes_along() {
 
 #[tokio::test]
 async fn a_server_without_room_is_no_answer_to_a_claim() {
-    let server = Redis::start("");
-    let store = connect(&server.url(0), Duration::from_millis(300)).await;
-    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
-    let error = store.insert(&id(2), &claim(1)).await.unwrap_err();
-    assert_eq!((error.applied(), error.to_string().contains("no room")), (Applied::No, true), "{error:?}");
-    // The answer of what was executed is not kept yet either, and nothing of it is half written.
-    let error = store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap_err();
-    assert_eq!(error.applied(), Applied::No, "{error:?}");
-    assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
-    server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
-    assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
+    for settings in PERSISTENCE {
+        let server = Redis::start(settings);
+        let store = connect(&format!("{}?accept=no-persistence", server.url(0)), Duration::from_millis(300)).await;
+        assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+        server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
+        let error = store.insert(&id(2), &claim(1)).await.unwrap_err();
+        assert_eq!((error.applied(), error.to_string().contains("no room")), (Applied::No, true), "{error:?}");
+        // What is known is told to whoever comes with its key.
+        assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, claim(1));
+        // The answer of what was executed is not kept yet either, and nothing of it is half written.
+        let error = store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap_err();
+        assert_eq!(error.applied(), Applied::No, "{error:?}");
+        assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
+        server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
+        assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

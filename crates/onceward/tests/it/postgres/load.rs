@@ -1,0 +1,76 @@
+//! Many who claim and complete at once, until the server is no more; and what they were told by then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use onceward::record::{AttemptId, Record};
+use onceward::store::{PostgresStore, Replaced, Store};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::records::{answer, claim, id};
+use crate::support::waiting::PATIENCE;
+
+const LANES: usize = 16;
+
+/// Claims that are made and completed in so many lanes, each of which ends at its first failure.
+pub(super) struct Load {
+    over: Arc<AtomicBool>,
+    completed: watch::Receiver<usize>,
+    lanes: JoinSet<Vec<(usize, Record)>>,
+}
+
+impl Load {
+    /// Its keys are those from there.
+    pub(super) fn start(store: &Arc<PostgresStore>, from: usize) -> Self {
+        let (over, (count, completed)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
+        let mut lanes = JoinSet::new();
+        for lane in from..from + LANES {
+            let (store, over, count) = (Arc::clone(store), Arc::clone(&over), count.clone());
+            lanes.spawn(async move {
+                let mut kept = Vec::new();
+                for n in (lane..).step_by(LANES) {
+                    if over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let claim = claim(AttemptId::random());
+                    let claimed = timeout(Duration::from_secs(1), store.insert(&id(n), &claim)).await;
+                    let Ok(Ok(None)) = claimed else { break };
+                    kept.push((n, claim.clone()));
+                    let end = answer(claim.attempt);
+                    let ended = timeout(Duration::from_secs(1), store.replace(&id(n), claim.version(), &end)).await;
+                    let Ok(Ok(Replaced::Yes)) = ended else { break };
+                    kept.last_mut().unwrap().1 = end;
+                    count.send_modify(|count| *count += 1);
+                }
+                kept
+            });
+        }
+        Self { over, completed, lanes }
+    }
+
+    /// Returns when so many keys are completed.
+    pub(super) async fn until(&self, completed: usize) {
+        let mut count = self.completed.clone();
+        let enough = timeout(PATIENCE, count.wait_for(|count| *count >= completed)).await;
+        assert!(enough.is_ok_and(|it| it.is_ok()), "there is hardly any load");
+    }
+
+    /// Ends it, and returns each key with what was confirmed of it last.
+    pub(super) async fn end(self) -> Vec<(usize, Record)> {
+        self.over.store(true, Ordering::SeqCst);
+        self.lanes.join_all().await.concat()
+    }
+}
+
+/// All of it is there.
+pub(super) async fn assert_kept(store: &PostgresStore, kept: &[(usize, Record)]) {
+    for (n, last) in kept {
+        let found =
+            store.get(&id(*n)).await.unwrap().unwrap_or_else(|| panic!("key {n} was confirmed, and is forgotten"));
+        // What was told of its end was lost, perhaps; that it ended was not.
+        assert!(*found.record == *last || *found.record == answer(last.attempt), "key {n}: {found:?}");
+    }
+}
