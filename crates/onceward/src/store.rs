@@ -246,12 +246,6 @@ impl Error {
         }
     }
 
-    /// Whether there was no room for it.
-    #[cfg(feature = "redis")]
-    pub(crate) fn is_full(&self) -> bool {
-        self.kind == Kind::Full
-    }
-
     /// Whether the record is there and cannot be read.
     pub fn is_unreadable(&self) -> bool {
         self.kind == Kind::Unreadable

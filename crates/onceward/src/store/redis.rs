@@ -125,13 +125,14 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
         claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        let claimed = match self.link.ask_if_room(&claim, || claim.clone()).await {
-            // A server that is full does not even tell by a claim what it knows; a look it allows.
-            Err(error) if error.is_full() => match self.look(id).await? {
+        let claimed = match self.link.ask_if_it_writes(&claim).await {
+            // It does not even tell by a claim what it knows; a look it allows.
+            Ok(None) => match self.look(id).await? {
                 Some(found) => return Ok(Some(found)),
-                None => self.link.ask(&claim, || claim.clone()).await,
+                None => self.link.ask_plain(&claim).await,
             },
-            claimed => claimed,
+            Ok(Some(claimed)) => Ok(claimed),
+            Err(error) => Err(error),
         };
         let found = match claimed {
             Ok(Value::Nil) => {
@@ -307,7 +308,7 @@ impl RedisStore {
     async fn meta_now(&self, name: &str, value: &[u8]) -> Result<Bytes, Error> {
         let mut set = redis::cmd("SET");
         set.arg(format!("onceward:meta:{name}")).arg(value).arg("NX").arg("GET");
-        match self.link.ask(&set, || set.clone()).await? {
+        match self.link.ask_plain(&set).await? {
             Value::Nil => Ok(Bytes::copy_from_slice(value)),
             kept => bytes(kept),
         }

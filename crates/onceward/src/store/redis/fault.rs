@@ -13,6 +13,8 @@ pub(super) enum Fault {
     NotHere,
     /// It was not executed; the server has no room.
     Full,
+    /// It was not executed; the server takes no writes now, and may be asked what it knows.
+    ReadsAlone,
     /// It may have been executed: the connection failed.
     Lost,
     /// It was not executed, and will not be.
@@ -44,7 +46,8 @@ fn by_words(error: &RedisError) -> Fault {
     match () {
         () if says("OOM") => Fault::Full,
         () if says("READONLY") || says("MASTERDOWN") || says("UNBLOCKED") => Fault::NotHere,
-        () if says("BUSY") || says("LOADING") || says("NOREPLICAS") || says("MISCONF") => Fault::NotNow,
+        () if says("NOREPLICAS") || says("MISCONF") => Fault::ReadsAlone,
+        () if says("BUSY") || says("LOADING") => Fault::NotNow,
         () if says("CLUSTERDOWN") || says("TRYAGAIN") => Fault::NotNow,
         () => Fault::Never,
     }
@@ -69,8 +72,11 @@ mod tests {
             ("-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", Fault::NotHere),
             ("-CLUSTERDOWN The cluster is down", Fault::NotNow),
             ("-TRYAGAIN Multiple keys request during rehashing of slot", Fault::NotNow),
-            ("-MISCONF Redis is configured to save RDB snapshots, but it's unable to persist to disk.", Fault::NotNow),
-            ("-NOREPLICAS Not enough good replicas to write.", Fault::NotNow),
+            (
+                "-MISCONF Redis is configured to save RDB snapshots, but it's unable to persist to disk.",
+                Fault::ReadsAlone,
+            ),
+            ("-NOREPLICAS Not enough good replicas to write.", Fault::ReadsAlone),
             ("-WRONGTYPE Operation against a key holding the wrong kind of value", Fault::Never),
             ("-NOPERM User default has no permissions to run the 'evalsha' command", Fault::Never),
             ("-ERR unknown command", Fault::Never),

@@ -160,15 +160,19 @@ impl Link {
     /// Sends a command, and again where it surely was not executed, or where whoever sends it twice finds what the first
     /// did: every command here compares what is there with what its sender believes.
     pub(super) async fn ask(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Value, Error> {
-        self.send(command, whole, true).await
+        self.send(command, whole, true).await.map_err(|failed| failed.error)
     }
 
-    /// The same, but where the server has no room that is told at once.
-    pub(super) async fn ask_if_room(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Value, Error> {
-        self.send(command, whole, false).await
+    /// The same, but a server that takes no writes, for want of room or of replicas, is not waited for: nothing then.
+    pub(super) async fn ask_if_it_writes(&self, command: &Cmd) -> Result<Option<Value>, Error> {
+        match self.send(command, || command.clone(), false).await {
+            Ok(value) => Ok(Some(value)),
+            Err(Failed { takes_no_writes: true, .. }) => Ok(None),
+            Err(Failed { error, .. }) => Err(error),
+        }
     }
 
-    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, waits_for_room: bool) -> Result<Value, Error> {
+    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, waits: bool) -> Result<Value, Failed> {
         let deadline = Instant::now() + self.options.timeout;
         let mut spelt_out = None;
         // Whether an earlier try may have been executed, or may still be.
@@ -194,23 +198,25 @@ impl Link {
                                     spelt_out = Some(whole());
                                     continue;
                                 }
-                                Fault::NotNow | Fault::Full => {}
+                                Fault::NotNow | Fault::Full | Fault::ReadsAlone => {}
                                 Fault::NotHere => self.drop_connection(number),
                                 Fault::Lost => {
                                     open = true;
                                     self.drop_connection(number);
                                 }
-                                Fault::Never => return Err(failed(open, "the server refused a command").because(error)),
-                            }
-                            if judge(&error) == Fault::Full && !open {
-                                let told = Error::full("the server has no room").because(error);
-                                if !waits_for_room {
-                                    return Err(told);
+                                Fault::Never => {
+                                    return Err(failed(open, "the server refused a command").because(error).into());
                                 }
-                                told
-                            } else {
-                                failed(open, "the server did not take a command").because(error)
                             }
+                            let takes_no_writes = matches!(judge(&error), Fault::Full | Fault::ReadsAlone) && !open;
+                            let error = match judge(&error) {
+                                Fault::Full if !open => Error::full("the server has no room").because(error),
+                                _ => failed(open, "the server did not take a command").because(error),
+                            };
+                            if takes_no_writes && !waits {
+                                return Err(Failed { error, takes_no_writes });
+                            }
+                            error
                         }
                         None => {
                             open = true;
@@ -222,10 +228,10 @@ impl Link {
             };
             let now = Instant::now();
             if now + pause >= deadline {
-                return Err(if open && why.applied() == crate::store::Applied::No {
-                    Error::unavailable("the server did not answer in time").because(why)
-                } else {
-                    why
+                let may_have_been = open && why.applied() == crate::store::Applied::No;
+                return Err(match may_have_been {
+                    true => Error::unavailable("the server did not answer in time").because(why).into(),
+                    false => why.into(),
                 });
             }
             tokio::time::sleep(pause).await;
@@ -449,6 +455,19 @@ impl Link {
         }
         known.time = servers.0.iter().filter_map(|server| server.time_ms).max().map(|time| (time, Instant::now()));
         known.servers = servers;
+    }
+}
+
+/// Why a command was not carried out.
+struct Failed {
+    error: Error,
+    /// Surely not, and the server may be asked what it knows.
+    takes_no_writes: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, takes_no_writes: false }
     }
 }
 
