@@ -1,0 +1,136 @@
+//! Who waits for a connection, and which connections work. No I/O.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+
+use super::ask::Ask;
+use crate::secret::RecordId;
+
+/// How many questions go at once at most.
+pub(super) const ROWS_MAX: usize = 64;
+
+/// How many bytes of records go at once at most, beside the first.
+const BYTES_MAX: usize = 256 << 10;
+
+/// How many of those that wait are looked at for what goes together.
+const LOOKED_AT_MAX: usize = 4 * ROWS_MAX;
+
+/// What waits, in its order, and the connections.
+///
+/// Of one key at most one question waits or runs here; the next ones stand behind it. So what this process asks about one key
+/// happens in the order in which it was asked, whichever connection carries it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    waiting: VecDeque<Ask>,
+    keys: HashMap<RecordId, VecDeque<Ask>>,
+    posts: Box<[Post]>,
+    /// So many connections work at once; more where one takes its time, or more wait than go at once.
+    few: usize,
+}
+
+/// A connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Post {
+    /// Nobody works there. Whether it stood when somebody did.
+    Free { stood: bool },
+    /// Somebody does; is it quick, and does it stand?
+    Works { quick: bool, stands: bool },
+}
+
+impl Queue {
+    pub(super) fn new(connections: usize, few: usize) -> Self {
+        let posts = vec![Post::Free { stood: false }; connections].into();
+        Self { waiting: VecDeque::new(), keys: HashMap::new(), posts, few }
+    }
+
+    /// Puts a question at the end.
+    pub(super) fn put(&mut self, ask: Ask) {
+        match self.keys.entry(ask.id) {
+            Entry::Occupied(mut before) => before.get_mut().push_back(ask),
+            Entry::Vacant(key) => {
+                key.insert(VecDeque::new());
+                self.waiting.push_back(ask);
+            }
+        }
+    }
+
+    /// Puts what ran and was not applied in front again.
+    pub(super) fn put_back(&mut self, asks: Vec<Ask>) {
+        asks.into_iter().rev().for_each(|ask| self.waiting.push_front(ask));
+    }
+
+    /// A question is answered, or will not be: the next one about its key may run.
+    pub(super) fn finish(&mut self, id: &RecordId) {
+        if let Entry::Occupied(mut behind) = self.keys.entry(*id) {
+            match behind.get_mut().pop_front() {
+                Some(next) => self.waiting.push_back(next),
+                None => drop(behind.remove()),
+            }
+        }
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes the first, and what goes with it. What nobody waits for any more need not be sent.
+    pub(super) fn take(&mut self) -> Vec<Ask> {
+        let (mut taken, mut left) = (Vec::new(), VecDeque::new());
+        let mut bytes = 0;
+        while taken.len() < ROWS_MAX && left.len() < LOOKED_AT_MAX {
+            let Some(ask) = self.waiting.pop_front() else { break };
+            if ask.is_given_up() {
+                self.finish(&ask.id);
+                continue;
+            }
+            let fits = taken.first().is_none_or(|first: &Ask| {
+                first.goes_with(&ask) && bytes + ask.question.bytes() <= BYTES_MAX
+            });
+            if fits {
+                bytes += ask.question.bytes();
+                taken.push(ask);
+            } else {
+                left.push_back(ask);
+            }
+        }
+        left.into_iter().rev().for_each(|ask| self.waiting.push_front(ask));
+        taken
+    }
+
+    /// Takes all that waits.
+    pub(super) fn take_all(&mut self) -> Vec<Ask> {
+        let mut all = Vec::new();
+        while let Some(ask) = self.waiting.pop_front() {
+            self.finish(&ask.id);
+            all.push(ask);
+        }
+        all
+    }
+
+    /// Which connection is to work besides those that do, if one is: one that stood comes first.
+    pub(super) fn hire(&mut self) -> Option<usize> {
+        let quick = self.posts.iter().filter(|post| matches!(post, Post::Works { quick: true, .. })).count();
+        if self.waiting.is_empty() || (quick >= self.few && self.waiting.len() < quick * ROWS_MAX) {
+            return None;
+        }
+        let free = |stood| self.posts.iter().position(|post| *post == Post::Free { stood });
+        let post = free(true).or_else(|| free(false))?;
+        self.posts[post] = Post::Works { quick: true, stands: false };
+        Some(post)
+    }
+
+    /// How a connection that works does.
+    pub(super) fn goes(&mut self, post: usize, quick: bool, stands: bool) {
+        self.posts[post] = Post::Works { quick, stands };
+    }
+
+    /// Nobody works there any more.
+    pub(super) fn leaves(&mut self, post: usize, stood: bool) {
+        self.posts[post] = Post::Free { stood };
+    }
+
+    /// Whether a connection that stands is likely to take soon what waits.
+    pub(super) fn is_served(&self) -> bool {
+        self.posts.contains(&Post::Works { quick: true, stands: true })
+    }
+}
