@@ -29,11 +29,13 @@ mod failure;
 mod lanes;
 mod many;
 mod queue;
+mod running;
 mod schema;
 mod server;
 mod settings;
 mod statements;
 mod tls;
+mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;

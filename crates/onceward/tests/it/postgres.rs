@@ -5,6 +5,7 @@ mod faults;
 mod records;
 mod standby;
 mod tls;
+mod together;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -94,9 +94,8 @@ impl Question {
     /// To replace what is at version `over`.
     pub(super) fn replace(over: Version, id: &RecordId, record: &Record) -> Self {
         let write = Write::new(id, record);
-        let is_end = over.attempt == record.attempt
-            && over.stage == Stage::InFlight
-            && record.phase.stage() == Stage::Completed;
+        let is_end =
+            over.attempt == record.attempt && over.stage == Stage::InFlight && record.phase.stage() == Stage::Completed;
         if is_end { Self::Complete(write) } else { Self::Replace(over.into(), write) }
     }
 

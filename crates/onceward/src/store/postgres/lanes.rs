@@ -91,7 +91,7 @@ impl Lanes {
         }
         let made = async {
             let connected = self.connect.connect().await?;
-            let statements = Statements::new(&connected.client, connected.is_direct).await;
+            let statements = Statements::new(&connected).await;
             let statements = statements.map_err(|error| failure::error("its tables are not as expected", error))?;
             let (client, timeline) = (connected.client, connected.timeline);
             Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false) }))

@@ -60,7 +60,8 @@ pub(super) async fn send_many(statements: &Statements, client: &Client, asks: &[
 pub(super) fn dealt(asks: &[Ask], rows: Vec<Row>) -> Vec<Option<Row>> {
     let mut dealt: Vec<Option<Row>> = asks.iter().map(|_| None).collect();
     for row in rows {
-        let place = row.try_get::<_, &[u8]>(3).ok().and_then(|id| asks.binary_search_by(|ask| ask.id.0[..].cmp(id)).ok());
+        let place =
+            row.try_get::<_, &[u8]>(3).ok().and_then(|id| asks.binary_search_by(|ask| ask.id.0[..].cmp(id)).ok());
         if let Some(place) = place {
             dealt[place] = Some(row);
         }

@@ -3,11 +3,18 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
-use super::ask::Ask;
+use super::ask::{Ask, Group};
 use crate::secret::RecordId;
 
-/// How many questions go at once at most.
-pub(super) const ROWS_MAX: usize = 64;
+/// So many connections work as long as none takes its time: the fewer, the more goes together. Two, so that one is written to
+/// while the other's rows are synced.
+const FEW: usize = 2;
+
+/// How many rows one statement has at most.
+const ROWS_MAX: usize = 64;
+
+/// How many statements of one row go behind one another at most.
+const STATEMENTS_MAX: usize = 16;
 
 /// How many bytes of records go at once at most, beside the first.
 const BYTES_MAX: usize = 256 << 10;
@@ -23,14 +30,12 @@ const LOOKED_AT_MAX: usize = 4 * ROWS_MAX;
 pub(super) struct Queue {
     waiting: VecDeque<Ask>,
     keys: HashMap<RecordId, VecDeque<Ask>>,
-    posts: Box<[Post]>,
-    /// So many connections work at once; more where one takes its time, or more wait than go at once.
-    few: usize,
+    places: Box<[Place]>,
 }
 
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Post {
+enum Place {
     /// Nobody works there. Whether it stood when somebody did.
     Free { stood: bool },
     /// Somebody does; is it quick, and does it stand?
@@ -38,9 +43,9 @@ enum Post {
 }
 
 impl Queue {
-    pub(super) fn new(connections: usize, few: usize) -> Self {
-        let posts = vec![Post::Free { stood: false }; connections].into();
-        Self { waiting: VecDeque::new(), keys: HashMap::new(), posts, few }
+    pub(super) fn new(connections: usize) -> Self {
+        let places = vec![Place::Free { stood: false }; connections].into();
+        Self { waiting: VecDeque::new(), keys: HashMap::new(), places }
     }
 
     /// Puts a question at the end.
@@ -77,16 +82,20 @@ impl Queue {
     pub(super) fn take(&mut self) -> Vec<Ask> {
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
         let mut bytes = 0;
-        while taken.len() < ROWS_MAX && left.len() < LOOKED_AT_MAX {
+        let mut most = ROWS_MAX;
+        while taken.len() < most && left.len() < LOOKED_AT_MAX {
             let Some(ask) = self.waiting.pop_front() else { break };
             if ask.is_given_up() {
                 self.finish(&ask.id);
                 continue;
             }
-            let fits = taken.first().is_none_or(|first: &Ask| {
-                first.goes_with(&ask) && bytes + ask.question.bytes() <= BYTES_MAX
-            });
+            let fits = taken
+                .first()
+                .is_none_or(|first: &Ask| first.goes_with(&ask) && bytes + ask.question.bytes() <= BYTES_MAX);
             if fits {
+                if ask.question.group() == Group::Others {
+                    most = STATEMENTS_MAX;
+                }
                 bytes += ask.question.bytes();
                 taken.push(ask);
             } else {
@@ -109,28 +118,28 @@ impl Queue {
 
     /// Which connection is to work besides those that do, if one is: one that stood comes first.
     pub(super) fn hire(&mut self) -> Option<usize> {
-        let quick = self.posts.iter().filter(|post| matches!(post, Post::Works { quick: true, .. })).count();
-        if self.waiting.is_empty() || (quick >= self.few && self.waiting.len() < quick * ROWS_MAX) {
+        let quick = self.places.iter().filter(|place| matches!(place, Place::Works { quick: true, .. })).count();
+        if self.waiting.is_empty() || (quick >= FEW && self.waiting.len() < quick * ROWS_MAX) {
             return None;
         }
-        let free = |stood| self.posts.iter().position(|post| *post == Post::Free { stood });
-        let post = free(true).or_else(|| free(false))?;
-        self.posts[post] = Post::Works { quick: true, stands: false };
-        Some(post)
+        let free = |stood| self.places.iter().position(|place| *place == Place::Free { stood });
+        let place = free(true).or_else(|| free(false))?;
+        self.places[place] = Place::Works { quick: true, stands: false };
+        Some(place)
     }
 
     /// How a connection that works does.
-    pub(super) fn goes(&mut self, post: usize, quick: bool, stands: bool) {
-        self.posts[post] = Post::Works { quick, stands };
+    pub(super) fn goes(&mut self, place: usize, quick: bool, stands: bool) {
+        self.places[place] = Place::Works { quick, stands };
     }
 
     /// Nobody works there any more.
-    pub(super) fn leaves(&mut self, post: usize, stood: bool) {
-        self.posts[post] = Post::Free { stood };
+    pub(super) fn leaves(&mut self, place: usize, stood: bool) {
+        self.places[place] = Place::Free { stood };
     }
 
     /// Whether a connection that stands is likely to take soon what waits.
     pub(super) fn is_served(&self) -> bool {
-        self.posts.contains(&Post::Works { quick: true, stands: true })
+        self.places.contains(&Place::Works { quick: true, stands: true })
     }
 }

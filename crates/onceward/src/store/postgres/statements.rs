@@ -5,6 +5,8 @@
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
 
+use super::connect::Connected;
+
 macro_rules! synced {
     () => {
         "set_config('synchronous_commit', 'on', true) IS NOT NULL AND set_config('lock_timeout', '1s', true) IS NOT NULL"
@@ -164,8 +166,8 @@ pub(super) enum Op {
 /// A parameter and its type.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// Asks the planner of a session for what is right for a table that grows from nothing to millions of rows under a plan that
-/// was made once: by the index, row for row. No promise rests on it.
+/// A plan that is made once must be right for a table that grows from nothing to millions of rows, and for one row and many: by
+/// the index, row by row. No promise rests on it.
 const PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
      SET enable_mergejoin = off; SET enable_material = off; SET jit = off";
 
@@ -188,11 +190,15 @@ const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, T
 pub(super) struct Statements(Option<Vec<Statement>>);
 
 impl Statements {
-    pub(super) async fn new(client: &Client, prepare: bool) -> Result<Self, Error> {
-        if !prepare {
+    pub(super) async fn new(connected: &Connected) -> Result<Self, Error> {
+        let client = &connected.client;
+        if !connected.prepares {
             return Ok(Self(None));
         }
-        client.batch_execute(PLAN).await?;
+        // A pooler would hand what is set here to others.
+        if connected.is_direct {
+            client.batch_execute(PLAN).await?;
+        }
         let prepared = OPS.iter().map(|(_, text, types)| client.prepare_typed(text, types));
         futures_util::future::try_join_all(prepared).await.map(|prepared| Self(Some(prepared)))
     }
