@@ -138,8 +138,8 @@ impl Queue {
         self.places[place] = Place::Free { stood };
     }
 
-    /// Whether a connection that stands is likely to take soon what waits.
+    /// Whether a connection that stands will take what waits.
     pub(super) fn is_served(&self) -> bool {
-        self.places.contains(&Place::Works { quick: true, stands: true })
+        self.places.iter().any(|place| matches!(place, Place::Works { stands: true, .. }))
     }
 }

@@ -15,6 +15,7 @@ use super::faults::behind_a_proxy;
 use super::records::{HEALED, answer, chain, claim, id};
 use super::{PGBOUNCER, POSTGRES_15, POSTGRES_18, database_of};
 use crate::support::fault_proxy::Fault;
+use crate::support::postgres::Postgres;
 use crate::support::waiting::PATIENCE;
 
 /// So many keys are asked about at once.
@@ -67,18 +68,48 @@ async fn what_is_asked_at_once_is_one_statement() {
             let there = found.unwrap().map(|found| *found.record);
             assert_eq!(there.as_ref(), claims.get(n).map(|(_, claim)| claim), "{url}");
         }
-        // Ends, and an end of what another holds.
-        let (mut ends, claims) = (Vec::new(), [claims, self::claims(200)].concat());
-        claims.iter().for_each(|(_, claim)| ends.push((claim.version(), answer(claim.attempt))));
+        // Ends: of what is there, of what is not, and of what another holds.
+        let (gone, theirs) = (self::claims(200), self::claims(300));
+        insert_all(&store, &theirs).await;
+        let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
+        let claims = [claims, gone, taken].concat();
+        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
         let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
         for (n, ended) in join_all(ended).await.into_iter().enumerate() {
-            assert_eq!(ended.unwrap(), if n < MANY { Replaced::Yes } else { Replaced::No(None) }, "{url}");
+            match (n / MANY, ended.unwrap()) {
+                (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
+                (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
+                (_, ended) => panic!("{url}: {n} {ended:?}"),
+            }
         }
         for ((id, _), (_, end)) in claims.iter().zip(&ends).take(MANY) {
             assert_eq!(*store.get(id).await.unwrap().unwrap().record, *end, "{url}");
         }
         let most = "SELECT string_agg(rows::text, ' ' ORDER BY kind) FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
         assert_eq!(server.sql(&database_of(&url), most), format!("{MANY} {MANY}"), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_forgets_none_of_many() {
+    // Without our own word, what is committed would wait for the WAL writer, which comes every ten seconds.
+    let mut server = Postgres::start(15, "wal_writer_delay = 10s\nautovacuum = off");
+    let url = server.database();
+    server.sql("postgres", &format!("ALTER DATABASE {} SET synchronous_commit = off", database_of(&url)));
+    let store = over_one_connection(&url).await;
+    let claims = claims(1);
+    insert_all(&store, &claims).await;
+    server.stop("immediate");
+    server.start_again();
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+    let ended = timeout(HEALED, join_all(ended)).await.unwrap();
+    assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "a claim was forgotten");
+    server.stop("immediate");
+    server.start_again();
+    for ((id, _), (_, end)) in claims.iter().zip(&ends) {
+        let found = timeout(HEALED, store.get(id)).await.unwrap().unwrap();
+        assert_eq!(found.map(|found| *found.record).as_ref(), Some(end), "an end was forgotten");
     }
 }
 
@@ -183,7 +214,7 @@ async fn two_gateways_that_ask_in_opposite_orders_do_not_wait_for_each_other() {
     let database = database_of(&url);
     let slow = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS \
          $$ BEGIN PERFORM pg_sleep(0.001); RETURN new; END $$; \
-         CREATE TRIGGER dawdle AFTER INSERT ON onceward.records FOR EACH ROW EXECUTE FUNCTION dawdle()";
+         CREATE TRIGGER dawdle BEFORE INSERT ON onceward.records FOR EACH ROW EXECUTE FUNCTION dawdle()";
     // A deadlock is found before anybody has waited too long.
     POSTGRES_15.sql("postgres", &format!("ALTER DATABASE {database} SET deadlock_timeout = '5ms'"));
     let stores = [over_one_connection(&url).await, over_one_connection(&url).await];
