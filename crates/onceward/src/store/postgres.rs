@@ -1,7 +1,7 @@
 //! The store in PostgreSQL 15 or newer: many gateways, one truth.
 //!
-//! A table of its own in a schema of its own; each operation is one statement, one round trip and one transaction, sent over
-//! a few connections that each carry many statements at once. Ages are told by the server's clock alone.
+//! A table of its own in a schema of its own. An operation is a row of a statement, which is one round trip and one transaction;
+//! what waits at the same time is one statement. Ages are told by the server's clock alone.
 //!
 //! # Example
 //!
@@ -18,7 +18,7 @@
 //! # What the URL says besides
 //!
 //! `sslmode` (`disable` or `verify-full`; what leaves the machine is encrypted and verified unless it says otherwise),
-//! `sslrootcert`, `sslcert`, `sslkey`, `connections` (how many carry keys, 12), `prepare` (`always`, `never` or `auto`: not
+//! `sslrootcert`, `sslcert`, `sslkey`, `connections` (how many carry keys at most, 12), `prepare` (`always`, `never` or `auto`: not
 //! through a pooler), `accept` (`fsync-off`, `full-page-writes-off`: knowing that a loss of power may forget keys), and what
 //! libpq knows of hosts, users and time-outs.
 

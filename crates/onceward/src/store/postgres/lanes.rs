@@ -1,4 +1,4 @@
-//! A few connections, each of which carries many statements at once.
+//! A few connections, each made when it is needed and made anew when it is of no use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

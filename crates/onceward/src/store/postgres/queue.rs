@@ -143,3 +143,103 @@ impl Queue {
         self.places.iter().any(|place| matches!(place, Place::Works { stands: true, .. }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
+    use super::super::ask::{Question, Told, Write};
+    use super::*;
+
+    /// A key's number, what is asked, and whether by itself.
+    type Asked = (u8, Question, bool);
+
+    fn write(bytes: usize) -> Write {
+        Write { attempt: [0; 16], stage: 1, record: Bytes::from(vec![0; bytes]), due: None }
+    }
+
+    fn queue(asked: Vec<Asked>) -> (Queue, Vec<oneshot::Receiver<Told>>) {
+        let mut queue = Queue::new(3);
+        let waiting = asked.into_iter().map(|(key, question, is_alone)| {
+            let (ask, told) = Ask::new(RecordId([key; 32]), question, is_alone);
+            queue.put(ask);
+            told
+        });
+        let waiting = waiting.collect();
+        (queue, waiting)
+    }
+
+    /// What is taken time after time, each time answered before the next.
+    fn taken(mut queue: Queue) -> Vec<Vec<u8>> {
+        let mut taken = Vec::new();
+        while queue.is_waited_for() {
+            let asks = queue.take();
+            asks.iter().for_each(|ask| queue.finish(&ask.id));
+            taken.push(asks.iter().map(|ask| ask.id.0[0]).collect());
+        }
+        assert!(queue.keys.is_empty());
+        taken
+    }
+
+    #[test]
+    fn what_is_alike_goes_together_and_each_key_in_its_order() {
+        let (insert, end, get) = (Question::Insert(write(9)), Question::Complete(write(9)), Question::Get);
+        let large = Question::Insert(write(BYTES_MAX));
+        for (rule, asked, want) in [
+            ("alike", vec![(1, insert.clone(), false), (2, insert.clone(), false)], vec![vec![1, 2]]),
+            (
+                "of two kinds, the first first",
+                vec![(1, insert.clone(), false), (2, end.clone(), false), (3, insert.clone(), false)],
+                vec![vec![1, 3], vec![2]],
+            ),
+            ("by itself", vec![(1, insert.clone(), false), (2, insert.clone(), true)], vec![vec![1], vec![2]]),
+            (
+                "a key once",
+                vec![
+                    (1, insert.clone(), false),
+                    (1, insert.clone(), false),
+                    (1, end, false),
+                    (2, insert.clone(), false),
+                ],
+                vec![vec![1, 2], vec![1], vec![1]],
+            ),
+            ("no more bytes", vec![(1, insert.clone(), false), (2, large.clone(), false)], vec![vec![1], vec![2]]),
+            ("one that is large", vec![(1, large, false), (2, insert, false)], vec![vec![1], vec![2]]),
+            ("looks", vec![(1, get.clone(), false), (2, get, false)], vec![vec![1, 2]]),
+        ] {
+            let (queue, _waiting) = queue(asked);
+            assert_eq!(taken(queue), want, "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_statement_is_bounded() {
+        let all = (0..200).map(|key| (key, Question::Insert(write(9)), false)).collect();
+        let (queue, _waiting) = queue(all);
+        assert_eq!(taken(queue).iter().map(Vec::len).collect::<Vec<_>>(), [64, 64, 64, 8]);
+    }
+
+    #[test]
+    fn what_was_given_up_is_not_taken_and_holds_up_nothing() {
+        let insert = Question::Insert(write(9));
+        let (mut queue, waiting) = queue(vec![(1, insert.clone(), false), (2, insert.clone(), false)]);
+        drop(waiting);
+        let (ask, _told) = Ask::new(RecordId([1; 32]), insert, false);
+        queue.put(ask);
+        assert_eq!(taken(queue), [[1]]);
+    }
+
+    #[test]
+    fn few_connections_work_and_more_where_one_is_slow() {
+        let (mut queue, _waiting) = queue(vec![(1, Question::Get, false)]);
+        assert_eq!([queue.hire(), queue.hire(), queue.hire()], [Some(0), Some(1), None]);
+        queue.goes(0, false, true);
+        assert_eq!([queue.hire(), queue.hire()], [Some(2), None]);
+        queue.leaves(1, true);
+        assert_eq!(queue.hire(), Some(1));
+        drop(queue.take());
+        queue.leaves(1, true);
+        assert_eq!(queue.hire(), None, "nothing waits");
+    }
+}
