@@ -233,18 +233,43 @@ async fn two_gateways_that_ask_in_opposite_orders_do_not_wait_for_each_other() {
         }
     }
     drop(stores);
-    let watcher = another(&url).await;
-    let until = Instant::now() + HEALED;
-    // A backend tells what it counted when it ends, at the latest.
-    let told = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database() AND NOT EXISTS \
-         (SELECT FROM pg_stat_activity a WHERE a.datname = current_database() AND application_name = 'onceward')";
-    let deadlocks: i64 = loop {
-        if let Some(row) = watcher.query_opt(told, &[]).await.unwrap() {
-            break row.get(0);
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(counted_at_the_end(&url, deadlocks).await, 0);
+}
+
+#[tokio::test]
+async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
+    for (server, url) in [(&*POSTGRES_15, POSTGRES_15.database()), (&*POSTGRES_18, POSTGRES_18.database())] {
+        PostgresStore::open(&url).await.unwrap().insert(&id(0), &claim(AttemptId::random())).await.unwrap();
+        // Of one page: to read all of it is cheaper than its index, now.
+        server.sql(&database_of(&url), "VACUUM ANALYZE onceward.records");
+        let scanned = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'records'";
+        let before = counted_at_the_end(&url, scanned).await;
+        let store = over_one_connection(&url).await;
+        for n in 0..10 {
+            let claims = claims(1 + n * MANY);
+            insert_all(&store, &claims).await;
+            let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+            let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+            assert!(join_all(ended).await.into_iter().all(|ended| ended.unwrap() == Replaced::Yes));
+            let (last, (_, end)) = (claims[0].0, &ends[0]);
+            assert_eq!(*store.get(&last).await.unwrap().unwrap().record, *end);
+            assert!(store.remove(&last, end.version()).await.unwrap());
         }
+        drop(store);
+        assert_eq!(counted_at_the_end(&url, scanned).await, before, "{url}: it read the whole table");
+    }
+}
+
+/// What the server has counted: a backend tells it when it ends, at the latest.
+async fn counted_at_the_end(url: &str, what: &str) -> i64 {
+    let watcher = another(url).await;
+    let until = Instant::now() + HEALED;
+    let stands = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'";
+    while !watcher.query(stands, &[]).await.unwrap().is_empty() {
         assert!(Instant::now() < until, "the store's connections do not end");
-    };
-    assert_eq!(deadlocks, 0);
+    }
+    watcher.query_one(what, &[]).await.unwrap().get(0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
