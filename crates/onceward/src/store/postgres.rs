@@ -1,7 +1,7 @@
 //! The store in PostgreSQL 15 or newer: many gateways, one truth.
 //!
-//! A table of its own in a schema of its own; each operation is one statement, one round trip and one transaction, sent over
-//! a few connections that each carry many statements at once. Ages are told by the server's clock alone.
+//! A table of its own in a schema of its own. An operation is a row of a statement, which is one round trip and one transaction;
+//! what waits at the same time is one statement. Ages are told by the server's clock alone.
 //!
 //! # Example
 //!
@@ -18,18 +18,24 @@
 //! # What the URL says besides
 //!
 //! `sslmode` (`disable` or `verify-full`; what leaves the machine is encrypted and verified unless it says otherwise),
-//! `sslrootcert`, `sslcert`, `sslkey`, `connections` (how many carry keys, 12), `prepare` (`always`, `never` or `auto`: not
+//! `sslrootcert`, `sslcert`, `sslkey`, `connections` (how many carry keys at most, 12), `prepare` (`always`, `never` or `auto`: not
 //! through a pooler), `accept` (`fsync-off`, `full-page-writes-off`: knowing that a loss of power may forget keys), and what
 //! libpq knows of hosts, users and time-outs.
 
+mod ask;
 mod connect;
+mod desk;
 mod failure;
 mod lanes;
+mod many;
+mod queue;
+mod running;
 mod schema;
 mod server;
 mod settings;
 mod statements;
 mod tls;
+mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,13 +48,15 @@ use tokio_postgres::types::Type;
 use super::{Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::codec;
-use crate::record::{Found, Phase, Record, Stage, Version};
+use crate::record::{Found, Phase, Record, Version};
 use crate::secret::RecordId;
+use ask::{Question, Write};
 use connect::Connect;
+use desk::Desk;
 use failure::Next;
-use lanes::{Lanes, Line};
+use lanes::Lanes;
 pub use settings::Settings;
-use statements::{COUNT, DUE, LIST_ANEW, META, Op, Param};
+use statements::{COUNT, DUE, LIST_ANEW, META, Param};
 
 /// How often a statement is sent again where the server says that it was not applied, or a connection broke.
 const TRIES: usize = 4;
@@ -70,7 +78,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 pub struct PostgresStore {
     connect: Arc<Connect>,
     /// For keys.
-    lanes: Lanes,
+    desk: Arc<Desk>,
     /// For what takes its time: nothing waits behind it.
     slow: Lanes,
     counted: tokio::sync::Mutex<Option<Counted>>,
@@ -116,7 +124,7 @@ impl PostgresStore {
         let connected = connect.connect().await?;
         schema::bring_up(&connected.client).await?;
         Ok(Self {
-            lanes: Lanes::new(Arc::clone(&connect), connections),
+            desk: Desk::new(Lanes::new(Arc::clone(&connect), connections)),
             slow: Lanes::new(Arc::clone(&connect), 1),
             connect,
             counted: tokio::sync::Mutex::default(),
@@ -124,22 +132,16 @@ impl PostgresStore {
         })
     }
 
-    async fn run(&self, op: Op, id: &RecordId, params: &[Param<'_>], settled: &mut bool) -> Result<Vec<Row>, Error> {
+    async fn run(&self, id: &RecordId, question: &Question, settled: &mut bool) -> Result<Option<Row>, Error> {
         let mut retries = Retries::default();
+        let mut is_alone = false;
         loop {
-            let (next, error) = match self.lanes.line(id).await {
-                Ok(line) => {
-                    let watch = line.watch();
-                    let ran = line.statements.run(&line.client, op, params).await;
-                    watch.answered();
-                    match judged(&line, ran) {
-                        Ok(rows) => return Ok(rows),
-                        Err(failed) => failed,
-                    }
-                }
-                // Nothing was sent, this time: whoever claims need not take back what cannot be there.
-                Err(error) => (Next::Again, Error::refused("no connection to PostgreSQL").because(error)),
+            let (next, error) = match self.desk.ask(id, question.clone(), is_alone).await {
+                Ok(row) => return Ok(row),
+                Err(failed) => failed,
             };
+            // Whatever is the matter with it is not to hold up others again.
+            is_alone = next == Next::Again || retries.0 > 0;
             retries.go_on(next, error, settled).await?;
         }
     }
@@ -148,12 +150,12 @@ impl PostgresStore {
     async fn run_slow(&self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let mut retries = Retries::default();
         loop {
-            let (next, error) = match self.slow.line(&RecordId([0; 32])).await {
+            let (next, error) = match self.slow.line(0).await {
                 Ok(line) => {
                     let watch = line.watch();
                     let ran = line.client.query_typed(text, params).await;
                     watch.answered();
-                    match judged(&line, ran) {
+                    match line.judged(ran) {
                         Ok(rows) => return Ok(rows),
                         Err(failed) => failed,
                     }
@@ -165,20 +167,11 @@ impl PostgresStore {
     }
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
-        let row = RowOf::new(id, record);
-        let bytes = row.record.as_ref();
-        let params: [Param<'_>; 5] = [
-            (&row.id, Type::BYTEA),
-            (&row.attempt, Type::BYTEA),
-            (&row.stage, Type::INT2),
-            (&bytes, Type::BYTEA),
-            (&row.due, Type::INT8),
-        ];
+        let question = Question::Insert(Write::new(id, record));
         let mut settled = true;
         for _ in 0..TRIES {
-            let rows = self.run(Op::Insert, id, &params, &mut settled).await?;
-            if let Some(told) = rows.first() {
-                let found = self.found(id, told)?;
+            if let Some(told) = self.run(id, &question, &mut settled).await? {
+                let found = self.found(id, &told)?;
                 // It was inserted by a statement whose answer was lost.
                 let is_ours = !settled && found.as_ref().is_some_and(|found| *found.record == *record);
                 return Ok(found.filter(|_| !is_ours));
@@ -189,28 +182,12 @@ impl PostgresStore {
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
-        let row = RowOf::new(id, record);
-        let bytes = row.record.as_ref();
-        let (attempt, stage) = (over.attempt.0.as_slice(), number(over.stage));
-        let params: [Param<'_>; 7] = [
-            (&row.id, Type::BYTEA),
-            (&attempt, Type::BYTEA),
-            (&stage, Type::INT2),
-            (&row.attempt, Type::BYTEA),
-            (&row.stage, Type::INT2),
-            (&bytes, Type::BYTEA),
-            (&row.due, Type::INT8),
-        ];
-        let is_end = over.attempt == record.attempt
-            && over.stage == Stage::InFlight
-            && matches!(record.phase.stage(), Stage::Completed);
-        let op = if is_end { Op::Complete } else { Op::Replace };
+        let question = Question::replace(over, id, record);
         let mut settled = true;
         for pause in LOCKED_MS {
-            let rows = self.run(op, id, &params, &mut settled).await?;
-            let there = match rows.first() {
+            let there = match self.run(id, &question, &mut settled).await? {
                 None => None,
-                Some(told) => match self.found(id, told)? {
+                Some(told) => match self.found(id, &told)? {
                     None => return Ok(Replaced::Yes),
                     there => there,
                 },
@@ -230,18 +207,15 @@ impl PostgresStore {
     }
 
     async fn get_now(&self, id: &RecordId) -> Result<Option<Found>, Error> {
-        let key = id.0.as_slice();
-        let rows = self.run(Op::Get, id, &[(&key, Type::BYTEA)], &mut true).await?;
-        rows.first().map_or(Ok(None), |row| self.found(id, row))
+        let row = self.run(id, &Question::Get, &mut true).await?;
+        row.map_or(Ok(None), |row| self.found(id, &row))
     }
 
     async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
-        let (key, attempt, stage) = (id.0.as_slice(), over.attempt.0.as_slice(), number(over.stage));
-        let params: [Param<'_>; 3] = [(&key, Type::BYTEA), (&attempt, Type::BYTEA), (&stage, Type::INT2)];
+        let question = Question::Remove(over.into());
         let mut settled = true;
         for pause in LOCKED_MS {
-            let rows = self.run(Op::Remove, id, &params, &mut settled).await?;
-            match rows.first() {
+            match self.run(id, &question, &mut settled).await? {
                 Some(row) if row.get(0) => return Ok(true),
                 // Gone after an answer that was lost: it was us, or it was removed all the same.
                 None => return Ok(!settled && self.get_now(id).await?.is_none()),
@@ -255,9 +229,9 @@ impl PostgresStore {
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
         self.ask_again().await?;
         for _ in 0..LISTED_ANEW {
-            let line = self.slow.line(&RecordId([0; 32])).await?;
+            let line = self.slow.line(0).await?;
             let listed = line.client.execute_typed(LIST_ANEW, &[]).await;
-            if judged(&line, listed).map_err(|(_, error)| error)? < 1000 {
+            if line.judged(listed).map_err(|(_, error)| error)? < 1000 {
                 break;
             }
         }
@@ -290,7 +264,7 @@ impl PostgresStore {
         if self.asked.lock().elapsed() < ASK_AGAIN {
             return Ok(());
         }
-        let line = self.slow.line(&RecordId([0; 32])).await?;
+        let line = self.slow.line(0).await?;
         let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
         *self.asked.lock() = Instant::now();
         let checked = server.check(&self.connect.settings().accepted);
@@ -399,19 +373,6 @@ impl Store for PostgresStore {
     }
 }
 
-/// What became of a statement: rows, or what to do and why.
-type Judged<T> = Result<T, (Next, Error)>;
-
-fn judged<T>(line: &Line, ran: Result<T, tokio_postgres::Error>) -> Judged<T> {
-    ran.map_err(|error| {
-        let next = failure::next(&error);
-        if next == Next::Reconnect {
-            line.give_up();
-        }
-        (next, failure::error("PostgreSQL failed", error))
-    })
-}
-
 /// How often a statement failed.
 #[derive(Default)]
 struct Retries(u32);
@@ -429,41 +390,5 @@ impl Retries {
         }
         tokio::time::sleep(Duration::from_millis(10) * 4_u32.pow(self.0 - 1)).await;
         Ok(())
-    }
-}
-
-/// A record as a row.
-struct RowOf<'r> {
-    id: &'r [u8],
-    attempt: &'r [u8],
-    stage: i16,
-    record: Bytes,
-    /// In microseconds; never is no number.
-    due: Option<i64>,
-}
-
-impl<'r> RowOf<'r> {
-    fn new(id: &'r RecordId, record: &'r Record) -> Self {
-        // What is longer than PostgreSQL's time is long is for ever.
-        const LONGEST: i64 = 10_000 * 365 * 86_400 * 1_000_000;
-        let micros = |due: Duration| i64::try_from(due.as_micros()).ok().filter(|micros| *micros <= LONGEST);
-        Self {
-            id: &id.0,
-            attempt: &record.attempt.0,
-            stage: number(record.phase.stage()),
-            record: codec::encode(id, record),
-            due: record.due().and_then(micros),
-        }
-    }
-}
-
-/// The number of a stage, which is the codec's.
-fn number(stage: Stage) -> i16 {
-    match stage {
-        Stage::InFlight => 1,
-        Stage::Completed => 2,
-        Stage::Released => 3,
-        Stage::Unknown => 4,
-        Stage::Tombstone => 5,
     }
 }

@@ -8,6 +8,7 @@ mod power;
 mod records;
 mod standby;
 mod tls;
+mod together;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

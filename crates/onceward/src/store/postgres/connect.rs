@@ -51,8 +51,10 @@ struct Known {
 pub(super) struct Connected {
     pub(super) client: Client,
     pub(super) timeline: u64,
-    /// Whether nothing stands in between, so that what is prepared stays prepared.
+    /// Whether nothing stands in between, so that the session is ours.
     pub(super) is_direct: bool,
+    /// Whether what is prepared stays prepared.
+    pub(super) prepares: bool,
 }
 
 impl Connect {
@@ -206,10 +208,11 @@ impl Connect {
             )));
         }
         // A pooler shows itself by a port that is not ours.
-        let is_direct = self.settings.prepare.unwrap_or(local_port.is_some() && server.client_port == local_port);
+        let is_direct = local_port.is_some() && server.client_port == local_port;
+        let prepares = self.settings.prepare.unwrap_or(is_direct);
         let timeline = server.timeline;
         self.learn(server);
-        Ok(Connected { client, timeline, is_direct })
+        Ok(Connected { client, timeline, is_direct, prepares })
     }
 }
 

@@ -1,4 +1,4 @@
-//! A few connections, each of which carries many statements at once.
+//! A few connections, each made when it is needed and made anew when it is of no use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,13 +9,12 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::connect::Connect;
-use super::failure;
+use super::failure::{self, Next};
 use super::statements::Statements;
-use crate::secret::RecordId;
 use crate::store::Error;
 
 /// Whoever waits longer than this and goes away leaves word that the connection may hang.
-const HANGING: Duration = Duration::from_secs(1);
+pub(super) const HANGING: Duration = Duration::from_secs(1);
 
 /// After a connection failed, so long nobody tries again, and all are told why.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -53,10 +52,13 @@ impl Lanes {
         Self { connect, lanes: (0..count).map(|_| Lane::default()).collect() }
     }
 
-    /// The connection of a key: all that this process asks about one goes the same way, so that what was asked first, and
-    /// perhaps given up, is done first.
-    pub(super) async fn line(&self, id: &RecordId) -> Result<Arc<Line>, Error> {
-        let lane = &self.lanes[usize::from(id.0[0]) % self.lanes.len()];
+    pub(super) fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// The connection at this place, which is made if it does not stand.
+    pub(super) async fn line(&self, place: usize) -> Result<Arc<Line>, Error> {
+        let lane = &self.lanes[place];
         if let Some(line) = self.standing(lane) {
             return Ok(line);
         }
@@ -89,7 +91,7 @@ impl Lanes {
         }
         let made = async {
             let connected = self.connect.connect().await?;
-            let statements = Statements::new(&connected.client, connected.is_direct).await;
+            let statements = Statements::new(&connected).await;
             let statements = statements.map_err(|error| failure::error("its tables are not as expected", error))?;
             let (client, timeline) = (connected.client, connected.timeline);
             Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false) }))
@@ -111,6 +113,20 @@ impl Line {
     /// No more statements go this way.
     pub(super) fn give_up(&self) {
         self.hangs.store(true, Ordering::Relaxed);
+    }
+
+    /// What became of a statement: what it told, or what to do and why.
+    pub(super) fn judged<T>(&self, ran: Result<T, tokio_postgres::Error>) -> Result<T, (Next, Error)> {
+        ran.map_err(|error| (self.next(&error), failure::error("PostgreSQL failed", error)))
+    }
+
+    /// What to do about a failed statement.
+    pub(super) fn next(&self, error: &tokio_postgres::Error) -> Next {
+        let next = failure::next(error);
+        if next == Next::Reconnect {
+            self.give_up();
+        }
+        next
     }
 
     /// Notes how long whoever asks is ready to wait.

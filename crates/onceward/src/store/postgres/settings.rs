@@ -15,7 +15,7 @@ pub struct Settings {
     pub(super) config: Config,
     /// `None`: in the clear.
     pub(super) tls: Option<Arc<ClientConfig>>,
-    /// How many connections carry keys.
+    /// How many connections carry keys at most.
     pub(super) connections: usize,
     /// Whether statements are prepared; `None`: where nothing stands between us and the server.
     pub(super) prepare: Option<bool>,
@@ -34,7 +34,7 @@ pub(super) struct Files {
 /// What can be accepted.
 const ACCEPTABLE: [&str; 2] = ["fsync-off", "full-page-writes-off"];
 
-/// Eight to sixteen were as fast as any number here: they are pipelined.
+/// Two are enough as long as the server is quick; the others are for when it is not.
 const CONNECTIONS: usize = 12;
 
 impl FromStr for Settings {

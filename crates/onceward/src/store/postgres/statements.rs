@@ -5,6 +5,8 @@
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
 
+use super::connect::Connected;
+
 macro_rules! synced {
     () => {
         "set_config('synchronous_commit', 'on', true) IS NOT NULL AND set_config('lock_timeout', '1s', true) IS NOT NULL"
@@ -71,6 +73,51 @@ const REPLACE: &str = concat!(
     done_or_there!()
 );
 
+/// The settings of a statement of many rows, asked for once and not for each row. The lock's is short: a row that is locked
+/// fails its neighbours, and each is then tried by itself.
+macro_rules! synced_once {
+    () => {
+        "(SELECT set_config('synchronous_commit', 'on', true) IS NOT NULL AND set_config('lock_timeout', '100ms', true) IS NOT NULL)"
+    };
+}
+
+macro_rules! due {
+    () => {
+        "coalesce(t.now + a.due * interval '1 microsecond', 'infinity')"
+    };
+}
+
+/// [`INSERT`] for many. They come in the order of their ids, and so do their locks: two of these cannot wait for each other.
+/// A row that was inserted between the look and the insertion is not told of.
+const INSERT_MANY: &str = concat!(
+    "WITH there AS MATERIALIZED (SELECT r.id, r.record, r.written FROM unnest($1) a(id) JOIN onceward.records r ON r.id = a.id), \
+     won AS (INSERT INTO onceward.records (id, attempt, stage, record, written, due, look_at) \
+     SELECT a.id, a.attempt, a.stage, a.record, t.now, ",
+    due!(),
+    ", ",
+    due!(),
+    " FROM (SELECT clock_timestamp() AS now) t, \
+     unnest($1, $2, $3, $4, $5) WITH ORDINALITY a(id, attempt, stage, record, due, n) \
+     WHERE a.id NOT IN (SELECT id FROM there) AND ",
+    synced_once!(),
+    " ORDER BY a.n ON CONFLICT (id) DO NOTHING RETURNING id) \
+     SELECT NULL::bytea, 0::bigint, 0::bigint, id FROM won UNION ALL SELECT record, ",
+    age!(),
+    ", id FROM there"
+);
+
+/// [`COMPLETE`] for many, each in flight before. It tells which it replaced; what is there instead of another is asked by itself.
+const COMPLETE_MANY: &str = concat!(
+    "UPDATE onceward.records r SET stage = a.stage, record = a.record, written = t.now, due = ",
+    due!(),
+    ", look_at = least(r.look_at, ",
+    due!(),
+    ") FROM (SELECT clock_timestamp() AS now) t, unnest($1, $2, $3, $4, $5) a(id, attempt, stage, record, due) \
+     WHERE r.id = a.id AND r.attempt = a.attempt AND r.stage = 1 AND ",
+    synced_once!(),
+    " RETURNING NULL::bytea, 0::bigint, 0::bigint, r.id"
+);
+
 const GET: &str = concat!("SELECT record, ", age!(), " FROM onceward.records WHERE id = $1");
 
 const REMOVE: &str = concat!(
@@ -112,18 +159,29 @@ pub(super) enum Op {
     Replace,
     Get,
     Remove,
+    InsertMany,
+    CompleteMany,
 }
 
 /// A parameter and its type.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-const OPS: [(Op, &str, &[Type]); 5] = [
+/// A plan that is made once must be right for a table that grows from nothing to millions of rows, and for one row and many: by
+/// the index, row by row. No promise rests on it.
+const PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
+     SET enable_mergejoin = off; SET enable_material = off; SET jit = off";
+
+const OPS: [(Op, &str, &[Type]); 7] = [
     (Op::Insert, INSERT, &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8]),
     (Op::Complete, COMPLETE, REPLACED),
     (Op::Replace, REPLACE, REPLACED),
     (Op::Get, GET, &[Type::BYTEA]),
     (Op::Remove, REMOVE, &[Type::BYTEA, Type::BYTEA, Type::INT2]),
+    (Op::InsertMany, INSERT_MANY, MANY),
+    (Op::CompleteMany, COMPLETE_MANY, MANY),
 ];
+
+const MANY: &[Type] = &[Type::BYTEA_ARRAY, Type::BYTEA_ARRAY, Type::INT2_ARRAY, Type::BYTEA_ARRAY, Type::INT8_ARRAY];
 
 const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8];
 
@@ -132,9 +190,14 @@ const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, T
 pub(super) struct Statements(Option<Vec<Statement>>);
 
 impl Statements {
-    pub(super) async fn new(client: &Client, prepare: bool) -> Result<Self, Error> {
-        if !prepare {
+    pub(super) async fn new(connected: &Connected) -> Result<Self, Error> {
+        let client = &connected.client;
+        if !connected.prepares {
             return Ok(Self(None));
+        }
+        // A pooler would hand what is set here to others.
+        if connected.is_direct {
+            client.batch_execute(PLAN).await?;
         }
         let prepared = OPS.iter().map(|(_, text, types)| client.prepare_typed(text, types));
         futures_util::future::try_join_all(prepared).await.map(|prepared| Self(Some(prepared)))

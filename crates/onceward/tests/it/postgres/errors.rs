@@ -13,7 +13,7 @@ use super::records::{HEALED, answer, claim, claims_again, id};
 use super::{POSTGRES_15, database_of};
 
 /// Another who uses the database.
-async fn another(url: &str) -> Client {
+pub(super) async fn another(url: &str) -> Client {
     let plain = url.split('?').next().unwrap();
     let (client, connection) = tokio_postgres::connect(plain, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
@@ -21,7 +21,7 @@ async fn another(url: &str) -> Client {
 }
 
 /// Waits until a backend of the store waits for a lock.
-async fn until_it_waits(other: &Client) {
+pub(super) async fn until_it_waits(other: &Client) {
     let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward' \
          AND wait_event_type = 'Lock'";
     let until = Instant::now() + HEALED;
@@ -31,7 +31,7 @@ async fn until_it_waits(other: &Client) {
 }
 
 /// Whether the server has counted something of this database by then: a backend tells when it has a moment.
-async fn is_counted(store: &PostgresStore, other: &Client, what: &str, within: Duration) -> bool {
+pub(super) async fn is_counted(store: &PostgresStore, other: &Client, what: &str, within: Duration) -> bool {
     let count = format!("SELECT {what}::bigint FROM pg_stat_database WHERE datname = current_database()");
     let until = Instant::now() + within;
     while other.query_one(&count, &[]).await.unwrap().get::<_, i64>(0) == 0 {

@@ -18,7 +18,7 @@ use crate::support::postgres::{PgBouncer, Postgres};
 use crate::support::waiting::PATIENCE;
 
 /// A store whose way to the server is the proxy's.
-async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
+pub(super) async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
     let url = POSTGRES_15.database();
     let proxy = FaultProxy::before(POSTGRES_15.address);
     let url = url.replace(&POSTGRES_15.address.to_string(), &proxy.address.to_string());
@@ -261,19 +261,33 @@ async fn a_role_that_only_serves_needs_no_more_than_it_is_granted() {
         .collect();
     assert!(grants.lines().count() == 3, "{grants}");
     POSTGRES_15.sql(&database, &grants.replace("serving", &role));
-    let store = PostgresStore::open(&serving).await.unwrap();
-    // Its limit of connections is less than it wants: keys wait for those that there are, or hear that there is none.
-    let mut refused = 0;
-    for n in 0..40 {
-        match store.insert(&id(n), &claim(AttemptId::random())).await {
-            Ok(found) => assert_eq!(found, None),
-            Err(error) => {
-                assert_eq!(error.applied(), Applied::No, "{error}");
-                refused += 1;
-            }
-        }
+    let store = Arc::new(PostgresStore::open(&serving).await.unwrap());
+    // It gets no more connections than it has, and wants more: keys wait for those that there are.
+    claims_again(&store, 900).await;
+    POSTGRES_15.sql(&database, &format!("ALTER ROLE {role} CONNECTION LIMIT 1"));
+    let mut all = JoinSet::new();
+    for n in 0..200 {
+        let (store, id) = (Arc::clone(&store), id(n));
+        all.spawn(async move { store.insert(&id, &claim(AttemptId::random())).await });
     }
-    assert!(refused > 0 && refused < 40, "{refused} of 40 were refused");
+    for claimed in all.join_all().await {
+        assert_eq!(claimed.unwrap(), None);
+    }
+    // Where there is none, they hear why, and that nothing was applied.
+    POSTGRES_15.sql(&database, &format!("ALTER ROLE {role} CONNECTION LIMIT 0"));
+    POSTGRES_15.sql(
+        &database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    );
+    let until = Instant::now() + HEALED;
+    let error = loop {
+        match store.insert(&id(500), &claim(AttemptId::random())).await {
+            Err(error) if error.applied() == Applied::No => break error,
+            _ => assert!(Instant::now() < until, "it was never refused"),
+        }
+    };
+    assert!(chain(&error).contains("too many connections"), "{}", chain(&error));
     POSTGRES_15.sql(&database, &format!("ALTER ROLE {role} CONNECTION LIMIT 50"));
     claims_again(&store, 1000).await;
 }

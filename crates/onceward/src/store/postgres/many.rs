@@ -1,0 +1,72 @@
+//! What is said in one statement: one question, or many of a kind.
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Row};
+
+use super::ask::{Ask, Group, Question};
+use super::statements::{Op, Param, Statements};
+
+/// Sends one question by itself.
+pub(super) async fn send_one(statements: &Statements, client: &Client, ask: &Ask) -> Result<Option<Row>, Error> {
+    let id = ask.id.0.as_slice();
+    let (op, over) = match &ask.question {
+        Question::Insert(_) => (Op::Insert, None),
+        Question::Complete(write) => (Op::Complete, Some((write.attempt, IN_FLIGHT))),
+        Question::Replace(over, _) => (Op::Replace, Some((over.attempt, over.stage))),
+        Question::Get => (Op::Get, None),
+        Question::Remove(over) => (Op::Remove, Some((over.attempt, over.stage))),
+    };
+    let over = over.as_ref().map(|(attempt, stage)| (attempt.as_slice(), stage));
+    let write = ask.question.write();
+    let write = write.map(|write| (write.attempt.as_slice(), &write.stage, &write.record[..], &write.due));
+    let mut params: Vec<Param<'_>> = vec![(&id, Type::BYTEA)];
+    if let Some((attempt, stage)) = &over {
+        params.extend([(attempt as _, Type::BYTEA), (*stage as _, Type::INT2)]);
+    }
+    if let Some((attempt, stage, record, due)) = &write {
+        params.extend([
+            (attempt as _, Type::BYTEA),
+            (*stage as _, Type::INT2),
+            (record as _, Type::BYTEA),
+            (*due as _, Type::INT8),
+        ]);
+    }
+    Ok(statements.run(client, op, &params).await?.into_iter().next())
+}
+
+/// Sends many of a kind, which are in the order of their ids, as one statement. Each row of the answer names its id.
+pub(super) async fn send_many(statements: &Statements, client: &Client, asks: &[Ask]) -> Result<Vec<Row>, Error> {
+    let op = match asks.first().map(|ask| ask.question.group()) {
+        Some(Group::Completions) => Op::CompleteMany,
+        _ => Op::InsertMany,
+    };
+    let writes = || asks.iter().filter_map(|ask| ask.question.write());
+    let ids: Vec<&[u8]> = asks.iter().map(|ask| ask.id.0.as_slice()).collect();
+    let attempts: Vec<&[u8]> = writes().map(|write| write.attempt.as_slice()).collect();
+    let stages: Vec<i16> = writes().map(|write| write.stage).collect();
+    let records: Vec<&[u8]> = writes().map(|write| &write.record[..]).collect();
+    let dues: Vec<Option<i64>> = writes().map(|write| write.due).collect();
+    let params: [Param<'_>; 5] = [
+        (&ids, Type::BYTEA_ARRAY),
+        (&attempts, Type::BYTEA_ARRAY),
+        (&stages, Type::INT2_ARRAY),
+        (&records, Type::BYTEA_ARRAY),
+        (&dues, Type::INT8_ARRAY),
+    ];
+    statements.run(client, op, &params).await
+}
+
+/// Deals the rows out: each question its own, or none where no row names its id.
+pub(super) fn dealt(asks: &[Ask], rows: Vec<Row>) -> Vec<Option<Row>> {
+    let mut dealt: Vec<Option<Row>> = asks.iter().map(|_| None).collect();
+    for row in rows {
+        let place =
+            row.try_get::<_, &[u8]>(3).ok().and_then(|id| asks.binary_search_by(|ask| ask.id.0[..].cmp(id)).ok());
+        if let Some(place) = place {
+            dealt[place] = Some(row);
+        }
+    }
+    dealt
+}
+
+const IN_FLIGHT: i16 = 1;

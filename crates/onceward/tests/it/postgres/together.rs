@@ -1,0 +1,350 @@
+//! What is asked about many keys at once goes to the server together, and none of them pays for another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use onceward::record::{AttemptId, Record};
+use onceward::secret::RecordId;
+use onceward::store::{Applied, PostgresStore, Replaced, Store};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::errors::{another, is_counted, until_it_waits};
+use super::faults::behind_a_proxy;
+use super::records::{HEALED, answer, chain, claim, id};
+use super::{PGBOUNCER, POSTGRES_15, POSTGRES_18, database_of};
+use crate::support::fault_proxy::Fault;
+use crate::support::postgres::Postgres;
+use crate::support::waiting::PATIENCE;
+
+/// So many keys are asked about at once.
+const MANY: usize = 40;
+
+/// A row a statement of many rows, told by the server itself.
+const COUNTED: &str = "CREATE TABLE counted (kind text, rows bigint); \
+     CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS \
+     $$ BEGIN INSERT INTO public.counted SELECT tg_op, count(*) FROM written; RETURN NULL; END $$; \
+     CREATE TRIGGER inserted AFTER INSERT ON onceward.records REFERENCING NEW TABLE AS written \
+     FOR EACH STATEMENT EXECUTE FUNCTION counted(); \
+     CREATE TRIGGER updated AFTER UPDATE ON onceward.records REFERENCING NEW TABLE AS written \
+     FOR EACH STATEMENT EXECUTE FUNCTION counted()";
+
+/// Keys with a claim each.
+fn claims(from: usize) -> Vec<(RecordId, Record)> {
+    (from..from + MANY).map(|n| (id(n), claim(AttemptId::random()))).collect()
+}
+
+async fn insert_all(store: &PostgresStore, claims: &[(RecordId, Record)]) {
+    for inserted in join_all(claims.iter().map(|(id, claim)| store.insert(id, claim))).await {
+        assert_eq!(inserted.unwrap(), None);
+    }
+}
+
+/// Over one connection, so that what is asked at once is not shared out.
+async fn over_one_connection(url: &str) -> PostgresStore {
+    let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
+    assert_eq!(store.get(&id(0)).await.unwrap(), None);
+    store
+}
+
+#[tokio::test]
+async fn what_is_asked_at_once_is_one_statement() {
+    let pooled = |url: String| url.replace(&POSTGRES_15.address.to_string(), &PGBOUNCER.address.to_string());
+    for (server, url) in [
+        (&*POSTGRES_15, POSTGRES_15.database()),
+        (&*POSTGRES_18, POSTGRES_18.database()),
+        (&*POSTGRES_15, pooled(POSTGRES_15.database())),
+    ] {
+        let store = over_one_connection(&url).await;
+        server.sql(&database_of(&url), COUNTED);
+        let claims = claims(1);
+        insert_all(&store, &claims).await;
+        // Again, some by another, and some that are new.
+        let again: Vec<_> =
+            claims.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).chain(self::claims(100)).collect();
+        let found = join_all(again.iter().map(|(id, claim)| store.insert(id, claim))).await;
+        for (n, found) in found.into_iter().enumerate() {
+            let there = found.unwrap().map(|found| *found.record);
+            assert_eq!(there.as_ref(), claims.get(n).map(|(_, claim)| claim), "{url}");
+        }
+        // Ends: of what is there, of what is not, and of what another holds.
+        let (gone, theirs) = (self::claims(200), self::claims(300));
+        insert_all(&store, &theirs).await;
+        let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
+        let claims = [claims, gone, taken].concat();
+        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+        let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+        for (n, ended) in join_all(ended).await.into_iter().enumerate() {
+            match (n / MANY, ended.unwrap()) {
+                (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
+                (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
+                (_, ended) => panic!("{url}: {n} {ended:?}"),
+            }
+        }
+        for ((id, _), (_, end)) in claims.iter().zip(&ends).take(MANY) {
+            assert_eq!(*store.get(id).await.unwrap().unwrap().record, *end, "{url}");
+        }
+        let most = "SELECT string_agg(rows::text, ' ' ORDER BY kind) FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
+        assert_eq!(server.sql(&database_of(&url), most), format!("{MANY} {MANY}"), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_forgets_none_of_many() {
+    // Without our own word, what is committed would wait for the WAL writer, which comes every ten seconds.
+    let mut server = Postgres::start(15, "wal_writer_delay = 10s\nautovacuum = off");
+    let url = server.database();
+    server.sql("postgres", &format!("ALTER DATABASE {} SET synchronous_commit = off", database_of(&url)));
+    let store = over_one_connection(&url).await;
+    let claims = claims(1);
+    insert_all(&store, &claims).await;
+    server.stop("immediate");
+    server.start_again();
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+    let ended = timeout(HEALED, join_all(ended)).await.unwrap();
+    assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "a claim was forgotten");
+    server.stop("immediate");
+    server.start_again();
+    for ((id, _), (_, end)) in claims.iter().zip(&ends) {
+        let found = timeout(HEALED, store.get(id)).await.unwrap().unwrap();
+        assert_eq!(found.map(|found| *found.record).as_ref(), Some(end), "an end was forgotten");
+    }
+}
+
+#[tokio::test]
+async fn a_locked_row_holds_up_no_neighbour() {
+    let url = POSTGRES_15.database();
+    let store = PostgresStore::open(&url).await.unwrap();
+    let locker = another(&url).await;
+    for n in 0.. {
+        let claims = claims(1 + n * MANY);
+        insert_all(&store, &claims).await;
+        locker.execute("DELETE FROM onceward.records WHERE stage = 2", &[]).await.unwrap();
+        let locked = claims[MANY / 2].0.0.as_slice();
+        locker.batch_execute("BEGIN").await.unwrap();
+        locker.execute("SELECT FROM onceward.records WHERE id = $1 FOR UPDATE", &[&locked]).await.unwrap();
+        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+        let mut all: Vec<_> =
+            claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end)).collect();
+        let mut held = all.remove(MANY / 2);
+        let began = Instant::now();
+        let ended = tokio::select! {
+            biased;
+            ended = timeout(PATIENCE, join_all(all)) => ended.expect("a locked row holds up its neighbours"),
+            ended = &mut held => panic!("it was locked: {ended:?}"),
+        };
+        let took = began.elapsed();
+        for ended in ended {
+            assert_eq!(ended.unwrap(), Replaced::Yes);
+        }
+        locker.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(held.await.unwrap(), Replaced::Yes);
+        // It waited with them for a moment, and then by itself. On a busy machine even that takes a while.
+        if took < Duration::from_millis(900) && is_counted(&store, &locker, "xact_rollback", HEALED).await {
+            return;
+        }
+        assert!(n < 5, "its neighbours wait as long as it does: {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_written_fails_no_neighbour() {
+    let url = POSTGRES_15.database();
+    let store = over_one_connection(&url).await;
+    let refused = id(MANY / 2).0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let rule =
+        format!("ALTER TABLE onceward.records ADD CHECK (id <> '\\x{refused}' AND (id < '\\x80' OR stage <> 2))");
+    POSTGRES_15.sql(&database_of(&url), &rule);
+    let claims = claims(1);
+    for ((key, _), inserted) in
+        claims.iter().zip(join_all(claims.iter().map(|(id, claim)| store.insert(id, claim))).await)
+    {
+        match inserted {
+            Ok(found) => assert_eq!((found, *key == id(MANY / 2)), (None, false)),
+            Err(error) => {
+                assert_eq!((error.applied(), *key), (Applied::No, id(MANY / 2)), "{error}");
+                assert!(chain(&error).contains("check constraint"), "{}", chain(&error));
+            }
+        }
+    }
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    let ended = join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end))).await;
+    let mut failed = 0;
+    for ((key, _), ended) in claims.iter().zip(ended) {
+        match ended {
+            Ok(Replaced::Yes) => assert!(key.0[0] < 0x80),
+            Ok(ended) => assert_eq!((ended, *key), (Replaced::No(None), id(MANY / 2))),
+            Err(error) => {
+                assert_eq!((error.applied(), key.0[0] < 0x80), (Applied::No, false), "{error}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0 && failed < MANY - 1, "{failed}");
+}
+
+#[tokio::test]
+async fn many_whose_answer_was_lost_are_each_recognised() {
+    let (proxy, store) = behind_a_proxy().await;
+    let claims = claims(1);
+    proxy.set(Fault::NextAnswerLost);
+    insert_all(&store, &claims).await;
+    assert_eq!(proxy.lost(), 1);
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    proxy.set(Fault::NextAnswerLost);
+    let ended = join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end))).await;
+    assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "its own end was taken for another's");
+    assert_eq!(proxy.lost(), 2);
+    // What another holds is not taken for one's own, whatever was lost.
+    let others: Vec<_> = claims.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
+    proxy.set(Fault::NextAnswerLost);
+    for (found, (_, end)) in
+        join_all(others.iter().map(|(id, claim)| store.insert(id, claim))).await.into_iter().zip(&ends)
+    {
+        assert_eq!(*found.unwrap().expect("another's was taken for its own").record, *end);
+    }
+    assert_eq!(proxy.lost(), 3);
+}
+
+#[tokio::test]
+async fn two_gateways_that_ask_in_opposite_orders_do_not_wait_for_each_other() {
+    let url = POSTGRES_15.database();
+    let database = database_of(&url);
+    let slow = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_sleep(0.001); RETURN new; END $$; \
+         CREATE TRIGGER dawdle BEFORE INSERT ON onceward.records FOR EACH ROW EXECUTE FUNCTION dawdle()";
+    // A deadlock is found before anybody has waited too long.
+    POSTGRES_15.sql("postgres", &format!("ALTER DATABASE {database} SET deadlock_timeout = '5ms'"));
+    let stores = [over_one_connection(&url).await, over_one_connection(&url).await];
+    POSTGRES_15.sql(&database, slow);
+    for round in 0..10 {
+        let forth = claims(1 + round * MANY);
+        let back: Vec<_> = forth.iter().rev().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
+        let ask = |at: usize, asked: Vec<(RecordId, Record)>| {
+            let store = &stores[at];
+            async move { join_all(asked.iter().map(|(id, claim)| store.insert(id, claim))).await }
+        };
+        let (first, second) = tokio::join!(ask(0, forth), ask(1, back));
+        for (first, second) in first.into_iter().zip(second.into_iter().rev()) {
+            let won = [first.unwrap(), second.unwrap()].iter().filter(|found| found.is_none()).count();
+            assert_eq!(won, 1);
+        }
+    }
+    drop(stores);
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(counted_at_the_end(&url, deadlocks).await, 0);
+}
+
+#[tokio::test]
+async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
+    for (server, url) in [(&*POSTGRES_15, POSTGRES_15.database()), (&*POSTGRES_18, POSTGRES_18.database())] {
+        PostgresStore::open(&url).await.unwrap().insert(&id(9999), &claim(AttemptId::random())).await.unwrap();
+        // Of one page: to read all of it is cheaper than its index, now.
+        server.sql(&database_of(&url), "VACUUM ANALYZE onceward.records");
+        let scanned = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'records'";
+        let before = counted_at_the_end(&url, scanned).await;
+        let store = over_one_connection(&url).await;
+        for n in 0..10 {
+            let claims = claims(1 + n * MANY);
+            insert_all(&store, &claims).await;
+            let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+            let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+            assert!(join_all(ended).await.into_iter().all(|ended| ended.unwrap() == Replaced::Yes));
+            let (last, (_, end)) = (claims[0].0, &ends[0]);
+            assert_eq!(*store.get(&last).await.unwrap().unwrap().record, *end);
+            assert!(store.remove(&last, end.version()).await.unwrap());
+        }
+        drop(store);
+        assert_eq!(counted_at_the_end(&url, scanned).await, before, "{url}: it read the whole table");
+    }
+}
+
+/// What the server has counted: a backend tells it when it ends, at the latest.
+async fn counted_at_the_end(url: &str, what: &str) -> i64 {
+    let watcher = another(url).await;
+    let until = Instant::now() + HEALED;
+    let stands = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'";
+    while !watcher.query(stands, &[]).await.unwrap().is_empty() {
+        assert!(Instant::now() < until, "the store's connections do not end");
+    }
+    watcher.query_one(what, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_racing_claims_of_a_few_keys_have_one_winner_each() {
+    const KEYS: usize = 10;
+    let url = POSTGRES_15.database();
+    let mut racers = JoinSet::new();
+    let stores = [0; 2].map(|_| PostgresStore::open(&url));
+    let stores = join_all(stores).await.into_iter().map(|store| Arc::new(store.unwrap())).collect::<Vec<_>>();
+    for n in 0..1000 {
+        let store = Arc::clone(&stores[n % 2]);
+        racers.spawn(async move {
+            let claim = claim(AttemptId::random());
+            let found = store.insert(&id(n / 2 % KEYS), &claim).await.unwrap();
+            (n / 2 % KEYS, found.is_none(), found.map_or(claim, |found| *found.record))
+        });
+    }
+    let raced = racers.join_all().await;
+    for key in 0..KEYS {
+        let of_this: Vec<_> = raced.iter().filter(|(raced, ..)| *raced == key).collect();
+        assert_eq!(of_this.len(), 1000 / KEYS);
+        assert_eq!(of_this.iter().filter(|(_, won, _)| *won).count(), 1, "key {key}");
+        assert!(of_this.iter().all(|(.., seen)| *seen == of_this[0].2), "key {key}: they saw different winners");
+    }
+}
+
+#[tokio::test]
+async fn whoever_goes_away_before_it_was_sent_has_not_asked() {
+    let url = POSTGRES_15.database();
+    let store = over_one_connection(&url).await;
+    let (other, watcher) = (another(&url).await, another(&url).await);
+    other.batch_execute("BEGIN; LOCK TABLE onceward.records").await.unwrap();
+    let (first, held) = (id(1), claim(AttemptId::random()));
+    let sent = store.insert(&first, &held);
+    let rest = async {
+        until_it_waits(&watcher).await;
+        // The only connection is taken.
+        let gone = claim(AttemptId::random());
+        assert!(timeout(Duration::from_millis(10), store.insert(&id(2), &gone)).await.is_err());
+        other.batch_execute("COMMIT").await.unwrap();
+    };
+    let (sent, ()) = tokio::join!(sent, rest);
+    assert_eq!(sent.unwrap(), None);
+    assert_eq!(store.get(&id(2)).await.unwrap(), None);
+    assert_eq!(*store.get(&first).await.unwrap().unwrap().record, held);
+}
+
+#[tokio::test]
+async fn what_is_asked_about_one_key_happens_in_its_order() {
+    let url = POSTGRES_15.database();
+    let store = PostgresStore::open(&url).await.unwrap();
+    for n in 0..20 {
+        // Others, so that there is work for all connections.
+        let others = claims(1000 + n * MANY);
+        let others = join_all(others.iter().map(|(id, claim)| store.insert(id, claim)));
+        let (key, first, second) = (id(n), claim(AttemptId::random()), claim(AttemptId::random()));
+        let end = answer(second.attempt);
+        let asked = async {
+            tokio::join!(
+                store.insert(&key, &first),
+                store.insert(&key, &second),
+                store.remove(&key, first.version()),
+                store.get(&key),
+                store.insert(&key, &second),
+                store.replace(&key, second.version(), &end),
+                store.get(&key),
+            )
+        };
+        let (_, (inserted, found, removed, nothing, inserted_again, ended, at_last)) = tokio::join!(others, asked);
+        assert_eq!(inserted.unwrap(), None);
+        assert_eq!(*found.unwrap().unwrap().record, first);
+        assert!(removed.unwrap());
+        assert_eq!(nothing.unwrap(), None);
+        assert_eq!(inserted_again.unwrap(), None);
+        assert_eq!(ended.unwrap(), Replaced::Yes);
+        assert_eq!(*at_last.unwrap().unwrap().record, end);
+    }
+}
