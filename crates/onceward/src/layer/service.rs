@@ -77,24 +77,7 @@ where
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
         }
-        // `poll_ready` prepared this service, not its clones: run it, keep a clone for next time.
-        let clone = self.inner.clone();
-        let ready = mem::replace(&mut self.inner, clone);
-        let (head, body) = request.into_parts();
-        let mut call = Box::new(Call {
-            takes: PhantomData,
-            inner: ready,
-            head,
-            body: Bytes::new(),
-            trailers: None,
-            source: Source::Header,
-            settings: Arc::clone(&self.settings),
-        });
-        // What needs no waiting is done here, so that little is carried through the future.
-        ResponseFuture::keyed(match call.ask() {
-            Ok(ask) => Box::pin(call.run(ask, body)),
-            Err(problem) => Box::pin(async move { Ok(call.refuse_unread(problem, body).await) }),
-        })
+        Call::begin(self, request)
     }
 }
 
@@ -191,7 +174,7 @@ impl<S, B> Call<S, B> {
 
 impl<S, B, R> Call<S, B>
 where
-    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+    S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Send + 'static,
     B: http_body::Body + Send + 'static,
@@ -199,6 +182,29 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
 {
+    /// A request with a key. Apart from [`Idempotency::call`], so that one without a key carries nothing of it.
+    #[inline(never)]
+    fn begin(service: &mut Idempotency<S>, request: Request<B>) -> ResponseFuture<S::Future, R, S::Error> {
+        // `poll_ready` prepared this service, not its clones: run it, keep a clone for next time.
+        let clone = service.inner.clone();
+        let ready = mem::replace(&mut service.inner, clone);
+        let (head, body) = request.into_parts();
+        let mut call = Box::new(Call {
+            takes: PhantomData,
+            inner: ready,
+            head,
+            body: Bytes::new(),
+            trailers: None,
+            source: Source::Header,
+            settings: Arc::clone(&service.settings),
+        });
+        // What needs no waiting is done here, so that little is carried through the future.
+        ResponseFuture::keyed(match call.ask() {
+            Ok(ask) => Box::pin(call.run(ask, body)),
+            Err(problem) => Box::pin(async move { Ok(call.refuse_unread(problem, body).await) }),
+        })
+    }
+
     /// What becomes of a request with a key.
     #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
     fn run(mut self: Box<Self>, ask: Ask, body: B) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
@@ -282,7 +288,7 @@ where
 
 impl<S, B, R> Operation for Call<S, B>
 where
-    S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+    S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Send + 'static,
     B: http_body::Body + Send + 'static,

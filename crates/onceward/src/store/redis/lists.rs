@@ -160,7 +160,10 @@ async fn at_the_end(link: &Link, scripts: &Scripts) -> Result<bool, Error> {
 /// Answers within their records are taken out after so long.
 pub(super) async fn end_later(link: &Link, mut ending: Vec<(RecordId, Duration)>) -> Result<(), Error> {
     ending.sort_unstable_by_key(|(_, after)| *after);
-    let members = ending.chunks(TOGETHER).map(|together| {
+    // Those that end within a minute go together; none waits for one that ends days later.
+    let minute = |(_, after): &(RecordId, Duration)| after.as_secs() / 60;
+    let alike = ending.chunk_by(|a, b| minute(a) == minute(b)).flat_map(|alike| alike.chunks(TOGETHER));
+    let members = alike.map(|together| {
         let last = together.last().map_or(Duration::ZERO, |(_, after)| *after);
         (joined(together.iter().map(|(id, _)| id)), last)
     });

@@ -69,10 +69,13 @@ return 1
 /// A record and its answer, as they are at one moment.
 const LOOK: &str = concat!(kept!(), tell!());
 
-/// The first bytes of many records: what each is, and when its answer's time ends.
+/// The first bytes of many records: what each is, and when its answer's time ends. What is no record hides no other.
 const HEADS: &str = "
 local heads = {}
-for at, key in ipairs(KEYS) do heads[at] = redis.call('GETRANGE', key, '0', '24') end
+for at, key in ipairs(KEYS) do
+  local head = redis.pcall('GETRANGE', key, '0', '24')
+  heads[at] = type(head) == 'string' and head or ''
+end
 return heads
 ";
 
@@ -83,12 +86,15 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local later = {}
 for at, key in ipairs(KEYS) do
-  local head = redis.call('GETRANGE', key, '0', '28')
-  if #head == 29 and string.byte(head, 17) == 6 then
+  local head = redis.pcall('GETRANGE', key, '0', '28')
+  if type(head) == 'string' and #head == 29 and string.byte(head, 17) == 6 then
     local ends, length = struct.unpack('>I8>I4', head, 18)
     if ends <= now then
       local left = redis.call('GETRANGE', key, 29, 28 + length)
-      redis.call('SET', key, string.sub(head, 1, 16) .. string.char(2) .. left, 'KEEPTTL')
+      -- One that was cut says so to whoever asks for it.
+      if #left == length then
+        redis.call('SET', key, string.sub(head, 1, 16) .. string.char(2) .. left, 'KEEPTTL')
+      end
     else
       later[#later + 1] = at
     end

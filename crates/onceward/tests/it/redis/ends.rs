@@ -148,3 +148,43 @@ async fn the_answer_of_a_long_execution_is_taken_out_too() {
     assert_eq!(store.due(10).await.unwrap(), []);
     assert!(bytes(server, 1) < 300, "its answer stands there yet");
 }
+
+/// Somebody else's hand, a list where a record was, hides nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_record_hides_no_other_from_the_sweep() {
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    execute(store, 1).await;
+    assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
+    execute(store, 3).await;
+    written(store).await;
+    let remove = || server.cli(0, &["DEL", &key(&id(1))]);
+    let spoil = || server.cli(0, &["RPUSH", &key(&id(1)), "no record"]);
+    world.pass(LEASE);
+    remove();
+    spoil();
+    let due = store.due(10).await.unwrap();
+    assert_eq!(due.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(2)]);
+    remove();
+    world.pass(RETENTION);
+    spoil();
+    store.due(10).await.unwrap();
+    assert!(bytes(server, 3) < 300, "its answer stands there yet");
+}
+
+/// One that is kept for longer does not keep others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_ends_in_its_own_time() {
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    let longer = kept_for(1, RETENTION * 24, 4000);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &longer).await.unwrap(), Replaced::Yes);
+    execute(store, 2).await;
+    written(store).await;
+    world.pass(LEASE);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    world.pass(RETENTION);
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert!(bytes(server, 2) < 300 && bytes(server, 1) > 4000, "{} and {}", bytes(server, 2), bytes(server, 1));
+}
