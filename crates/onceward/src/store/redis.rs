@@ -1,17 +1,17 @@
 //! The store in a Redis or Valkey: many gateways, speed.
 //!
 //! A claim is one native command, `SET … NX GET PX`: it is taken, or what is there comes back. Everything that replaces is a
-//! script of its own that compares the attempt and the stage. A small answer stands within its record, a large one beside it,
-//! which ends with retention by the server; the record ends with its tombstone. A claim and an `unknown` have a time too, of a hundred years: it ends
-//! neither, and lets the server tell how old they are, so that no two clocks need agree.
+//! script of its own that compares the attempt and the stage. A small answer stands within its record; a large one beside it,
+//! which ends with retention by the server. The record ends with its tombstone. A claim and an `unknown` have a time too, of a
+//! hundred years: it ends neither, and lets the server tell how old they are, so that no two clocks need agree.
 //!
 //! ```text
-//! onceward:{HASH}          attempt · stage · record, and a small answer    PX: 100 years, or retention + tombstone, or as long as it is kept
-//! onceward:{HASH}:answer   a large answer                                  PX: retention
-//! onceward:began           \
-//! onceward:claims           } sorted sets of ids: when the sweep looks at what: hints
-//! onceward:ends            /
-//! onceward:unknown         set of ids                    what the gauge counts: a hint
+//! onceward:{HASH}          attempt · stage · record, a small answer   PX: 100 years, or retention + tombstone, or as kept
+//! onceward:{HASH}:answer   a large answer                             PX: retention
+//! onceward:began           sorted set: claims won together            when the sweep looks at them: a hint
+//! onceward:claims          sorted set: claims that outlived a lease   the same
+//! onceward:ends            sorted set: records with an answer within  the same
+//! onceward:unknown         set of ids                                 what the gauge counts: a hint
 //! onceward:meta:NAME       a named value
 //! ```
 //!

@@ -132,7 +132,8 @@ impl Options {
         Ok(Self { kind, hosts, user, password, db, tls, accepts: query.accepts, timeout, within_max: WITHIN_MAX })
     }
 
-    /// How long one operation may take, connecting and trying again included. 1.8 s unless it is said.
+    /// How long one operation may take, connecting and trying again included. 1.8 s unless it is said. A server that hangs is
+    /// found out by whoever watches it, once a second, so what was sent to one may end some seconds later than that.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
