@@ -18,7 +18,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::fingerprint::{self, Fingerprint, Kind, Rules};
-use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record};
+use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record, Stage};
 use crate::reply::{Head, Reply};
 use crate::secret::{KeyHash, RecordId};
 use crate::store::Error;
@@ -44,7 +44,7 @@ pub(crate) fn write(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) {
 #[cfg(feature = "redis")]
 pub(crate) fn write_answer(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) {
     sealed(bytes, id, |fields| {
-        fields.number(1, COMPLETED);
+        fields.number(1, COMPLETED.into());
         fields.piece(2, &record.attempt.0);
         if let Phase::Completed { kept, retention, .. } = &record.phase {
             fields.number(6, ms(*retention));
@@ -62,12 +62,12 @@ pub(crate) fn write_answer(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) 
 pub(crate) fn decode_answer(id: &RecordId, bytes: &Bytes, left: &Record) -> Result<Record, Error> {
     let fields = unsealed(id, bytes)?;
     let Phase::Tombstone { print, keep, .. } = &left.phase else { return Err(damaged("answer")) };
-    if fields.stage != COMPLETED || fields.attempt != left.attempt.0.as_slice() {
+    if fields.stage != u64::from(COMPLETED) || fields.attempt != left.attempt.0.as_slice() {
         return Err(Error::unreadable("the answer is another's than its record says"));
     }
     let retention = Duration::from_millis(fields.retention_ms);
     let phase = Phase::Completed { print: print.clone(), kept: fields.kept()?, retention, tombstone: *keep };
-    Ok(Record { phase, ..left.clone() })
+    Ok(Record { key_hash: left.key_hash, attempt: left.attempt, phase })
 }
 
 /// Writes the version, the checksum, and what `write` writes.
@@ -186,25 +186,29 @@ struct HeadFields {
     location: Option<String>,
 }
 
-const IN_FLIGHT: u64 = 1;
-const COMPLETED: u64 = 2;
-const RELEASED: u64 = 3;
-const UNKNOWN: u64 = 4;
-const TOMBSTONE: u64 = 5;
+const IN_FLIGHT: u8 = 1;
+const COMPLETED: u8 = 2;
+const RELEASED: u8 = 3;
+const UNKNOWN: u8 = 4;
+const TOMBSTONE: u8 = 5;
+
+/// The number of a stage, for whoever keeps it beside the record, too.
+pub(crate) fn number(stage: Stage) -> u8 {
+    match stage {
+        Stage::InFlight => IN_FLIGHT,
+        Stage::Completed => COMPLETED,
+        Stage::Released => RELEASED,
+        Stage::Unknown => UNKNOWN,
+        Stage::Tombstone => TOMBSTONE,
+    }
+}
 
 /// Writes [`Fields`] from a record, in their order, without gathering them first: what is zero or empty is left out.
 struct Writer<'b>(&'b mut Vec<u8>);
 
 impl Writer<'_> {
     fn record(&mut self, record: &Record) {
-        let stage = match &record.phase {
-            Phase::InFlight { .. } => IN_FLIGHT,
-            Phase::Completed { .. } => COMPLETED,
-            Phase::Released { .. } => RELEASED,
-            Phase::Unknown { .. } => UNKNOWN,
-            Phase::Tombstone { .. } => TOMBSTONE,
-        };
-        self.number(1, stage);
+        self.number(1, number(record.phase.stage()).into());
         self.piece(2, &record.attempt.0);
         self.piece(3, &record.key_hash.0);
         if let Some(print) = record.print() {
@@ -343,7 +347,7 @@ impl TryFrom<Fields> for Record {
     fn try_from(fields: Fields) -> Result<Self, Error> {
         let print = || fields.print.as_ref().ok_or_else(|| damaged("fingerprint")).and_then(Print::try_from);
         let duration = Duration::from_millis;
-        let phase = match fields.stage {
+        let phase = match u8::try_from(fields.stage).unwrap_or(0) {
             IN_FLIGHT => {
                 Phase::InFlight { print: print()?, lease: duration(fields.lease_ms), began: duration(fields.began_ms) }
             }
@@ -365,9 +369,10 @@ impl TryFrom<Fields> for Record {
                 },
                 keep: duration(fields.keep_ms),
             },
-            stage => {
+            _ => {
                 return Err(Error::unreadable(format!(
-                    "the record is in phase {stage}, which this process does not know"
+                    "the record is in phase {}, which this process does not know",
+                    fields.stage
                 )));
             }
         };

@@ -189,7 +189,7 @@ impl RedisStore {
     }
 
     fn sent(&self, id: &RecordId, record: &Record) -> Sent {
-        Sent::new(id, record, self.link.options.within_max, self.link.now_ms())
+        Sent::new(id, record, self.link.options.within_max, || self.link.now_ms())
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
@@ -267,8 +267,7 @@ impl RedisStore {
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-        self.lists.flush(&self.link).await?;
-        lists::turn(&self.link, &self.scripts).await?;
+        self.lists.turn(&self.link, &self.scripts).await?;
         let mut due = Vec::new();
         // What is struck out or listed anew makes room for others; a bound, should the list be full of such.
         for _ in 0..16 {

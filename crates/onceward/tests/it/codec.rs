@@ -138,6 +138,14 @@ fn version_2_is_written_and_each_version_read_for_ever() {
     }
 }
 
+/// Beyond 240 bytes the checksum is made in another way; by another program, too.
+#[test]
+fn the_checksum_of_a_large_record_stays_as_well() {
+    let reply = Reply { status: StatusCode::OK, headers: Vec::new(), body: Bytes::from(vec![b'x'; 2000]) };
+    let bytes = encode(&ID, &completed(Kept::Whole(Arc::new(reply))));
+    assert_eq!(hex(&bytes[1..9]), "1c8e5c387f0d9f33");
+}
+
 #[track_caller]
 fn unreadable(bytes: Vec<u8>, id: &RecordId, why: &str) -> String {
     match decode(id, &Bytes::from(bytes)) {

@@ -143,13 +143,7 @@ impl From<Version> for Over {
     }
 }
 
-/// The number of a stage, which is the codec's.
+/// The number of a stage, as its column has it.
 pub(super) fn number(stage: Stage) -> i16 {
-    match stage {
-        Stage::InFlight => 1,
-        Stage::Completed => 2,
-        Stage::Released => 3,
-        Stage::Unknown => 4,
-        Stage::Tombstone => 5,
-    }
+    codec::number(stage).into()
 }

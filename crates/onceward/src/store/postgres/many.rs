@@ -3,15 +3,16 @@
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
-use super::ask::{Ask, Group, Question};
+use super::ask::{Ask, Group, Question, number};
 use super::statements::{Op, Param, Statements};
+use crate::record::Stage;
 
 /// Sends one question by itself.
 pub(super) async fn send_one(statements: &Statements, client: &Client, ask: &Ask) -> Result<Option<Row>, Error> {
     let id = ask.id.0.as_slice();
     let (op, over) = match &ask.question {
         Question::Insert(_) => (Op::Insert, None),
-        Question::Complete(write) => (Op::Complete, Some((write.attempt, IN_FLIGHT))),
+        Question::Complete(write) => (Op::Complete, Some((write.attempt, number(Stage::InFlight)))),
         Question::Replace(over, _) => (Op::Replace, Some((over.attempt, over.stage))),
         Question::Get => (Op::Get, None),
         Question::Remove(over) => (Op::Remove, Some((over.attempt, over.stage))),
@@ -68,5 +69,3 @@ pub(super) fn dealt(asks: &[Ask], rows: Vec<Row>) -> Vec<Option<Row>> {
     }
     dealt
 }
-
-const IN_FLIGHT: i16 = 1;

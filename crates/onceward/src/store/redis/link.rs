@@ -193,7 +193,8 @@ impl Link {
                         Some(Err(error)) => {
                             // A cluster's client tries again by itself, and tells of the last try alone.
                             open |= matches!(connection, Connection::Many(_));
-                            match judge(&error) {
+                            let fault = judge(&error);
+                            match fault {
                                 Fault::NoScript => {
                                     spelt_out = Some(whole());
                                     continue;
@@ -208,8 +209,8 @@ impl Link {
                                     return Err(failed(open, "the server refused a command").because(error).into());
                                 }
                             }
-                            let takes_no_writes = matches!(judge(&error), Fault::Full | Fault::ReadsAlone) && !open;
-                            let error = match judge(&error) {
+                            let takes_no_writes = matches!(fault, Fault::Full | Fault::ReadsAlone) && !open;
+                            let error = match fault {
                                 Fault::Full if !open => Error::full("the server has no room").because(error),
                                 _ => failed(open, "the server did not take a command").because(error),
                             };

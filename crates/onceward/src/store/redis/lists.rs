@@ -87,6 +87,17 @@ impl Lists {
         Ok(())
     }
 
+    /// Takes answers out whose time is over, lists what is waiting, and looks at what began a lease ago.
+    ///
+    /// In this order: the first makes room in a server that is full, and the others want some.
+    pub(super) async fn turn(&self, link: &Link, scripts: &Scripts) -> Result<(), Error> {
+        let until = Instant::now() + TURN_MAX;
+        while Instant::now() < until && at_the_end(link, scripts).await? {}
+        self.flush(link).await?;
+        while Instant::now() < until && after_a_lease(link, scripts).await? {}
+        Ok(())
+    }
+
     /// Lists what is waiting, as it comes.
     ///
     /// Without a pause in between: claims that a dying gateway leaves would be just those of the pause, and nobody would count
@@ -114,14 +125,6 @@ impl Drop for Unwritten<'_> {
             waiting.append(&mut self.listed);
         }
     }
-}
-
-/// Looks at what began a lease ago, and takes answers out whose time is over.
-pub(super) async fn turn(link: &Link, scripts: &Scripts) -> Result<(), Error> {
-    let until = Instant::now() + TURN_MAX;
-    while Instant::now() < until && after_a_lease(link, scripts).await? {}
-    while Instant::now() < until && at_the_end(link, scripts).await? {}
-    Ok(())
 }
 
 /// What began together and is over by now goes to the list that it belongs to. Returns whether there was something.

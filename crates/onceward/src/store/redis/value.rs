@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec;
-use crate::record::{Executed, Found, Kept, Phase, Record, Stage, Version};
+use crate::record::{Executed, Found, Kept, Phase, Record, Version};
 use crate::secret::{RecordId, hex_digits};
 use crate::store::Error;
 
@@ -21,7 +21,7 @@ pub(super) const FOREVER: Duration = Duration::from_secs(36_525 * 86_400);
 
 const VERSION_BYTES: usize = 17;
 
-/// The stages' bytes. The scripts know 2, 5 and 6.
+/// The bytes of what is completed; the other stages' are the codec's. The scripts know 2, 5 and 6.
 const BESIDE: u8 = 2;
 const WITHIN: u8 = 6;
 
@@ -49,7 +49,7 @@ pub(super) struct Sent {
 
 impl Sent {
     /// An answer of at most `within_max` bytes stands within its record, if it is known what time it is there, in ms.
-    pub(super) fn new(id: &RecordId, record: &Record, within_max: usize, now_ms: Option<u64>) -> Self {
+    pub(super) fn new(id: &RecordId, record: &Record, within_max: usize, now_ms: impl FnOnce() -> Option<u64>) -> Self {
         let mut begin = Vec::with_capacity(RECORD_TYPICAL);
         begin.extend_from_slice(&version(record.version()));
         let mut sent = Self { record: begin, record_ms: ms(lasts(record)), answer: Vec::new(), answer_ms: 0 };
@@ -58,8 +58,8 @@ impl Sent {
             return sent;
         };
         let phase = Phase::Tombstone { print: print.clone(), executed: Executed::Yes, keep: *tombstone };
-        let left = Record { phase, ..record.clone() };
-        match now_ms.filter(|_| size(kept) <= within_max) {
+        let left = Record { key_hash: record.key_hash, attempt: record.attempt, phase };
+        match if size(kept) <= within_max { now_ms() } else { None } {
             Some(now_ms) => {
                 sent.record.reserve(RECORD_TYPICAL + size(kept));
                 sent.record[VERSION_BYTES - 1] = WITHIN;
@@ -84,13 +84,7 @@ impl Sent {
 pub(super) fn version(version: Version) -> [u8; VERSION_BYTES] {
     let mut bytes = [0; VERSION_BYTES];
     bytes[..16].copy_from_slice(&version.attempt.0);
-    bytes[16] = match version.stage {
-        Stage::InFlight => 1,
-        Stage::Completed => BESIDE,
-        Stage::Released => 3,
-        Stage::Unknown => 4,
-        Stage::Tombstone => 5,
-    };
+    bytes[16] = codec::number(version.stage);
     bytes
 }
 

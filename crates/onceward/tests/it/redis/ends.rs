@@ -1,12 +1,14 @@
 //! What becomes of an answer within its record when its time is over.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use onceward::clock::ManualClock;
-use onceward::record::{Executed, Found, Phase};
+use onceward::record::{Executed, Found, Phase, Record};
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Replaced, Store};
+use onceward::store::{Applied, Replaced, Store};
 
 use super::records::{LEASE, claim, id, kept_for, key};
 use super::written;
@@ -25,7 +27,7 @@ struct World {
 impl World {
     async fn new() -> Self {
         let (server, clock) = (Redis::start(""), ManualClock::default());
-        let options = Options::parse(&server.url(0)).unwrap().timeout(PATIENCE);
+        let options = Options::parse(&server.url(0)).unwrap().timeout(PATIENCE / 10);
         let store = RedisStore::connect_with(options, Arc::new(clock.clone())).await.unwrap();
         Self { server, store, clock }
     }
@@ -39,9 +41,21 @@ impl World {
 }
 
 async fn execute(store: &RedisStore, n: usize) {
+    execute_for(store, n, RETENTION).await;
+}
+
+async fn execute_for(store: &RedisStore, n: usize, retention: Duration) {
+    begin(store, n).await;
+    complete(store, n, claim(1), retention).await;
+}
+
+async fn begin(store: &RedisStore, n: usize) {
     assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
-    let completed = kept_for(1, RETENTION, 4000);
-    assert_eq!(store.replace(&id(n), claim(1).version(), &completed).await.unwrap(), Replaced::Yes);
+}
+
+async fn complete(store: &RedisStore, n: usize, over: Record, retention: Duration) {
+    let completed = kept_for(1, retention, 4000);
+    assert_eq!(store.replace(&id(n), over.version(), &completed).await.unwrap(), Replaced::Yes);
 }
 
 fn bytes(server: &Redis, n: usize) -> u64 {
@@ -96,9 +110,14 @@ async fn a_server_without_room_lets_answers_go_whose_time_is_over() {
     written(store).await;
     world.pass(LEASE);
     store.due(10).await.unwrap();
-    world.pass(RETENTION);
+    world.pass(RETENTION - LEASE);
+    begin(store, 100).await;
+    written(store).await;
+    world.pass(LEASE);
     server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
-    assert_eq!(store.due(10).await.unwrap(), []);
+    // A claim whose lease is over finds no room in its list; those whose time is over make room all the same.
+    let error = store.due(10).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error:?}");
     assert!((0..50).all(|n| bytes(server, n) < 300), "the server stays full");
 }
 
@@ -106,20 +125,16 @@ async fn a_server_without_room_lets_answers_go_whose_time_is_over() {
 async fn a_late_answer_is_taken_out_too() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
-    let unknown = |attempt| {
-        let claim = claim(attempt);
-        let Phase::InFlight { print, .. } = claim.phase.clone() else { unreachable!() };
-        onceward::record::Record { phase: Phase::Unknown { print }, ..claim }
-    };
-    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    let Phase::InFlight { print, .. } = claim(1).phase else { unreachable!() };
+    let unknown = Record { phase: Phase::Unknown { print }, ..claim(1) };
+    begin(store, 1).await;
     written(store).await;
     world.pass(LEASE);
     let due = store.due(10).await.unwrap();
     assert_eq!(due.len(), 1, "a claim whose lease is over is due");
-    assert_eq!(store.replace(&id(1), claim(1).version(), &unknown(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &unknown).await.unwrap(), Replaced::Yes);
     assert_eq!(store.due(10).await.unwrap(), []);
-    let late = kept_for(1, RETENTION, 4000);
-    assert_eq!(store.replace(&id(1), unknown(1).version(), &late).await.unwrap(), Replaced::Yes);
+    complete(store, 1, unknown, RETENTION).await;
     written(store).await;
     assert_eq!(store.due(10).await.unwrap(), []);
     world.pass(RETENTION);
@@ -132,15 +147,14 @@ async fn a_late_answer_is_taken_out_too() {
 async fn the_answer_of_a_long_execution_is_taken_out_too() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
-    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    begin(store, 1).await;
     written(store).await;
     world.pass(LEASE / 2);
     assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.unwrap(), Replaced::Yes);
     world.pass(LEASE / 2);
     assert_eq!(store.due(10).await.unwrap(), [], "it was renewed");
     assert_eq!(server.cli(0, &["ZCARD", "onceward:claims"]), "1", "nobody looks at it any more");
-    let completed = kept_for(1, RETENTION, 4000);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed).await.unwrap(), Replaced::Yes);
+    complete(store, 1, claim(1), RETENTION).await;
     world.pass(LEASE);
     assert_eq!(store.due(10).await.unwrap(), []);
     assert_eq!(server.cli(0, &["ZCARD", "onceward:claims"]), "0", "it is looked at for ever");
@@ -154,20 +168,23 @@ async fn the_answer_of_a_long_execution_is_taken_out_too() {
 async fn what_is_no_record_hides_no_other_from_the_sweep() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
-    execute(store, 1).await;
-    assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
-    execute(store, 3).await;
+    for n in [1, 3, 4] {
+        execute(store, n).await;
+    }
+    begin(store, 2).await;
     written(store).await;
-    let remove = || server.cli(0, &["DEL", &key(&id(1))]);
-    let spoil = || server.cli(0, &["RPUSH", &key(&id(1)), "no record"]);
+    let remove = |n| server.cli(0, &["DEL", &key(&id(n))]);
+    let spoil = |n| server.cli(0, &["RPUSH", &key(&id(n)), "no record"]);
+    remove(1);
     world.pass(LEASE);
-    remove();
-    spoil();
+    spoil(1);
     let due = store.due(10).await.unwrap();
     assert_eq!(due.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(2)]);
-    remove();
+    // It is on the list of answers that end by now.
+    remove(1);
+    remove(4);
     world.pass(RETENTION);
-    spoil();
+    spoil(4);
     store.due(10).await.unwrap();
     assert!(bytes(server, 3) < 300, "its answer stands there yet");
 }
@@ -177,9 +194,7 @@ async fn what_is_no_record_hides_no_other_from_the_sweep() {
 async fn an_answer_ends_in_its_own_time() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
-    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    let longer = kept_for(1, RETENTION * 24, 4000);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &longer).await.unwrap(), Replaced::Yes);
+    execute_for(store, 1, RETENTION * 24).await;
     execute(store, 2).await;
     written(store).await;
     world.pass(LEASE);
@@ -187,4 +202,29 @@ async fn an_answer_ends_in_its_own_time() {
     world.pass(RETENTION);
     assert_eq!(store.due(10).await.unwrap(), []);
     assert!(bytes(server, 2) < 300 && bytes(server, 1) > 4000, "{} and {}", bytes(server, 2), bytes(server, 1));
+}
+
+/// Beyond what is counted one by one, `/status` tells of the lists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_keys_those_in_flight_are_told_by_the_lists() {
+    const MANY: usize = 2001;
+    const BEGUN: usize = 40;
+    let world = World::new().await;
+    let World { server, store, .. } = &world;
+    let begin_all = async |keys: Range<usize>| {
+        join_all(keys.map(|n| begin(store, n))).await;
+        written(store).await;
+    };
+    begin_all(0..BEGUN).await;
+    world.pass(LEASE);
+    assert_eq!(store.due(MANY).await.unwrap().len(), BEGUN);
+    server.cli(
+        0,
+        &["EVAL", "for n = 1, tonumber(ARGV[1]) do redis.call('SET', 'other:' .. n, n) end", "0", &MANY.to_string()],
+    );
+    assert_eq!(store.census().await.unwrap().in_flight, BEGUN as u64, "those that outlived their lease");
+    // Fewer than the sample takes, so that it tells all of them.
+    begin_all(BEGUN..2 * BEGUN).await;
+    join_all((0..10).map(|n| execute(store, MANY + n))).await;
+    assert_eq!(store.census().await.unwrap().in_flight, 2 * BEGUN as u64, "and those that began since");
 }

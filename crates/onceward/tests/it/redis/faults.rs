@@ -221,3 +221,24 @@ async fn a_claim_that_could_not_be_listed_is_listed_later() {
         }
     }
 }
+
+/// Where a snapshot should go there is a folder, so the server refuses to write, as it does by default then.
+#[tokio::test]
+async fn a_server_that_cannot_save_tells_what_it_knows() {
+    let server = Redis::start("--appendonly no --save '3600 1'");
+    let store = connect(&server.url(0), Duration::from_millis(300)).await;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    let folder = server.cli(0, &["CONFIG", "GET", "dir"]).lines().last().unwrap().to_owned();
+    std::fs::create_dir(format!("{folder}/dump.rdb")).unwrap();
+    server.cli(0, &["BGSAVE"]);
+    poll("a snapshot that fails", || {
+        server.cli(0, &["INFO", "persistence"]).contains("rdb_last_bgsave_status:err").then_some(())
+    });
+    let error = store.insert(&id(2), &claim(1)).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error:?}");
+    assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, completed(1));
+    std::fs::remove_dir(format!("{folder}/dump.rdb")).unwrap();
+    server.cli(0, &["BGSAVE"]);
+    recovers(&store, 2).await;
+}
