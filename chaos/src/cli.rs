@@ -30,8 +30,8 @@ struct Args {
     /// Writes the table there, however long it ran.
     #[arg(long)]
     write: bool,
-    /// `postgres`, `redis` or `valkey`: a server of the run's own that gateways share, and that is hurt like them. Or the URL of one that
-    /// stands elsewhere, and is left alone. Else each round has an embedded store.
+    /// `postgres`, `redis` or `valkey`: a server of the run's own that gateways share, and that is hurt like them. Or the URL of
+    /// one that stands elsewhere, and is left alone. Else each round has an embedded store.
     #[arg(long)]
     store: Option<String>,
     /// How many gateways share the store; an embedded one takes one.
