@@ -32,6 +32,7 @@ mod link;
 mod lists;
 mod scripts;
 mod server;
+mod together;
 mod url;
 mod value;
 
@@ -50,6 +51,7 @@ use crate::secret::RecordId;
 use link::Link;
 use lists::Lists;
 use scripts::Scripts;
+use together::Together;
 pub use url::Options;
 use value::{FOREVER, Head, Sent, There, answer_key, record_key};
 
@@ -72,7 +74,8 @@ const READ_TOGETHER: usize = 64;
 /// Keeps records in a Redis or Valkey.
 pub struct RedisStore {
     link: Arc<Link>,
-    scripts: Scripts,
+    scripts: Arc<Scripts>,
+    writes: Arc<Together>,
     lists: Arc<Lists>,
     tasks: [AbortHandle; 2],
 }
@@ -99,13 +102,15 @@ impl RedisStore {
             return Err(Error::refused(refusal));
         }
         let lists = Arc::<Lists>::default();
-        let writes = {
+        let listing = {
             let (lists, link) = (Arc::clone(&lists), Arc::clone(&link));
             async move { lists.write_as_they_come(&link).await }
         };
-        let watches = watch(Arc::clone(&link));
-        let tasks = [tokio::spawn(writes).abort_handle(), tokio::spawn(watches).abort_handle()];
-        Ok(Self { link, scripts: Scripts::default(), lists, tasks })
+        let watching = watch(Arc::clone(&link));
+        let tasks = [tokio::spawn(listing).abort_handle(), tokio::spawn(watching).abort_handle()];
+        let scripts = Arc::<Scripts>::default();
+        let writes = Together::new(Arc::clone(&link), Arc::clone(&scripts));
+        Ok(Self { link, scripts, writes, lists, tasks })
     }
 
     /// A server that would void a promise takes no claims; what was begun is finished all the same.
@@ -117,7 +122,7 @@ impl RedisStore {
         self.admit()?;
         let sent = self.sent(id, record);
         if record.phase.stage() == Stage::Completed {
-            return Ok(match self.put(id, b"", &sent).await? {
+            return Ok(match self.put(id, None, sent).await? {
                 Put::Done => None,
                 Put::Found(found) => found,
             });
@@ -125,7 +130,7 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
         claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        let claimed = match self.link.ask_if_it_writes(&claim).await {
+        let claimed = match self.link.ask_if_it_writes(&claim, || claim.clone()).await {
             // It does not even tell by a claim what it knows; a look it allows.
             Ok(None) => match self.look(id).await? {
                 Some(found) => return Ok(Some(found)),
@@ -193,7 +198,7 @@ impl RedisStore {
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
-        Ok(match self.put(id, &value::version(over), &self.sent(id, record)).await? {
+        Ok(match self.put(id, Some(over), self.sent(id, record)).await? {
             Put::Done => {
                 match (over.stage, record.phase.stage()) {
                     (before, now) if before == now => {}
@@ -214,7 +219,7 @@ impl RedisStore {
 
     async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
         let nothing = Sent { record: Vec::new(), record_ms: 0, answer: Vec::new(), answer_ms: 0 };
-        match self.put(id, &value::version(over), &nothing).await? {
+        match self.put(id, Some(over), nothing).await? {
             Put::Done => {
                 self.no_longer(id, over.stage).await;
                 Ok(true)
@@ -223,14 +228,10 @@ impl RedisStore {
         }
     }
 
-    async fn put(&self, id: &RecordId, over: &[u8], sent: &Sent) -> Result<Put, Error> {
-        let record_ms = sent.record_ms.to_string();
-        let answer_ms = if sent.answer.is_empty() { String::new() } else { sent.answer_ms.to_string() };
-        let arguments: [&[u8]; 5] = [over, &sent.record, record_ms.as_bytes(), &sent.answer, answer_ms.as_bytes()];
-        // The last two speak of an answer beside it.
-        let arguments = if sent.answer.is_empty() { &arguments[..3] } else { &arguments };
-        match self.link.run(&self.scripts.put, &[&record_key(id)], arguments).await? {
+    async fn put(&self, id: &RecordId, over: Option<Version>, sent: Sent) -> Result<Put, Error> {
+        match self.writes.put(together::Put::new(id, over, sent)).await? {
             Value::Int(1) => Ok(Put::Done),
+            Value::Int(2) => Err(Error::unreadable("the key holds no record")),
             other => self.read(id, other).map(Put::Found),
         }
     }

@@ -9,6 +9,7 @@ mod kept;
 mod power;
 mod records;
 mod start;
+mod together;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

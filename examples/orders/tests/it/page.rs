@@ -22,6 +22,9 @@ use tokio::sync::{Mutex, MutexGuard};
 /// Longer than a page takes on a busy machine: what is not seen by then does not come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often `chromedriver` is started until it listens.
+const TRIES: usize = 10;
+
 /// One browser at a time: several starve each other where there are few cores.
 static SEAT: Mutex<()> = Mutex::const_new(());
 
@@ -191,6 +194,13 @@ struct Driver {
 
 impl Driver {
     fn start() -> Self {
+        // It picks a port and then asks for it on both families: whoever takes it in between ends it.
+        (0..TRIES)
+            .find_map(|_| Self::try_start())
+            .expect("chromedriver ended before it listened, each time: apt-get install chromium-driver")
+    }
+
+    fn try_start() -> Option<Self> {
         let profile = tempfile::tempdir().expect("a temporary folder");
         let mut child = Command::new("chromedriver")
             .arg("--port=0")
@@ -205,13 +215,15 @@ impl Driver {
         let mut line = String::new();
         let port = loop {
             line.clear();
-            let read = stdout.read_line(&mut line).expect("chromedriver speaks");
-            assert!(read > 0, "chromedriver ended before it listened: apt-get install chromium-driver");
+            if stdout.read_line(&mut line).expect("chromedriver speaks") == 0 {
+                drop(child.wait());
+                return None;
+            }
             if let Some((_, port)) = line.split_once("successfully on port ") {
                 break port.trim().trim_end_matches('.').parse().expect("a port");
             }
         };
-        Self { child, port, profile, _stdout: stdout }
+        Some(Self { child, port, profile, _stdout: stdout })
     }
 
     fn chromium_args(&self) -> Vec<String> {

@@ -164,8 +164,12 @@ impl Link {
     }
 
     /// The same, but a server that takes no writes, for want of room or of replicas, is not waited for: nothing then.
-    pub(super) async fn ask_if_it_writes(&self, command: &Cmd) -> Result<Option<Value>, Error> {
-        match self.send(command, || command.clone(), false).await {
+    pub(super) async fn ask_if_it_writes(
+        &self,
+        command: &Cmd,
+        whole: impl Fn() -> Cmd,
+    ) -> Result<Option<Value>, Error> {
+        match self.send(command, whole, false).await {
             Ok(value) => Ok(Some(value)),
             Err(Failed { takes_no_writes: true, .. }) => Ok(None),
             Err(Failed { error, .. }) => Err(error),

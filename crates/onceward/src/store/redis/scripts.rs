@@ -25,49 +25,58 @@ end
 macro_rules! tell {
     () => {
         "
-local record = redis.call('GET', KEYS[1])
-if not record then return 0 end
-return {record, redis.call('PTTL', KEYS[1]), kept(KEYS[1], record) and 1 or 0,
-  string.byte(record, 17) == 2 and redis.call('GET', KEYS[1] .. ':answer')}
+local function tell(key)
+  local record = redis.call('GET', key)
+  if not record then return 0 end
+  return {record, redis.call('PTTL', key), kept(key, record) and 1 or 0,
+    string.byte(record, 17) == 2 and redis.call('GET', key .. ':answer')}
+end
 "
     };
 }
 
-/// Writes or removes a record if what is there is at the version `ARGV[1]`; else returns what is there.
+/// Writes or removes records, each if what is there is at its version; returns 1 if it did all, else of each 1, or what is there,
+/// or 2 where that is no record at all, which hides no other.
 ///
-/// `KEYS`: record. `ARGV`: version (`''`: nothing may be there), record (`''`: remove), its ms, and where an answer goes beside
-/// it: that, its ms. Whoever sends it twice finds the second time what the first one wrote.
+/// `KEYS`: records. `ARGV`, for each: version (`''`: nothing may be there), record (`''`: remove), its ms. Behind that of a single
+/// one, where an answer goes beside it: that, its ms. Whoever sends it twice finds the second time what the first one wrote.
 const PUT: &str = concat!(
-    "
-local there = redis.call('GETRANGE', KEYS[1], '0', '16')
-local stage = string.byte(there, 17)
-if there ~= ARGV[1] then",
     kept!(),
-    "
-  local over = string.byte(ARGV[1], 17)
-  local same = (stage == 2 or stage == 6) and string.sub(there, 1, 16) == string.sub(ARGV[1], 1, 16)
-    and (over == 2 or over == 5 and not kept(KEYS[1], redis.call('GETRANGE', KEYS[1], '0', '24')))
-  if not same then",
     tell!(),
     "
+local function same(key, there, over)
+  local stage = string.byte(there, 17)
+  if stage ~= 2 and stage ~= 6 or string.sub(there, 1, 16) ~= string.sub(over, 1, 16) then return false end
+  local was = string.byte(over, 17)
+  return was == 2 or was == 5 and not kept(key, redis.call('GETRANGE', key, '0', '24'))
+end
+local told, all = {}, true
+for at, key in ipairs(KEYS) do
+  local over, record = ARGV[at * 3 - 2], ARGV[at * 3 - 1]
+  local there = redis.pcall('GETRANGE', key, '0', '16')
+  if type(there) ~= 'string' then
+    told[at], all = 2, false
+  elseif there ~= over and not same(key, there, over) then
+    told[at], all = tell(key), false
+  elseif record == '' then
+    redis.call('UNLINK', key, key .. ':answer')
+    told[at] = 1
+  else
+    redis.call('SET', key, record, 'PX', ARGV[at * 3])
+    if ARGV[#KEYS * 3 + 1] then
+      redis.call('SET', key .. ':answer', ARGV[#KEYS * 3 + 1], 'PX', ARGV[#KEYS * 3 + 2])
+    elseif string.byte(there, 17) == 2 then
+      redis.call('UNLINK', key .. ':answer')
+    end
+    told[at] = 1
   end
 end
-if ARGV[2] == '' then
-  redis.call('UNLINK', KEYS[1], KEYS[1] .. ':answer')
-  return 1
-end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-if ARGV[4] then
-  redis.call('SET', KEYS[1] .. ':answer', ARGV[4], 'PX', ARGV[5])
-elseif stage == 2 then
-  redis.call('UNLINK', KEYS[1] .. ':answer')
-end
-return 1
+return all and 1 or told
 "
 );
 
 /// A record and its answer, as they are at one moment.
-const LOOK: &str = concat!(kept!(), tell!());
+const LOOK: &str = concat!(kept!(), tell!(), "return tell(KEYS[1])");
 
 /// The first bytes of many records: what each is, and when its answer's time ends. What is no record hides no other.
 const HEADS: &str = "

@@ -19,7 +19,7 @@ use crate::store::Error;
 /// What a claim and an `unknown` get as their time, so that the server can tell their age: a hundred years. It ends neither.
 pub(super) const FOREVER: Duration = Duration::from_secs(36_525 * 86_400);
 
-const VERSION_BYTES: usize = 17;
+pub(super) const VERSION_BYTES: usize = 17;
 
 /// The bytes of what is completed; the other stages' are the codec's. The scripts know 2, 5 and 6.
 const BESIDE: u8 = 2;
@@ -30,7 +30,7 @@ const WITHIN_HEAD: usize = VERSION_BYTES + 8 + 4;
 
 const BEGIN: &[u8] = b"onceward:{";
 
-const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
+pub(super) const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
 
 /// What a record takes without an answer, in bytes, unless its fingerprint takes many headers.
 const RECORD_TYPICAL: usize = 224;

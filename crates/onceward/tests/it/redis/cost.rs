@@ -107,7 +107,7 @@ async fn a_claim_whose_answer_is_lost_is_recognised_when_it_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_an_executed_request_takes_two_commands() {
+async fn under_load_many_completions_and_many_hints_share_a_command() {
     let server = Redis::start("");
     let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
     let store = std::sync::Arc::new(store);
@@ -126,7 +126,7 @@ async fn under_load_an_executed_request_takes_two_commands() {
     let after = Commands::of(&server);
     let (scripts, listed) = (after.scripts - before.scripts, after.listed - before.listed);
     println!("1280 executed by 64 at once: {scripts} scripts, {listed} ZADD");
-    assert_eq!(scripts, 1280, "a completion is one script, and nothing else is");
+    assert!(scripts < 1280 / 2, "each completion was a command of its own");
     assert!(listed < 1280 / 2, "each claim was listed by a command of its own");
 }
 

@@ -142,7 +142,8 @@ fn a_master_that_must_be_heard_takes_no_claim_once_it_is_cut_off() {
     let refused = poll("a key that is refused", || {
         let key = format!("cut-off-{}", taken.len());
         let answer = order(&key).send(one);
-        if outcome(&answer) == "stored" {
+        // The last may have been claimed just before, and ended after.
+        if ["stored", "not-stored"].contains(&outcome(&answer)) {
             taken.push(key);
             return None;
         }

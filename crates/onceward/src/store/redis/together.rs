@@ -1,0 +1,215 @@
+//! Writes that compare: what waits at the same time goes to the server in one script.
+//!
+//! To enter a script costs a server as much as what it then does for one key. So while few scripts are under way, the next writes
+//! gather; alone, a write waits for nobody. In a cluster, where each key may be elsewhere, each goes by itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use redis::{Cmd, Value};
+use tokio::sync::oneshot;
+
+use super::link::Link;
+use super::scripts::Scripts;
+use super::url::Kind;
+use super::value::{KEY_BYTES, Sent, VERSION_BYTES, record_key};
+use crate::record::Version;
+use crate::secret::RecordId;
+use crate::store::Error;
+
+/// So many scripts are under way, as long as what waits fits into one: the fewer, the more goes together. Two, so that one
+/// is on its way while the other runs.
+const FEW: usize = 2;
+
+/// How many records one script writes at most.
+const RECORDS_MAX: usize = 64;
+
+/// How many bytes of records one script writes at most, beside the first.
+const BYTES_MAX: usize = 256 << 10;
+
+/// A write that happens if what is there is what its sender believes.
+pub(super) struct Put {
+    key: [u8; KEY_BYTES],
+    /// Nothing, where nothing may be there.
+    over: Option<[u8; VERSION_BYTES]>,
+    sent: Sent,
+}
+
+impl Put {
+    pub(super) fn new(id: &RecordId, over: Option<Version>, sent: Sent) -> Self {
+        Self { key: record_key(id), over: over.map(super::value::version), sent }
+    }
+}
+
+/// Who waits for what became of a write.
+struct Asked {
+    put: Put,
+    teller: oneshot::Sender<Result<Value, Error>>,
+}
+
+/// Where writes wait.
+pub(super) struct Together {
+    link: Arc<Link>,
+    scripts: Arc<Scripts>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    asked: VecDeque<Asked>,
+    /// How many work, each with a script under way.
+    working: usize,
+}
+
+impl Together {
+    pub(super) fn new(link: Arc<Link>, scripts: Arc<Scripts>) -> Arc<Self> {
+        Arc::new(Self { link, scripts, waiting: Mutex::default() })
+    }
+
+    /// Writes, and returns what the script says of it. Whoever stops waiting before it was sent has not asked.
+    pub(super) async fn put(self: &Arc<Self>, put: Put) -> Result<Value, Error> {
+        if self.link.options.kind == Kind::Cluster || !put.sent.answer.is_empty() {
+            return self.alone(&put).await;
+        }
+        let (teller, told) = oneshot::channel();
+        if self.waiting.lock().hires(Asked { put, teller }) {
+            tokio::spawn(Worker { of: Arc::clone(self), has_left: false }.work());
+        }
+        told.await.unwrap_or_else(|_| Err(Error::unavailable("whoever was to write it was ended")))
+    }
+
+    /// Writes one, and tries again where the server is not ready.
+    async fn alone(&self, put: &Put) -> Result<Value, Error> {
+        let puts = std::slice::from_ref(put);
+        let value = self.link.ask(&self.by_hash(puts), || self.by_text(puts)).await?;
+        Ok(each(value, 1).pop().unwrap_or(Value::Nil))
+    }
+
+    async fn many(self: &Arc<Self>, asked: Vec<Asked>) {
+        let (puts, tellers): (Vec<_>, Vec<_>) = asked.into_iter().map(|asked| (asked.put, asked.teller)).unzip();
+        match self.link.ask_if_it_writes(&self.by_hash(&puts), || self.by_text(&puts)).await {
+            Ok(Some(value)) => {
+                for (teller, value) in tellers.into_iter().zip(each(value, puts.len())) {
+                    let _ = teller.send(Ok(value));
+                }
+            }
+            // It surely wrote none of them, and some it may take: what makes room, for one. So each goes by itself.
+            Ok(None) => {
+                for (put, teller) in puts.into_iter().zip(tellers) {
+                    let together = Arc::clone(self);
+                    tokio::spawn(async move { teller.send(together.alone(&put).await) });
+                }
+            }
+            Err(error) => {
+                for teller in tellers {
+                    let _ = teller.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn by_hash(&self, puts: &[Put]) -> Cmd {
+        command("EVALSHA", &self.scripts.put.hash, puts)
+    }
+
+    fn by_text(&self, puts: &[Put]) -> Cmd {
+        command("EVAL", self.scripts.put.text, puts)
+    }
+}
+
+impl Waiting {
+    /// Returns whether one more is to work.
+    fn hires(&mut self, asked: Asked) -> bool {
+        self.asked.push_back(asked);
+        let hires = self.working < FEW || self.asked.len() >= self.working * RECORDS_MAX;
+        self.working += usize::from(hires);
+        hires
+    }
+
+    /// Takes what goes together. What nobody waits for any more need not be sent.
+    fn take(&mut self) -> Vec<Asked> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < RECORDS_MAX
+            && let Some(next) = self.asked.pop_front_if(|next| taken.is_empty() || bytes + next.bytes() <= BYTES_MAX)
+        {
+            if !next.teller.is_closed() {
+                bytes += next.bytes();
+                taken.push(next);
+            }
+        }
+        taken
+    }
+}
+
+impl Asked {
+    fn bytes(&self) -> usize {
+        self.put.sent.record.len()
+    }
+}
+
+/// Writes as long as something waits.
+struct Worker {
+    of: Arc<Together>,
+    has_left: bool,
+}
+
+impl Worker {
+    async fn work(mut self) {
+        loop {
+            // Whoever is ready to run at this moment may want to write as well.
+            tokio::task::yield_now().await;
+            let asked = {
+                let mut waiting = self.of.waiting.lock();
+                let asked = waiting.take();
+                if asked.is_empty() {
+                    waiting.working -= 1;
+                    self.has_left = true;
+                    return;
+                }
+                asked
+            };
+            self.of.many(asked).await;
+        }
+    }
+}
+
+/// Whoever is ended in the middle holds nobody's place.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.has_left {
+            self.of.waiting.lock().working -= 1;
+        }
+    }
+}
+
+/// The script's arguments: see there.
+fn command(name: &str, code: &str, puts: &[Put]) -> Cmd {
+    let bytes = |put: &Put| KEY_BYTES + VERSION_BYTES + put.sent.record.len() + put.sent.answer.len() + 40;
+    let size = name.len() + code.len() + 20 + puts.iter().map(bytes).sum::<usize>();
+    let mut command = Cmd::with_capacity(5 + 4 * puts.len(), size);
+    command.arg(name).arg(code).arg(puts.len());
+    for put in puts {
+        command.arg(put.key.as_slice());
+    }
+    for Put { over, sent, .. } in puts {
+        let over = over.as_ref().map_or(&[][..], <[u8; _]>::as_slice);
+        command.arg(over).arg(&sent.record).arg(sent.record_ms);
+    }
+    if let [Put { sent, .. }] = puts
+        && !sent.answer.is_empty()
+    {
+        command.arg(&sent.answer).arg(sent.answer_ms);
+    }
+    command
+}
+
+/// What a script said of each: that it wrote all, or of each in turn.
+fn each(value: Value, count: usize) -> Vec<Value> {
+    match value {
+        Value::Int(1) => vec![Value::Int(1); count],
+        Value::Array(each) if each.len() == count => each,
+        // That is what each hears.
+        other => vec![other; count],
+    }
+}
