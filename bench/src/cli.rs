@@ -17,7 +17,7 @@ struct Args {
     #[arg(long)]
     only: Option<String>,
     /// How often everything is measured, in turns.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
     /// How long each measurement takes.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]

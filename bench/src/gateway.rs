@@ -38,27 +38,27 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
             subject.load(plan, gateway.address, keys, || (cpu_seconds(gateway.id()), 0.0), || ())?;
         }
     }
-    let micros = |at: usize| subjects[at].micros.median();
+    let micros = |at: usize| &subjects[at].micros;
     let ratios = [
         Ratio {
             what: "CPU of the gateway: a replay from the embedded store to forwarding",
-            value: micros(2) / micros(0),
+            value: micros(2).by(micros(0)),
             limit: "< 1",
             aim: "–",
         },
         Ratio {
             what: "CPU of the gateway: a replay from the cache to forwarding",
-            value: micros(5) / micros(0),
+            value: micros(5).by(micros(0)),
             limit: "< 1",
             aim: "–",
         },
         Ratio {
             what: "CPU of the gateway: a new key over Redis to forwarding",
-            value: micros(3) / micros(0),
+            value: micros(3).by(micros(0)),
             limit: "–",
             aim: "–",
         },
     ];
-    let costs = Costs { micros: micros(3) };
+    let costs = Costs { micros: micros(3).median() };
     Ok((format!("{}\n{}", table::subjects(&subjects), table::ratios(&ratios)), costs))
 }

@@ -95,12 +95,17 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
             rows = row_sizes(&server, plan)?;
         }
     }
-    let rate = |at: usize| subjects[at].per_second.median();
+    let rate = |at: usize| &subjects[at].per_second;
     let ratios = [
         Ratio {
-            what: "executed a second: Onceward to pgbench", value: rate(1) / rate(0), limit: "≥ 0.9", aim: "1.2"
+            what: "executed a second: Onceward to pgbench",
+            value: rate(1).by(rate(0)),
+            limit: "≥ 0.9",
+            aim: "1.2",
         },
-        Ratio { what: "replays a second: Onceward to pgbench", value: rate(3) / rate(2), limit: "≥ 0.8", aim: "1.0" },
+        Ratio {
+            what: "replays a second: Onceward to pgbench", value: rate(3).by(rate(2)), limit: "≥ 0.8", aim: "1.0"
+        },
     ];
     let costs = Costs { micros: subjects[1].server_micros.median(), log, row: rows.0, tombstone: rows.1 };
     let room = format!(

@@ -5,24 +5,36 @@ use std::net::SocketAddr;
 use crate::cli::Plan;
 use crate::load::{self, Keys, Run};
 
-/// Values of some rounds.
+/// Values of some rounds, in their order.
 #[derive(Clone, Default)]
 pub(crate) struct Series(Vec<f64>);
 
 impl Series {
     pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
-        self.0.sort_by(f64::total_cmp);
+    }
+
+    /// Each value by the other's of the same round: what disturbs the machine for a while disturbs both.
+    pub(crate) fn by(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(value, other)| value / other).collect())
     }
 
     pub(crate) fn median(&self) -> f64 {
-        self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
+        let sorted = self.sorted();
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
     /// The median and, behind it, the least and the most.
     pub(crate) fn with_range(&self, digits: usize) -> String {
-        let [least, most] = [self.0.first(), self.0.last()].map(|end| end.copied().unwrap_or(f64::NAN));
+        let sorted = self.sorted();
+        let [least, most] = [sorted.first(), sorted.last()].map(|end| end.copied().unwrap_or(f64::NAN));
         format!("{:.digits$} ({least:.digits$} – {most:.digits$})", self.median())
+    }
+
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
     }
 }
 
@@ -82,7 +94,8 @@ pub(crate) fn subjects(of: &[Subject]) -> String {
 /// One ratio beside what it must be.
 pub(crate) struct Ratio {
     pub(crate) what: &'static str,
-    pub(crate) value: f64,
+    /// By the values of each round.
+    pub(crate) value: Series,
     pub(crate) limit: &'static str,
     pub(crate) aim: &'static str,
 }
@@ -90,7 +103,7 @@ pub(crate) struct Ratio {
 pub(crate) fn ratios(of: &[Ratio]) -> String {
     let mut text = "| ratio | measured | must be | aim |\n|---|---|---|---|\n".to_owned();
     for Ratio { what, value, limit, aim } in of {
-        text += &format!("| {what} | {value:.2} × | {limit} | {aim} |\n");
+        text += &format!("| {what} | {} | {limit} | {aim} |\n", value.with_range(2));
     }
     text
 }

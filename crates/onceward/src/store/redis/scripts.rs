@@ -50,28 +50,35 @@ local function same(key, there, over)
   local was = string.byte(over, 17)
   return was == 2 or was == 5 and not kept(key, redis.call('GETRANGE', key, '0', '24'))
 end
-local told, all = {}, true
-for at, key in ipairs(KEYS) do
-  local over, record = ARGV[at * 3 - 2], ARGV[at * 3 - 1]
-  local there = redis.pcall('GETRANGE', key, '0', '16')
+local call, try = redis.call, redis.pcall
+local answer, answer_ms = ARGV[#KEYS * 3 + 1], ARGV[#KEYS * 3 + 2]
+local told
+local function tells(at, what)
+  if not told then
+    told = {}
+    for other = 1, #KEYS do told[other] = 1 end
+  end
+  told[at] = what
+end
+for at = 1, #KEYS do
+  local key, over, record = KEYS[at], ARGV[at * 3 - 2], ARGV[at * 3 - 1]
+  local there = try('GETRANGE', key, '0', '16')
   if type(there) ~= 'string' then
-    told[at], all = 2, false
+    tells(at, 2)
   elseif there ~= over and not same(key, there, over) then
-    told[at], all = tell(key), false
+    tells(at, tell(key))
   elseif record == '' then
-    redis.call('UNLINK', key, key .. ':answer')
-    told[at] = 1
+    call('UNLINK', key, key .. ':answer')
   else
-    redis.call('SET', key, record, 'PX', ARGV[at * 3])
-    if ARGV[#KEYS * 3 + 1] then
-      redis.call('SET', key .. ':answer', ARGV[#KEYS * 3 + 1], 'PX', ARGV[#KEYS * 3 + 2])
+    call('SET', key, record, 'PX', ARGV[at * 3])
+    if answer then
+      call('SET', key .. ':answer', answer, 'PX', answer_ms)
     elseif string.byte(there, 17) == 2 then
-      redis.call('UNLINK', key .. ':answer')
+      call('UNLINK', key .. ':answer')
     end
-    told[at] = 1
   end
 end
-return all and 1 or told
+return told or 1
 "
 );
 

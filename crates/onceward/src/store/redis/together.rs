@@ -70,7 +70,8 @@ impl Together {
     /// Writes, and returns what the script says of it. Whoever stops waiting before it was sent has not asked.
     pub(super) async fn put(self: &Arc<Self>, put: Put) -> Result<Value, Error> {
         if self.link.options.kind == Kind::Cluster || !put.sent.answer.is_empty() {
-            return self.alone(&put).await;
+            // In a box, for it is rare, and what is here is a part of each write's future.
+            return Box::pin(self.alone(&put)).await;
         }
         let (teller, told) = oneshot::channel();
         if self.waiting.lock().hires(Asked { put, teller }) {
