@@ -132,9 +132,11 @@ impl Waiting {
     fn take(&mut self) -> Vec<Asked> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < RECORDS_MAX
-            && let Some(next) = self.asked.pop_front_if(|next| taken.is_empty() || bytes + next.bytes() <= BYTES_MAX)
+            && let Some(next) = self
+                .asked
+                .pop_front_if(|next| next.is_given_up() || taken.is_empty() || bytes + next.bytes() <= BYTES_MAX)
         {
-            if !next.teller.is_closed() {
+            if !next.is_given_up() {
                 bytes += next.bytes();
                 taken.push(next);
             }
@@ -144,6 +146,10 @@ impl Waiting {
 }
 
 impl Asked {
+    fn is_given_up(&self) -> bool {
+        self.teller.is_closed()
+    }
+
     fn bytes(&self) -> usize {
         self.put.sent.record.len()
     }
@@ -212,5 +218,47 @@ fn each(value: Value, count: usize) -> Vec<Value> {
         Value::Array(each) if each.len() == count => each,
         // That is what each hears.
         other => vec![other; count],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Told = oneshot::Receiver<Result<Value, Error>>;
+
+    fn asked(bytes: usize) -> (Asked, Told) {
+        let (teller, told) = oneshot::channel();
+        let sent = Sent { record: vec![0; bytes], record_ms: 1, answer: Vec::new(), answer_ms: 0 };
+        (Asked { put: Put::new(&RecordId([0; 32]), None, sent), teller }, told)
+    }
+
+    #[test]
+    fn few_work_and_more_where_what_waits_does_not_fit() {
+        let mut waiting = Waiting::default();
+        let hires: Vec<usize> = (1..=400).filter(|_| waiting.hires(asked(9).0)).collect();
+        // The third when two scripts are full, the fourth when three are, and so on.
+        assert_eq!(hires, [1, 2, 128, 192, 256, 320, 384]);
+    }
+
+    #[test]
+    fn a_script_is_bounded_and_what_nobody_waits_for_is_not_in_it() {
+        let taken = |sizes: &[usize], left: &[usize]| {
+            let mut waiting = Waiting::default();
+            let told = sizes.iter().enumerate().filter_map(|(at, bytes)| {
+                let (asked, told) = asked(*bytes);
+                waiting.hires(asked);
+                (!left.contains(&at)).then_some(told)
+            });
+            let _told: Vec<Told> = told.collect();
+            let taken = std::iter::repeat_with(|| waiting.take().len()).take_while(|count| *count > 0);
+            taken.collect::<Vec<_>>()
+        };
+        assert_eq!(taken(&[9; 150], &[]), [64, 64, 22]);
+        assert_eq!(taken(&[9; 70], &[0, 3, 69]), [64, 3]);
+        assert_eq!(taken(&[9, 9], &[0, 1]), [0; 0]);
+        let large = BYTES_MAX + 1;
+        assert_eq!(taken(&[large, 9, large, large], &[]), [1, 1, 1, 1]);
+        assert_eq!(taken(&[large, 9, large, 9], &[0, 2]), [2]);
     }
 }
