@@ -215,11 +215,17 @@ describe('the end', () => {
     const fetch = client({ wait: 0, attemptTimeout: 500 })
     const what = order()
     const { result, orders } = await made(async () => {
-      const error = await caught(fetch(at(), { ...what, deadline: 5000 }))
-      expect(isInFlightError(error)).toBe(true)
-      expect((error as { executed: string }).executed).toBe('unknown')
-      open.open()
-      shop.back.hold = undefined
+      try {
+        let error = await caught(fetch(at(), { ...what, deadline: 5000 }))
+        // On a busy machine the deadline may cut the last asking, and what was not heard is unknown.
+        for (let more = 5; isOutcomeUnknownError(error) && more > 0; more--) error = await caught(fetch(at(), { ...what, deadline: 5000 }))
+        expect(error).toSatisfy(isInFlightError)
+        expect((error as { executed: string }).executed).toBe('unknown')
+      } finally {
+        // What comes after this test must not wait for it.
+        open.open()
+        shop.back.hold = undefined
+      }
       return fetch(at(), what)
     })
     expect(result.status).toBe(201)
