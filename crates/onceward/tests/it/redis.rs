@@ -29,6 +29,10 @@ const SLACK: Duration = Duration::from_secs(10);
 const PERSISTENCE: [&str; 4] =
     ["--appendfsync always", "--appendfsync everysec", "--appendonly no --save '3600 1'", "--appendonly no"];
 
+async fn connect(url: &str, patience: Duration) -> RedisStore {
+    RedisStore::connect(Options::parse(url).unwrap().timeout(patience)).await.unwrap()
+}
+
 static REDIS_7: LazyLock<Redis> = LazyLock::new(|| Redis::start(""));
 static VALKEY_9: LazyLock<Redis> = LazyLock::new(|| Redis::valkey(""));
 static SENTINELS: LazyLock<Sentinels> = LazyLock::new(Sentinels::start);

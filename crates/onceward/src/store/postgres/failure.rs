@@ -1,7 +1,5 @@
 //! What an error of the server, or of the way to it, means for an operation.
 
-use std::sync::Arc;
-
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::store::Error;
@@ -43,25 +41,18 @@ pub(super) fn next(error: &tokio_postgres::Error) -> Next {
 
 /// The store's error for a failed statement or connection.
 pub(super) fn error(what: &str, error: tokio_postgres::Error) -> Error {
-    let error = Arc::new(error);
-    shared(what, &error)
-}
-
-/// The same, of one that failed many at once.
-pub(super) fn shared(what: &str, error: &Arc<tokio_postgres::Error>) -> Error {
-    let (error, source) = (error.as_ref(), Arc::clone(error));
     let Some(told) = error.as_db_error() else {
-        return Error::unavailable(format!("{what}: PostgreSQL does not answer")).because(source);
+        return Error::unavailable(format!("{what}: PostgreSQL does not answer")).because(error);
     };
     // A fatal word may come after the commit.
     if is_fatal(told) || told.code().code().starts_with("08") {
-        return Error::unavailable(what).because(source);
+        return Error::unavailable(what).because(error);
     }
     match told.code() {
         &SqlState::DISK_FULL | &SqlState::OUT_OF_MEMORY | &SqlState::INSUFFICIENT_RESOURCES => {
-            Error::full(what).because(source)
+            Error::full(what).because(error)
         }
-        _ => Error::refused(what).because(source),
+        _ => Error::refused(what).because(error),
     }
 }
 

@@ -1,6 +1,5 @@
 //! What one connection carries at the moment.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_postgres::Row;
@@ -73,8 +72,8 @@ impl<'d> Running<'d> {
         if next != Next::Reconnect {
             return self.end(Vec::new(), asks);
         }
-        let error = Arc::new(error);
-        let told = |ask| (ask, Err((next, failure::shared("PostgreSQL failed", &error))));
+        let error = failure::error("PostgreSQL failed", error);
+        let told = |ask| (ask, Err((next, error.clone())));
         self.end(asks.into_iter().map(told).collect(), Vec::new());
     }
 

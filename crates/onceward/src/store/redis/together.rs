@@ -224,6 +224,7 @@ fn each(value: Value, count: usize) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
 
     type Told = oneshot::Receiver<Result<Value, Error>>;
 
@@ -231,6 +232,17 @@ mod tests {
         let (teller, told) = oneshot::channel();
         let sent = Sent { record: vec![0; bytes], record_ms: 1, answer: Vec::new(), answer_ms: 0 };
         (Asked { put: Put::new(&RecordId([0; 32]), None, sent), teller }, told)
+    }
+
+    #[tokio::test]
+    async fn whoever_is_ended_in_the_middle_holds_nobodys_place() {
+        let link = Link::new(super::super::Options::parse("redis://127.0.0.1:1").unwrap(), Arc::new(SystemClock));
+        let together = Together::new(Arc::new(link), Arc::default());
+        assert!(together.waiting.lock().hires(asked(9).0));
+        let worker = tokio::spawn(Worker { of: Arc::clone(&together), has_left: false }.work());
+        worker.abort();
+        assert!(worker.await.unwrap_err().is_cancelled());
+        assert_eq!(together.waiting.lock().working, 0);
     }
 
     #[test]

@@ -10,15 +10,11 @@ use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Applied, Replaced, Store};
 use tokio::time::{Instant, timeout};
 
-use super::PERSISTENCE;
 use super::records::{LEASE, claim, completed, id, key};
+use super::{PERSISTENCE, connect};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::redis::Redis;
 use crate::support::waiting::{PATIENCE, poll};
-
-async fn connect(url: &str, patience: Duration) -> RedisStore {
-    RedisStore::connect(Options::parse(url).unwrap().timeout(patience)).await.unwrap()
-}
 
 /// Within ten seconds of the heal.
 async fn recovers(store: &RedisStore, n: usize) {

@@ -29,11 +29,11 @@ async fn server_on(machine: &Machine, program: &Path, settings: &str) -> (Redis,
 }
 
 /// Returns whether the end of its file was torn, so that it did not start by itself.
-fn lose_power(machine: &Machine, server: &mut Redis, program: &Path) -> bool {
+fn lose_power(machine: &Machine, server: &mut Redis) -> bool {
     tokio::task::block_in_place(|| {
         server.kill();
         machine.lose_power();
-        server.start_again_after_a_power_loss(program)
+        server.start_again_after_a_power_loss()
     })
 }
 
@@ -67,7 +67,7 @@ async fn a_power_loss_forgets_what_its_promise_says_and_no_more() {
             assert_eq!(server.cli(0, &["SAVE"]), "OK");
         }
         assert!(keep(&store, 2).await);
-        lose_power(&machine, &mut server, &redis_7());
+        lose_power(&machine, &mut server);
         for (n, keeps) in [(1, keeps_before_snapshot), (2, keeps_after)] {
             assert_eq!(knows(&store, n).await, keeps, "{settings}, key {n}");
         }
@@ -86,7 +86,7 @@ async fn a_torn_end_of_the_file_is_cut_off_and_what_stands_before_it_is_there() 
             let end = server.folder().join("appendonlydir/appendonly.aof.1.incr.aof");
             let mut end = std::fs::File::options().append(true).open(end).unwrap();
             end.write_all(&[0; 4096]).unwrap();
-            server.start_again_after_a_power_loss(&program)
+            server.start_again_after_a_power_loss()
         });
         assert!(was_torn && knows(&store, 1).await, "{}", program.display());
     }
@@ -137,7 +137,7 @@ async fn lose_power_under_load(program: &Path, fsync: &str, may_forget: Duration
     let lost_at = Instant::now();
     // What is confirmed from here on is not counted: it may be done after the loss.
     over.store(true, Ordering::SeqCst);
-    let was_torn = lose_power(&machine, &mut server, program);
+    let was_torn = lose_power(&machine, &mut server);
     let lanes = lanes.join_all().await;
     let gap = lanes.iter().map(|lane| lane.longest_gap).max().unwrap();
     let (mut forgotten, mut old_enough) = (0, 0);

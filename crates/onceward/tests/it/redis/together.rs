@@ -3,18 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use onceward::store::redis::{Options, RedisStore};
+use onceward::store::redis::RedisStore;
 use onceward::store::{Applied, Replaced, Store};
 use tokio::time::timeout;
 
+use super::connect;
 use super::records::{claim, completed, id, kept_for, key};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::redis::Redis;
 use crate::support::waiting::PATIENCE;
-
-async fn connect(url: &str, patience: Duration) -> RedisStore {
-    RedisStore::connect(Options::parse(url).unwrap().timeout(patience)).await.unwrap()
-}
 
 async fn claims(store: &RedisStore, keys: usize) {
     for found in join_all((0..keys).map(async |n| store.insert(&id(n), &claim(1)).await.unwrap())).await {
@@ -48,8 +45,8 @@ async fn what_waits_goes_in_one_script_and_no_more_than_its_bounds() {
     }
 
     // Of bytes as well; and one that is larger than that goes beside its record, by itself.
-    claims(&connect(&server.url(1), PATIENCE).await, 42).await;
     let store = connect(&server.url(1), PATIENCE).await;
+    claims(&store, 42).await;
     let (large, larger) = (kept_for(1, Duration::from_secs(60), 16_000), kept_for(1, Duration::from_secs(60), 300_000));
     let before = scripts(&server);
     let record = |n| if n < 40 { &large } else { &larger };

