@@ -27,11 +27,27 @@ pub(crate) struct Heard {
     counts: Counts,
     results: u32,
     troubles: Vec<String>,
+    /// Which of the troubles is being told at length.
+    told: Option<usize>,
+    /// Where that one panicked, once it is said: what it said stands in the next line.
+    place: Option<String>,
 }
 
 impl Heard {
     pub(crate) fn line(&mut self, line: &str) {
-        if let Some(counts) = Counts::from_result(line) {
+        if let Some(place) = self.place.take() {
+            if let Some(told) = self.told.take() {
+                self.troubles[told] += &format!(" · {place} {line}");
+            }
+        } else if let Some(test) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            let name = format!("failed: {test}");
+            self.told = self
+                .troubles
+                .iter()
+                .position(|trouble| trouble.strip_suffix(" - should panic").unwrap_or(trouble) == name);
+        } else if let Some((_, place)) = line.split_once(" panicked at ").filter(|_| self.told.is_some()) {
+            self.place = Some(place.to_owned());
+        } else if let Some(counts) = Counts::from_result(line) {
             self.counts = self.counts + counts;
             self.results += 1;
         } else if let Some((test, word)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
@@ -187,7 +203,7 @@ all doctests ran in 0.22s; merged doctests compilation took 0.21s
             [
                 "failed: tests::calm - should panic",
                 "skipped: tests::slow",
-                "failed: tests::broken",
+                "failed: tests::broken · src/lib.rs:20:50: assertion `left == right` failed",
                 "skipped: src/lib.rs - a (line 5)",
             ]
         );

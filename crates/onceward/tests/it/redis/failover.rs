@@ -33,6 +33,7 @@ async fn a_failover_is_followed_by_a_watch_and_on_read_only() {
 
     // Asked for: the old master lives on as a replica, and its connections with it.
     let first = group.master();
+    group.servers[first].await_replicas(1);
     group.failover();
     let second = poll("another master", || Some(group.master()).filter(|now| *now != first));
     let until = Instant::now() + Duration::from_secs(10);
@@ -43,10 +44,7 @@ async fn a_failover_is_followed_by_a_watch_and_on_read_only() {
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
 
     // By a crash.
-    poll("a replica that follows the new master", || {
-        let role = group.servers[first].try_cli(0, &["INFO", "replication"])?;
-        (role.contains("role:slave") && role.contains("master_link_status:up")).then_some(())
-    });
+    group.servers[second].await_replicas(1);
     group.await_known();
     group.servers[second].kill();
     until_taken(&store, 2).await;
@@ -107,13 +105,7 @@ async fn a_master_of_a_cluster_that_dies_is_followed_by_its_replica() {
     for n in 0..30 {
         until_taken(&store, n).await;
     }
-    poll("replicas that have all", || {
-        let behind = cluster.nodes.iter().any(|node| {
-            let info = node.cli(0, &["INFO", "replication"]);
-            info.contains("role:slave") && !info.contains("master_link_status:up")
-        });
-        (!behind).then_some(())
-    });
+    cluster.masters().for_each(|node| node.await_replicas(1));
     let victim = cluster.nodes.iter().position(|node| node.cli(0, &["ROLE"]).starts_with("master")).unwrap();
     cluster.nodes[victim].kill();
     for n in 30..90 {

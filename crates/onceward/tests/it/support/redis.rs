@@ -154,6 +154,20 @@ impl Redis {
         assert_eq!(said, "1", "moving time failed");
     }
 
+    /// Waits until so many replicas confirm all that it has written so far. A replica whose link is up need not hear it yet: what
+    /// was written after the copy that it loaded comes once it has asked.
+    pub(crate) fn await_replicas(&self, n: usize) {
+        let written = self.info("master_repl_offset");
+        let confirmed = |line: &str| {
+            let (_, offset) = line.strip_prefix("slave")?.split_once(",state=online,offset=")?;
+            offset.split(',').next()?.parse::<u64>().ok()
+        };
+        poll("replicas that have all", || {
+            let info = self.try_cli(0, &["INFO", "replication"])?;
+            (info.lines().filter_map(confirmed).filter(|offset| *offset >= written).count() == n).then_some(())
+        });
+    }
+
     /// Kills it as a crash would.
     pub(crate) fn kill(&mut self) {
         // Its standard input closes: the shell around it kills it, and waits for that.

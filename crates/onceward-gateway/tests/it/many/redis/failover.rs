@@ -41,8 +41,7 @@ impl Group {
 
     /// Cuts the replica off, once it has all that was written so far.
     fn cut_off(&self) {
-        let offset = |server: &Redis| server.info("master_repl_offset");
-        poll("a replica that has all", || (offset(&self.master) == offset(&self.replica)).then_some(()));
+        self.master.await_replicas(1);
         self.replication.set(Fault::Hanging);
     }
 
