@@ -1,0 +1,241 @@
+//! Reading: the fields are looked through where they stand, and nothing but what a record is made of is built.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderName, HeaderValue};
+use prost::DecodeError;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+use super::{COMPLETED, EXACT, FORM, IN_FLIGHT, RELEASED, TOMBSTONE, UNKNOWN, damaged, tag};
+use crate::fingerprint::{self, Fingerprint, Kind, Rules};
+use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record};
+use crate::reply::{Head, Reply};
+use crate::secret::KeyHash;
+use crate::store::Error;
+
+/// The fields of a record or of an answer, as they stand in its bytes. Of one that is there twice the last counts; one that
+/// is not there is zero or empty.
+#[derive(Default)]
+pub(super) struct Fields<'b> {
+    /// What they stand in: the body of a reply is a part of it, not a copy.
+    whole: Bytes,
+    stage: u64,
+    attempt: &'b [u8],
+    key_hash: &'b [u8],
+    print: Option<&'b [u8]>,
+    lease_ms: u64,
+    retention_ms: u64,
+    tombstone_ms: u64,
+    keep_ms: u64,
+    executed: u64,
+    reply: Option<&'b [u8]>,
+    head: Option<&'b [u8]>,
+    began_ms: u64,
+}
+
+impl<'b> Fields<'b> {
+    /// Reads `fields`, which are a part of `whole`.
+    pub(super) fn read(whole: &'b Bytes, fields: &'b [u8]) -> Result<Self, Error> {
+        let mut read = Self { whole: whole.clone(), ..Self::default() };
+        each(fields, |tag, field| {
+            match tag {
+                tag::STAGE => read.stage = field.number()?,
+                tag::ATTEMPT => read.attempt = field.piece()?,
+                tag::KEY_HASH => read.key_hash = field.piece()?,
+                tag::PRINT => read.print = Some(field.piece()?),
+                tag::LEASE_MS => read.lease_ms = field.number()?,
+                tag::RETENTION_MS => read.retention_ms = field.number()?,
+                tag::TOMBSTONE_MS => read.tombstone_ms = field.number()?,
+                tag::KEEP_MS => read.keep_ms = field.number()?,
+                tag::EXECUTED => read.executed = field.number()?,
+                tag::REPLY => read.reply = Some(field.piece()?),
+                tag::HEAD => read.head = Some(field.piece()?),
+                tag::BEGAN_MS => read.began_ms = field.number()?,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(read)
+    }
+
+    pub(super) fn record(&self) -> Result<Record, Error> {
+        let print = || self.print.ok_or_else(|| damaged("fingerprint")).and_then(print);
+        let duration = Duration::from_millis;
+        let phase = match u8::try_from(self.stage).unwrap_or(0) {
+            IN_FLIGHT => {
+                Phase::InFlight { print: print()?, lease: duration(self.lease_ms), began: duration(self.began_ms) }
+            }
+            COMPLETED => Phase::Completed {
+                print: print()?,
+                kept: self.kept()?,
+                retention: duration(self.retention_ms),
+                tombstone: duration(self.tombstone_ms),
+            },
+            RELEASED => Phase::Released { keep: duration(self.keep_ms) },
+            UNKNOWN => Phase::Unknown { print: print()? },
+            TOMBSTONE => Phase::Tombstone {
+                print: print()?,
+                executed: match self.executed {
+                    1 => Executed::Yes,
+                    2 => Executed::No,
+                    3 => Executed::Unknown,
+                    _ => return Err(damaged("executed")),
+                },
+                keep: duration(self.keep_ms),
+            },
+            _ => {
+                return Err(Error::unreadable(format!(
+                    "the record is in phase {}, which this process does not know",
+                    self.stage
+                )));
+            }
+        };
+        Ok(Record {
+            key_hash: KeyHash(array(self.key_hash, "key hash")?),
+            attempt: AttemptId(array(self.attempt, "attempt")?),
+            phase,
+        })
+    }
+
+    /// The answer that belongs to an attempt, and how long it is kept.
+    #[cfg(feature = "redis")]
+    pub(super) fn answer_of(&self, attempt: AttemptId) -> Result<(Kept, Duration), Error> {
+        if self.stage != u64::from(COMPLETED) || self.attempt != attempt.0 {
+            return Err(Error::unreadable("the answer is another's than its record says"));
+        }
+        Ok((self.kept()?, Duration::from_millis(self.retention_ms)))
+    }
+
+    fn kept(&self) -> Result<Kept, Error> {
+        match (self.reply, self.head) {
+            (Some(fields), None) => Ok(Kept::Whole(Arc::new(reply(&self.whole, fields)?))),
+            (None, Some(fields)) => head(fields).map(Kept::Head),
+            _ => Err(damaged("answer")),
+        }
+    }
+}
+
+fn print(fields: &[u8]) -> Result<Print, Error> {
+    let (mut fingerprint, mut version, mut kind, mut names) = (&[][..], 0, 0, Vec::new());
+    each(fields, |tag, field| {
+        match tag {
+            tag::print::FINGERPRINT => fingerprint = field.piece()?,
+            tag::print::VERSION => version = field.number()?,
+            tag::print::KIND => kind = field.number()?,
+            tag::print::HEADER => names.push(field.piece()?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let unknown = || Error::unreadable("the record's fingerprint was made by rules that this process does not know");
+    if version != u64::from(fingerprint::VERSION) {
+        return Err(unknown());
+    }
+    let kind = match kind {
+        EXACT => Kind::Exact,
+        FORM => Kind::Form,
+        _ => return Err(unknown()),
+    };
+    let headers: Result<_, _> = names.into_iter().map(HeaderName::from_bytes).collect();
+    Ok(Print {
+        fingerprint: Fingerprint(array(fingerprint, "fingerprint")?),
+        rules: Arc::new(Rules { kind, headers: headers.map_err(|_| damaged("fingerprint's rules"))? }),
+    })
+}
+
+fn reply(whole: &Bytes, fields: &[u8]) -> Result<Reply, Error> {
+    let (mut number, mut headers, mut body) = (0, Vec::new(), Bytes::new());
+    each(fields, |tag, field| {
+        match tag {
+            tag::reply::STATUS => number = field.number()?,
+            tag::reply::HEADER => headers.push(header(whole, field.piece()?)?),
+            tag::reply::BODY => body = whole.slice_ref(field.piece()?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(Reply { status: status(number)?, headers, body })
+}
+
+fn header(whole: &Bytes, fields: &[u8]) -> Result<(HeaderName, HeaderValue), Error> {
+    let (mut name, mut value) = (&[][..], &[][..]);
+    each(fields, |tag, field| {
+        match tag {
+            tag::header::NAME => name = field.piece()?,
+            tag::header::VALUE => value = field.piece()?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let name = HeaderName::from_bytes(name).map_err(|_| damaged("header"))?;
+    let value = HeaderValue::from_maybe_shared(whole.slice_ref(value)).map_err(|_| damaged("header"))?;
+    Ok((name, value))
+}
+
+fn head(fields: &[u8]) -> Result<Head, Error> {
+    let (mut number, mut location) = (0, None);
+    each(fields, |tag, field| {
+        match tag {
+            tag::reply::STATUS => number = field.number()?,
+            tag::reply::LOCATION => location = Some(field.piece()?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let text = |bytes: &[u8]| str::from_utf8(bytes).map(str::to_owned).map_err(|_| damaged("location"));
+    Ok(Head { status: status(number)?, location: location.map(text).transpose()? })
+}
+
+/// The content of one field.
+enum Field<'b> {
+    Number(u64),
+    Piece(&'b [u8]),
+}
+
+impl<'b> Field<'b> {
+    fn number(self) -> Result<u64, Error> {
+        match self {
+            Self::Number(number) => Ok(number),
+            Self::Piece(_) => Err(damaged("fields")),
+        }
+    }
+
+    fn piece(self) -> Result<&'b [u8], Error> {
+        match self {
+            Self::Piece(piece) => Ok(piece),
+            Self::Number(_) => Err(damaged("fields")),
+        }
+    }
+}
+
+/// Hands on each field with its number. Of kinds that no version ever wrote nothing is known but where they end.
+fn each<'b>(mut rest: &'b [u8], mut take: impl FnMut(u32, Field<'b>) -> Result<(), Error>) -> Result<(), Error> {
+    let unreadable = |error: DecodeError| damaged("fields").because(error);
+    while !rest.is_empty() {
+        let (tag, kind) = decode_key(&mut rest).map_err(unreadable)?;
+        let field = match kind {
+            WireType::Varint => Field::Number(decode_varint(&mut rest).map_err(unreadable)?),
+            WireType::LengthDelimited => {
+                let length = usize::try_from(decode_varint(&mut rest).map_err(unreadable)?).unwrap_or(usize::MAX);
+                Field::Piece(rest.split_off(..length).ok_or_else(|| damaged("fields"))?)
+            }
+            _ => {
+                skip_field(kind, tag, &mut rest, DecodeContext::default()).map_err(unreadable)?;
+                continue;
+            }
+        };
+        take(tag, field)?;
+    }
+    Ok(())
+}
+
+fn status(number: u64) -> Result<StatusCode, Error> {
+    u16::try_from(number).ok().and_then(|number| StatusCode::from_u16(number).ok()).ok_or_else(|| damaged("status"))
+}
+
+fn array<const N: usize>(bytes: &[u8], what: &str) -> Result<[u8; N], Error> {
+    bytes.try_into().map_err(|_| damaged(what))
+}

@@ -1,0 +1,140 @@
+//! Writing: each field behind the other, each piece once.
+
+use http::header::{HeaderName, HeaderValue};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+
+#[cfg(feature = "redis")]
+use super::COMPLETED;
+use super::{EXACT, FORM, executed_number, ms, number, tag};
+use crate::fingerprint::{self, Kind};
+use crate::record::{Kept, Phase, Print, Record};
+use crate::reply::Reply;
+
+/// Writes the fields of a record, in their order, without gathering them first: what is zero or empty is left out.
+pub(super) struct Writer<'b>(pub(super) &'b mut Vec<u8>);
+
+impl Writer<'_> {
+    pub(super) fn record(&mut self, record: &Record) {
+        self.number(tag::STAGE, number(record.phase.stage()).into());
+        self.piece(tag::ATTEMPT, &record.attempt.0);
+        self.piece(tag::KEY_HASH, &record.key_hash.0);
+        if let Some(print) = record.print() {
+            self.print(print);
+        }
+        match &record.phase {
+            Phase::InFlight { lease, began, .. } => {
+                self.number(tag::LEASE_MS, ms(*lease));
+                self.number(tag::BEGAN_MS, ms(*began));
+            }
+            Phase::Completed { kept, retention, tombstone, .. } => {
+                self.number(tag::RETENTION_MS, ms(*retention));
+                self.number(tag::TOMBSTONE_MS, ms(*tombstone));
+                self.kept(kept);
+            }
+            Phase::Released { keep } => self.number(tag::KEEP_MS, ms(*keep)),
+            Phase::Unknown { .. } => {}
+            Phase::Tombstone { executed, keep, .. } => {
+                self.number(tag::KEEP_MS, ms(*keep));
+                self.number(tag::EXECUTED, executed_number(*executed));
+            }
+        }
+    }
+
+    /// The answer of a completed record alone.
+    #[cfg(feature = "redis")]
+    pub(super) fn answer(&mut self, record: &Record) {
+        self.number(tag::STAGE, COMPLETED.into());
+        self.piece(tag::ATTEMPT, &record.attempt.0);
+        if let Phase::Completed { kept, retention, .. } = &record.phase {
+            self.number(tag::RETENTION_MS, ms(*retention));
+            self.kept(kept);
+        }
+    }
+
+    fn print(&mut self, print: &Print) {
+        let kind = match print.rules.kind {
+            Kind::Exact => EXACT,
+            Kind::Form => FORM,
+        };
+        let version = u64::from(fingerprint::VERSION);
+        let names = || print.rules.headers.iter().map(HeaderName::as_str);
+        let names_length: usize = names().map(|name| piece_length(name.len())).sum();
+        self.begin(
+            tag::PRINT,
+            piece_length(print.fingerprint.0.len()) + number_length(version) + number_length(kind) + names_length,
+        );
+        self.piece(tag::print::FINGERPRINT, &print.fingerprint.0);
+        self.number(tag::print::VERSION, version);
+        self.number(tag::print::KIND, kind);
+        names().for_each(|name| self.whole_piece(tag::print::HEADER, name.as_bytes()));
+    }
+
+    fn kept(&mut self, kept: &Kept) {
+        match kept {
+            Kept::Whole(reply) => self.reply(reply),
+            Kept::Head(head) => {
+                let status = u64::from(head.status.as_u16());
+                let location = head.location.as_ref().map_or(0, |location| piece_length(location.len()));
+                self.begin(tag::HEAD, number_length(status) + location);
+                self.number(tag::reply::STATUS, status);
+                if let Some(location) = &head.location {
+                    self.whole_piece(tag::reply::LOCATION, location.as_bytes());
+                }
+            }
+        }
+    }
+
+    fn reply(&mut self, reply: &Reply) {
+        let status = u64::from(reply.status.as_u16());
+        let header_length = |name: &HeaderName, value: &HeaderValue| {
+            piece_length(name.as_str().len()) + if value.is_empty() { 0 } else { piece_length(value.len()) }
+        };
+        let headers: usize = reply.headers.iter().map(|(name, value)| piece_length(header_length(name, value))).sum();
+        let body = if reply.body.is_empty() { 0 } else { piece_length(reply.body.len()) };
+        let length = number_length(status) + headers + body;
+        self.0.reserve(length + 8);
+        self.begin(tag::REPLY, length);
+        self.number(tag::reply::STATUS, status);
+        for (name, value) in &reply.headers {
+            self.begin(tag::reply::HEADER, header_length(name, value));
+            self.piece(tag::header::NAME, name.as_str().as_bytes());
+            self.piece(tag::header::VALUE, value.as_bytes());
+        }
+        self.piece(tag::reply::BODY, &reply.body);
+    }
+
+    fn number(&mut self, tag: u32, value: u64) {
+        if value != 0 {
+            encode_key(tag, WireType::Varint, self.0);
+            encode_varint(value, self.0);
+        }
+    }
+
+    fn piece(&mut self, tag: u32, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.whole_piece(tag, bytes);
+        }
+    }
+
+    /// One that is there, be it empty.
+    fn whole_piece(&mut self, tag: u32, bytes: &[u8]) {
+        self.begin(tag, bytes.len());
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The begin of something of a known length.
+    fn begin(&mut self, tag: u32, length: usize) {
+        encode_key(tag, WireType::LengthDelimited, self.0);
+        encode_varint(length as u64, self.0);
+    }
+}
+
+/// How many bytes a number takes with its tag, which is below 16 wherever this is asked.
+fn number_length(value: u64) -> usize {
+    if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
+}
+
+/// How many bytes a piece of this length takes with its tag.
+fn piece_length(length: usize) -> usize {
+    1 + encoded_len_varint(length as u64) + length
+}
