@@ -21,13 +21,13 @@ pub enum Holder {
     Ready,
     /// It renews before the first byte.
     Renewing {
-        /// What the renewal replaces.
-        over: Version,
+        /// How the renewal asks.
+        step: Step,
     },
     /// The first byte is on its way; it listens, and renews beside that.
     Sent {
         /// A renewal that the store has not answered.
-        renewing: Option<Version>,
+        renewing: Option<Step>,
     },
     /// The answer's head is kept and its body streams to the client.
     Streaming,
@@ -64,14 +64,14 @@ pub enum End {
     Cut,
 }
 
-/// What an ending attempt asks the store.
+/// What an attempt that ends, or gives a sign of life, asks the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// What is there?
     Look,
-    /// To put its end where nothing is.
+    /// To put its word where nothing is.
     Insert,
-    /// To put its end over that version.
+    /// To put its word over that version.
     Over(Version),
 }
 
@@ -115,8 +115,13 @@ impl Holder {
         let row = |at| Row::new(me.request, me.print, at);
         match self {
             Self::Claiming { over: None } => Some(Op::Insert(row(At::InFlight))),
-            Self::Claiming { over: Some(over) } | Self::Renewing { over } => Some(Op::Replace(over, row(At::InFlight))),
-            Self::Sent { renewing } => renewing.map(|over| Op::Replace(over, row(At::InFlight))),
+            Self::Claiming { over: Some(over) } => Some(Op::Replace(over, row(At::InFlight))),
+            Self::Renewing { step } | Self::Sent { renewing: Some(step) } => Some(match step {
+                Step::Over(over) => Op::Replace(over, row(At::InFlight)),
+                Step::Insert => Op::Insert(row(At::InFlight)),
+                Step::Look => Op::Get,
+            }),
+            Self::Sent { renewing: None } => None,
             Self::Ending { step: Step::Look, .. } => Some(Op::Get),
             Self::Ending { end, step: Step::Insert, .. } => Some(Op::Insert(row(end.at(me)))),
             Self::Ending { end: End::Released { .. }, step: Step::Over(over), .. }
@@ -166,11 +171,13 @@ impl Holder {
         match self {
             Self::Claiming { .. } => claimed(me, found),
             Self::Renewing { .. } => match decide::renew(found, attempt(me.request)) {
-                Renew::Write(over) => Self::Renewing { over },
+                Renew::Write(over) => Self::Renewing { step: Step::Over(over) },
+                Renew::Insert => Self::Renewing { step: Step::Insert },
                 Renew::Lost => self.end(me, End::Released { over: None }),
             },
             Self::Sent { .. } => match decide::renew(found, attempt(me.request)) {
-                Renew::Write(over) => Self::Sent { renewing: Some(over) },
+                Renew::Write(over) => Self::Sent { renewing: Some(Step::Over(over)) },
+                Renew::Insert => Self::Sent { renewing: Some(Step::Insert) },
                 Renew::Lost => Self::Sent { renewing: None },
             },
             Self::Ending { end, told, .. } => match end {
@@ -288,6 +295,7 @@ fn late_word(me: Me, end: End, told: Option<Told>, late: Late<'_>) -> Holder {
         },
         Late::Overtaken(Winner::Answer(kept)) => replay(kept),
         Late::Overtaken(Winner::Running) => Told::InFlight,
+        // The store of the model forgets nothing but what has ended: its own end was there, long ago.
         Late::Overtaken(Winner::None) | Late::Gone => Told::NotStored,
     };
     Holder::Done(told.unwrap_or(now))

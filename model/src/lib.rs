@@ -423,8 +423,8 @@ impl Model for Protocol {
             Action::Renews(request) => {
                 let over = mine(self.me(request), Stage::InFlight);
                 let renews = match last.holders[usize::from(request)] {
-                    Holder::Ready => Holder::Renewing { over },
-                    _ => Holder::Sent { renewing: Some(over) },
+                    Holder::Ready => Holder::Renewing { step: Step::Over(over) },
+                    _ => Holder::Sent { renewing: Some(Step::Over(over)) },
                 };
                 state.becomes(request, renews);
             }

@@ -86,34 +86,33 @@ fn layer(criterion: &mut Criterion) {
     ratios(&runtime);
 }
 
-/// The four in turns, many short rounds; each is divided by the bare calls of its own round, and the median of that counts: a
-/// noisy machine disturbs all of a round alike.
+/// The four in turns, many short rounds, each of which begins with another; each is divided by the bare calls of its own round,
+/// and the median of that counts: a noisy machine disturbs all of a round alike.
 fn ratios(runtime: &tokio::runtime::Runtime) {
     const ROUNDS: usize = 200;
     const CALLS: u32 = 1_000;
-    let plain = bare();
     let mut times: [Vec<f64>; 4] = Default::default();
     let mut ratios: [Vec<f64>; 4] = Default::default();
     for round in 0..ROUNDS {
-        for (case, times) in times.iter_mut().enumerate() {
-            // A store of its own each time: what thousands of kept answers do to the heap would slow the bare call too.
-            let once = layered();
-            runtime.block_on(call(&once, request(Some("the-same"))));
+        for case in (0..4).map(|turn| (turn + round) % 4) {
+            // Its own each time, the bare one too: what is new lies elsewhere in memory than what was called for long, and what
+            // thousands of kept answers do to the heap would slow the bare call too.
+            let app = if case == 0 { bare() } else { layered() };
+            runtime.block_on(call(&app, request((case == 3).then_some("the-same"))));
             // Making keys is the client's part.
             let keys: Vec<String> = (0..CALLS).map(|_| new_key()).collect();
             let began = Instant::now();
             runtime.block_on(async {
                 for key in &keys {
-                    let length = match case {
-                        0 => call(&plain, request(None)).await,
-                        1 => call(&once, request(None)).await,
-                        2 => call(&once, request(Some(key))).await,
-                        _ => call(&once, request(Some("the-same"))).await,
+                    let key = match case {
+                        0 | 1 => None,
+                        2 => Some(key.as_str()),
+                        _ => Some("the-same"),
                     };
-                    black_box(length);
+                    black_box(call(&app, request(key)).await);
                 }
             });
-            times.push(began.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS));
+            times[case].push(began.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS));
         }
         for case in 0..4 {
             ratios[case].push(times[case][round] / times[0][round]);

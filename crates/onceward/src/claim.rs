@@ -76,6 +76,12 @@ impl Claim {
         Ok(())
     }
 
+    /// Takes [`Claim::first_byte`] back: it was not written after all, and surely never will be. A forwarding service says so
+    /// where the connection that it had taken turns out to be closed, before it makes another.
+    pub fn nothing_was_sent(&self) {
+        self.held.sent.store(false, Ordering::Relaxed);
+    }
+
     /// The value of `Onceward-Claim`: opaque, and unguessable.
     pub fn header_value(&self) -> HeaderValue {
         let text = format!("{}.{}", hex(&self.held.id.0), hex(&self.held.attempt.0));
@@ -91,6 +97,8 @@ impl Claim {
     /// Says that the streamed rest of the answer was cut, until the store took it.
     pub(crate) async fn tell_cut(&self) {
         let held = &self.held;
+        // First: whoever still writes down that there was an answer writes from now on that nobody knows.
+        held.cut.store(true, Ordering::SeqCst);
         held.shared.retry_until(|| held.tell_cut()).await;
     }
 
@@ -123,14 +131,14 @@ pub(crate) struct Held {
     pub(crate) policy: Arc<Policy>,
     /// When the attempt began, by the wall clock: a hint.
     pub(crate) began: Duration,
-    /// How often the store had lost its memory before the claim was sent, as far as it was known.
-    pub(crate) losses: usize,
     /// What the claim replaced, if it was more than an insert.
     over: OnceLock<Version>,
     /// When the last sign of life was *sent*, in microseconds of the holder's clock.
     confirmed: AtomicU64,
     sent: AtomicBool,
     overtaken: AtomicBool,
+    /// The answer that was handed on as it came broke off.
+    cut: AtomicBool,
     declared: AtomicU8,
     /// One renewal at a time: the loop's and the one before the first byte may meet.
     renewing: tokio::sync::Mutex<()>,
@@ -176,9 +184,8 @@ impl Held {
         print: Print,
         policy: Arc<Policy>,
     ) -> Arc<Self> {
-        let (began, losses) = (shared.clock.wall(), shared.losses());
+        let began = shared.clock.wall();
         Arc::new(Self {
-            losses,
             shared,
             id,
             key_hash,
@@ -190,6 +197,7 @@ impl Held {
             confirmed: AtomicU64::new(0),
             sent: AtomicBool::new(false),
             overtaken: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
             impatience: Impatience::default(),
@@ -234,8 +242,25 @@ impl Held {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// Whether its answer broke off after it had begun to go to the client.
+    pub(crate) fn was_cut(&self) -> bool {
+        self.cut.load(Ordering::SeqCst)
+    }
+
+    /// The record of this attempt where nobody knows whether it executed.
+    pub(crate) fn record_unknown(&self) -> Record {
+        self.record(Phase::Unknown { print: self.print.clone() })
+    }
+
     pub(crate) fn was_overtaken(&self) -> bool {
         self.overtaken.load(Ordering::Relaxed)
+    }
+
+    /// Whether an end of this attempt, kept by a write whose answer was lost, can be past its retention and its tombstone by now:
+    /// it was not there before the last sign of life.
+    pub(crate) fn may_have_ended(&self) -> bool {
+        let known = self.policy.retention.saturating_add(self.policy.tombstone);
+        self.shared.clock.now().saturating_sub(self.confirmed()) >= known
     }
 
     fn is_past_two_thirds(&self) -> bool {
@@ -253,32 +278,48 @@ impl Held {
         let sent_at = self.shared.clock.now();
         let record = self.record_in_flight();
         let mut over = self.in_flight();
-        // Twice at most: given up as unknown meanwhile, it is claimed back from there.
-        for _ in 0..2 {
-            match self.shared.replace(&self.id, over, &record).await {
-                Ok(Replaced::Yes) => {
-                    self.confirmed.store(micros(sent_at), Ordering::Relaxed);
-                    return true;
-                }
-                Ok(Replaced::No(found)) => match decide::renew(found.as_ref(), self.attempt) {
-                    Renew::Write(version) => over = version,
-                    Renew::Lost => break,
+        // Given up as unknown meanwhile, it is claimed back from there; forgotten by the store, it is claimed anew.
+        for _ in 0..3 {
+            let found = match self.shared.replace(&self.id, over, &record).await {
+                Ok(Replaced::Yes) => return self.is_alive(sent_at),
+                Ok(Replaced::No(found)) => found,
+                Err(error) => return self.is_not_renewed(&error),
+            };
+            match decide::renew(found.as_ref(), self.attempt) {
+                Renew::Write(version) => over = version,
+                Renew::Insert => match self.shared.insert(&self.id, &record).await {
+                    Ok(None) => {
+                        tracing::warn!(target: "onceward::audit", instance = %self.id.instance(), event = "claimed_anew",
+                            "the store forgot a claim whose holder lives");
+                        return self.is_alive(sent_at);
+                    }
+                    // The next turn looks whose it is.
+                    Ok(Some(_)) => {}
+                    Err(error) => return self.is_not_renewed(&error),
                 },
-                Err(error) => {
-                    tracing::warn!(instance = %self.id.instance(), %error, "a claim could not be renewed");
-                    return false;
-                }
+                Renew::Lost => break,
             }
         }
         self.overtaken.store(true, Ordering::Relaxed);
         false
     }
 
+    fn is_alive(&self, sent_at: Duration) -> bool {
+        self.confirmed.store(micros(sent_at), Ordering::Relaxed);
+        true
+    }
+
+    fn is_not_renewed(&self, error: &Error) -> bool {
+        tracing::warn!(instance = %self.id.instance(), %error, "a claim could not be renewed");
+        false
+    }
+
     /// Says that the streamed rest of the answer was cut, so that nobody believes it was whole.
     async fn tell_cut(&self) -> Result<(), Error> {
-        let unknown = self.record(Phase::Unknown { print: self.print.clone() });
+        let unknown = self.record_unknown();
         let mut over = Version { attempt: self.attempt, stage: Stage::Completed };
-        for _ in 0..2 {
+        // The word that there is an answer may come in between, once.
+        for _ in 0..4 {
             match self.shared.replace(&self.id, over, &unknown).await? {
                 Replaced::Yes => break,
                 Replaced::No(found) => match decide::cut(found.as_ref(), self.attempt) {

@@ -107,7 +107,8 @@ pub enum Late<'a> {
     Kept(&'a Record),
     /// Another attempt overtook it.
     Overtaken(Winner<'a>),
-    /// Nothing is there: to be inserted if the store lost its memory since the claim, else refused.
+    /// Nothing is there. As long as no end of this attempt can have been kept and forgotten since, the store lost its memory of
+    /// the claim, which nothing else deletes: to be inserted. Else refused.
     Gone,
 }
 
@@ -147,11 +148,13 @@ pub fn interrupt<'a>(found: Option<&'a Found>, attempt: AttemptId, asked: &Finge
     }
 }
 
-/// Attempt `attempt` says that the answer whose head it kept was cut on its way.
+/// Attempt `attempt` says that the answer whose head it kept, or is about to keep, was cut on its way.
 pub fn cut(found: Option<&Found>, attempt: AttemptId) -> Option<Version> {
     let found = found?;
     match &found.record.phase {
-        Phase::Completed { kept: Kept::Head(_), .. } if found.record.attempt == attempt => Some(found.record.version()),
+        Phase::Completed { kept: Kept::Head(_), .. } | Phase::InFlight { .. } if found.record.attempt == attempt => {
+            Some(found.record.version())
+        }
         _ => None,
     }
 }
@@ -191,18 +194,21 @@ pub fn release(found: Option<&Found>, attempt: AttemptId, over: Option<Version>)
 pub enum Renew {
     /// It is written over this version: nobody overtook the attempt, though it may have been given up.
     Write(Version),
-    /// Another attempt has the key, or nothing is there.
+    /// Nothing is there: the store lost its memory of the claim, which is made anew if nobody else was quicker.
+    Insert,
+    /// Another attempt has the key, or this one's end is kept.
     Lost,
 }
 
 /// Attempt `attempt` says that it is alive.
 pub fn renew(found: Option<&Found>, attempt: AttemptId) -> Renew {
     match found {
+        None => Renew::Insert,
         Some(found) if found.record.attempt == attempt => match found.record.phase {
             Phase::InFlight { .. } | Phase::Unknown { .. } => Renew::Write(found.record.version()),
             Phase::Released { .. } | Phase::Completed { .. } | Phase::Tombstone { .. } => Renew::Lost,
         },
-        _ => Renew::Lost,
+        Some(_) => Renew::Lost,
     }
 }
 

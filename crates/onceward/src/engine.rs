@@ -377,7 +377,6 @@ impl Builder {
                 issuing: self.issuing,
                 observer: self.observer,
                 opened: OnceCell::new(),
-                losses: AtomicUsize::new(0),
                 is_foreign: AtomicBool::new(false),
                 waiters: Arc::default(),
                 running: AtomicUsize::new(0),
@@ -401,8 +400,6 @@ pub(crate) struct Shared {
     issuing: Issuing,
     observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<Opened>,
-    /// How often the store was found to have lost its memory.
-    losses: AtomicUsize,
     /// The store belongs to another secret now.
     is_foreign: AtomicBool,
     waiters: Arc<Waiters>,
@@ -469,7 +466,7 @@ impl Shared {
     }
 
     /// Inserts, unless this process knows what is there.
-    async fn insert(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+    pub(crate) async fn insert(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
         if let Some(found) = self.cached(id) {
             return Ok(Some(found));
         }

@@ -116,7 +116,7 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
             | header::TRAILER
             | header::TRANSFER_ENCODING
             | header::UPGRADE
-    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
 /// The end-to-end headers of a message: without those that end at the next hop, by name or because `Connection` names

@@ -69,11 +69,6 @@ impl Shared {
         Ok(Opened { keys, shared, identity })
     }
 
-    /// How often the store was found to have lost its memory.
-    pub(crate) fn losses(&self) -> usize {
-        self.losses.load(Ordering::Relaxed)
-    }
-
     /// Looks whether the store lost its memory. One that did gets back what all of its processes must agree on: else the next
     /// one that starts would make another secret up, its keys would never meet those of the others, and both would execute.
     pub(super) async fn notice_loss(&self) -> Result<(), Error> {
@@ -82,17 +77,18 @@ impl Shared {
         if *opened.identity.lock() == found {
             return Ok(());
         }
-        if let Some(secret) = &opened.shared {
-            self.meta("secret", secret.bytes()).await?;
-        }
+        let gives_back = match &opened.shared {
+            Some(secret) => self.meta("secret", secret.bytes()).await? == secret.bytes().as_slice(),
+            None => true,
+        };
+        // Where another was made up meanwhile, its check value must not be ours: nobody could start any more.
         let check = opened.keys.check_value();
-        let is_foreign = self.meta("secret-check", &check).await? != check.as_slice();
+        let is_foreign = !gives_back || self.meta("secret-check", &check).await? != check.as_slice();
         self.is_foreign.store(is_foreign, Ordering::Relaxed);
         let mut identity = opened.identity.lock();
         // Others may look at the same time: it is lost once.
         if *identity != found {
             *identity = found;
-            self.losses.fetch_add(1, Ordering::Relaxed);
             tracing::error!(is_foreign, "the store lost its memory; retries of what it knew may execute again");
         }
         Ok(())

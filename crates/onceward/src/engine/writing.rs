@@ -91,8 +91,11 @@ impl Shared {
     }
 
     async fn write_end_after(&self, held: &Held, record: &Record, mut found: Option<Found>) -> Result<Wrote, Error> {
-        let phase = &record.phase;
+        let unknown = held.record_unknown();
         for _ in 0..16 {
+            // An answer that broke off meanwhile is none.
+            let record = if held.was_cut() { &unknown } else { record };
+            let phase = &record.phase;
             let late = match phase {
                 _ if is_overwritten(phase, held, found.as_ref()) => Late::Write {
                     over: found.as_ref().map_or(held.in_flight(), |found| found.record.version()),
@@ -128,14 +131,15 @@ impl Shared {
                     });
                 }
                 Late::Gone => {
-                    self.notice_loss().await?;
-                    let forgetful = self.losses() != held.losses;
                     // A release leaves its record in any case, so that a late word finds it.
-                    if !forgetful && !matches!(phase, Phase::Released { .. }) {
+                    let releases = matches!(phase, Phase::Released { .. });
+                    // Nothing but its own end deletes a claim, so a store in which it is not has lost some of its memory, be it
+                    // noticed or not: a failover, a power loss. Were the end not inserted, the next retry would execute again.
+                    if !releases && held.may_have_ended() {
                         return Ok(Wrote::Overtaken(None));
                     }
                     match self.insert(&held.id, record).await? {
-                        None => return Ok(Wrote::Here { audited: forgetful }),
+                        None => return Ok(Wrote::Here { audited: !releases }),
                         now => found = now,
                     }
                 }

@@ -1,7 +1,9 @@
 //! The body that the layer passes on: untouched, whole, or begun and going on.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::DerefMut;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -42,6 +44,8 @@ pub(crate) enum Piece<E> {
     Frame(Frame<Bytes>),
     Cut(E),
     End,
+    /// Whoever polls the body is to know, as if it were the one below.
+    Panicked(Box<dyn Any + Send>),
 }
 
 impl<B: http_body::Body> Body<B> {
@@ -109,6 +113,7 @@ impl<E> Taken<E> {
                     Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
                     Some(Piece::Cut(error)) => Poll::Ready(Some(Err(error))),
                     Some(Piece::End) => Poll::Ready(None),
+                    Some(Piece::Panicked(panic)) => resume_unwind(panic),
                     // Whoever read it gave up. A clean end would pass a part for the whole, and there is no error to
                     // show: the connection's own end tells the client.
                     None => Poll::Pending,

@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, request};
 use tokio::sync::mpsc;
@@ -272,7 +274,8 @@ where
             let problem = self.early(self.settings.engine.refusal(code));
             match code {
                 Code::RequestIncomplete => refusal(problem, true),
-                _ => self.refuse_unread(problem, rest).await,
+                // What was read of it asked the client to go on, if it waited to be asked.
+                _ => read_on_and_refuse(&self.settings.engine, problem, rest).await,
             }
         })
     }
@@ -321,11 +324,13 @@ where
             .or_else(|| settings.policy.fate(head.status, &head.headers));
         let response_limit = settings.engine.limits().response_body;
         let length = declared_length(&head.headers);
-        let streams = is_declared_stream(&head.headers);
+        // One whose length is known has an end to wait for, whatever its kind.
+        let passes = match length.or_else(|| http_body::Body::size_hint(&body).exact()) {
+            Some(length) => length > response_limit as u64,
+            None => is_declared_stream(&head.headers),
+        };
         let (whole, body) = match () {
-            () if streams || length.is_some_and(|length| length > response_limit as u64) => {
-                (None, spill(Bytes::new(), Box::pin(body), &claim, &settings.engine, streams, fate))
-            }
+            () if passes => (None, spill(Bytes::new(), Box::pin(body), &claim, &settings.engine, fate)),
             () => match read(Box::pin(body), response_limit).await {
                 Read::Whole(data, _)
                     if length.is_some_and(|length| length != data.len() as u64 && carries_body(head.status)) =>
@@ -333,7 +338,7 @@ where
                     return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
                 }
                 Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
-                Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &settings.engine, false, fate)),
+                Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &settings.engine, fate)),
                 Read::Cut if fault::planted("partial-kept") => (Some(Bytes::new()), Body::buffered(Bytes::new(), None)),
                 Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             },
@@ -352,14 +357,7 @@ where
 /// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is
 /// read to its end, or as long as an answer is listened for. What breaks off was not executed to its end, as far as anybody
 /// knows.
-fn spill<R>(
-    prefix: Bytes,
-    mut rest: Pin<Box<R>>,
-    claim: &Claim,
-    engine: &Engine,
-    endless: bool,
-    fate: Option<Fate>,
-) -> Body<R>
+fn spill<R>(prefix: Bytes, mut rest: Pin<Box<R>>, claim: &Claim, engine: &Engine, fate: Option<Fate>) -> Body<R>
 where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
@@ -370,30 +368,42 @@ where
     tokio::spawn(async move {
         let _running = running;
         let clock = Arc::clone(engine.clock());
-        let mut deadline = clock.sleep_until(clock.now() + engine.limits().capture_timeout);
         let mut given_up = std::pin::pin!(engine.given_up());
-        let mut listening = true;
+        // Where nobody listens any longer, it is read for so long.
+        let listen_on = || clock.sleep_until(clock.now() + engine.limits().capture_timeout);
+        let mut alone = None;
         let cut = loop {
             let frame = tokio::select! {
                 biased;
                 () = &mut given_up => break None,
-                () = &mut deadline, if !listening => break None,
-                () = sender.closed(), if listening && endless => return,
+                () = async { match alone.as_mut() { Some(deadline) => deadline.await, None => sender.closed().await } } => {
+                    if alone.is_some() {
+                        break None;
+                    }
+                    alone = Some(listen_on());
+                    continue;
+                }
                 // At once made into `Bytes`: a body's own data need not be able to change threads.
-                frame = next(rest.as_mut()) => frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))),
+                frame = AssertUnwindSafe(next(rest.as_mut())).catch_unwind() => {
+                    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))))
+                }
             };
             let piece = match frame {
-                Some(Ok(frame)) => Piece::Frame(frame),
-                Some(Err(error)) => break Some(Piece::Cut(error)),
-                None => Piece::End,
+                Ok(Some(Ok(frame))) => Piece::Frame(frame),
+                Ok(Some(Err(error))) => break Some(Piece::Cut(error)),
+                Ok(None) => Piece::End,
+                Err(panic) => break Some(Piece::Panicked(panic)),
             };
             let ended = matches!(piece, Piece::End);
-            if listening {
-                listening = tokio::select! {
+            if alone.is_none() {
+                let sent = tokio::select! {
                     biased;
                     () = &mut given_up => break None,
-                    sent = sender.send(piece) => sent.is_ok(),
+                    sent = sender.send(piece) => sent,
                 };
+                if sent.is_err() {
+                    alone = Some(listen_on());
+                }
             }
             if ended {
                 return;
@@ -456,23 +466,20 @@ where
     R::Error: Send,
 {
     // Boxed, for it is rare, and would make each request's own future larger.
-    Box::pin(read_on_and_refuse(engine, problem, head, body))
+    Box::pin(async move {
+        // A client that waits for 100 Continue has sent nothing yet, and reading would ask it to.
+        match head.headers.contains_key(EXPECT) {
+            true => refusal(problem, true),
+            false => read_on_and_refuse(engine, problem, body).await,
+        }
+    })
 }
 
-async fn read_on_and_refuse<B, R>(
-    engine: &Engine,
-    problem: Problem,
-    head: &request::Parts,
-    body: B,
-) -> Response<Body<R>>
+async fn read_on_and_refuse<B, R>(engine: &Engine, problem: Problem, body: B) -> Response<Body<R>>
 where
     B: http_body::Body,
     R: http_body::Body,
 {
-    // A client that waits for 100 Continue has sent nothing yet, and reading would ask it to.
-    if head.headers.contains_key(EXPECT) {
-        return refusal(problem, true);
-    }
     let deadline = engine.clock().sleep_until(engine.clock().now() + Duration::from_secs(5));
     let discard = async {
         let mut body = std::pin::pin!(body);

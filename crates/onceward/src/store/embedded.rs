@@ -161,10 +161,8 @@ impl EmbeddedStore {
         let closed = || Error::refused("the store is closed");
         let (answer, answered) = oneshot::channel();
         let what = what(answer);
-        let units = what.len().div_ceil(ROOM_UNIT).max(1);
-        if units > ROOM {
-            return Err(Error::full(format!("a record of {} bytes is too large for the store", what.len())));
-        }
+        // One that is larger than all of it goes alone: an answer must be kept whatever its size.
+        let units = what.len().div_ceil(ROOM_UNIT).clamp(1, ROOM);
         let room = self.room.clone().acquire_many_owned(units as u32).await.map_err(|_| closed())?;
         let writes = self.writes.as_ref().ok_or_else(closed)?;
         writes.send(Write { what, _room: room }).map_err(|_| closed())?;

@@ -219,3 +219,29 @@ async fn the_self_test_notices_a_store_that_does_not_keep() {
         shop.store.heal();
     }
 }
+
+#[tokio::test]
+async fn a_self_test_that_is_cut_short_leaves_no_unknown() {
+    for (op, fault) in
+        [("replace", Fault::Refuses), ("get", Fault::Hangs), ("remove", Fault::Hangs), ("insert", Fault::LosesAnswer)]
+    {
+        let shop = Setup::manual().remote().open(made).await;
+        let engine = shop.layer.engine();
+        engine.self_test().await.expect("a good store");
+        let asked = shop.store.calls(op);
+        shop.store.fail(op, fault, 1);
+        {
+            let mut test = std::pin::pin!(engine.self_test());
+            // Whoever asks hangs up.
+            while shop.store.calls(op) == asked && futures_util::future::poll_immediate(test.as_mut()).await.is_none() {
+                tokio::task::yield_now().await;
+            }
+        }
+        shop.store.heal();
+        assert_ne!(shop.census().await.bytes, 0, "{op}: it was not cut short");
+        shop.clock.advance(Duration::from_secs(61));
+        while engine.sweep().await.expect("the store answers") > 0 {}
+        let census = shop.census().await;
+        assert_eq!((census.unknown, census.bytes), (0, 0), "{op}: something is left");
+    }
+}

@@ -7,9 +7,10 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use onceward::policy::Guarantee;
+use onceward::record::Stage;
 use onceward::store::Store;
 
-use crate::shop::{Fault, Got, Run, Setup, Shop, made, order, until};
+use crate::shop::{Fault, Got, Run, Setup, Shop, made, order, soon, until};
 
 const LEASE: Duration = Duration::from_secs(15);
 
@@ -293,19 +294,74 @@ async fn an_overtaken_holder_that_did_nothing_releases_nothing() {
     assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 0);
 }
 
-#[tokio::test]
-async fn a_late_word_finds_nothing_where_the_store_forgot_nothing() {
-    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+/// A store forgets a part of what it knew, as after a failover, and nothing tells of it but that the claim is not there.
+async fn forget_the_claim(shop: &Shop) {
     let memory = shop.store.memory();
     let due = memory.due(10).await.expect("the memory store answers");
-    assert_eq!(due.len(), 1);
-    // As an operator would forget it.
-    assert!(memory.remove(&due[0].0, due[0].1.record.version()).await.expect("the memory store answers"));
+    let claim = due.iter().find(|(_, found)| found.record.phase.stage() == Stage::InFlight).expect("a claim is due");
+    assert!(memory.remove(&claim.0, claim.1.record.version()).await.expect("the memory store answers"));
+}
+
+#[tokio::test]
+async fn what_a_store_forgot_alone_is_kept_by_its_late_word() {
+    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+    forget_the_claim(&shop).await;
     shop.kitchen.open();
-    assert_eq!(first.await.expect("an answer").told(), (201, "not-stored", "made 1"));
-    let census = shop.census().await;
-    assert_eq!((census.completed, census.in_flight), (0, 0));
-    assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 1);
+    first.await.expect("an answer").stored(201, "made 1");
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    assert_eq!((shop.kitchen.runs(), shop.counts.second_executions.load(Ordering::SeqCst)), (1, 0));
+}
+
+#[tokio::test]
+async fn a_late_word_about_what_a_store_forgot_finds_whoever_came_in_between() {
+    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+    forget_the_claim(&shop).await;
+    shop.kitchen.let_out(2..3);
+    shop.order("order-7", "tea").await.stored(201, "made 2");
+    shop.kitchen.open();
+    first.await.expect("an answer").replayed(201, "made 2");
+    assert_eq!((shop.kitchen.runs(), shop.counts.second_executions.load(Ordering::SeqCst)), (2, 1));
+}
+
+#[tokio::test]
+async fn a_late_word_is_refused_where_its_own_earlier_one_may_have_ended() {
+    let shop = Setup::manual()
+        .policy(|policy| (policy.retention, policy.tombstone) = (LEASE, Duration::ZERO))
+        .open(made)
+        .await;
+    // It is kept, but nobody is told so until its time is over.
+    shop.store.fail("replace", Fault::LosesAnswer, 1);
+    assert_eq!(shop.order("order-7", "tea").await.told(), (201, "not-stored", "made 1"));
+    assert_eq!(shop.census().await.completed, 1);
+    shop.store.fail("replace", Fault::Fails, usize::MAX);
+    shop.clock.advance(LEASE);
+    while shop.layer.engine().sweep().await.expect("the store answers") > 0 {}
+    assert_eq!(shop.census().await.bytes, 0);
+    shop.store.heal();
+    soon("the word", async {
+        while shop.layer.engine().in_flight() > 0 {
+            shop.clock.advance(Duration::from_secs(2));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(shop.census().await.bytes, 0, "what had ended came back");
+    shop.order("order-7", "tea").await.stored(201, "made 2");
+}
+
+#[tokio::test]
+async fn a_claim_that_a_store_forgot_is_made_anew_by_a_sign_of_life() {
+    let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
+    forget_the_claim(&shop).await;
+    let asked = shop.store.calls("insert");
+    shop.clock.advance(LEASE / 3);
+    until("the claim made anew", || shop.store.calls("insert") > asked).await;
+    soon("the claim", async { while shop.census().await.in_flight == 0 {} }).await;
+    shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
+    shop.kitchen.open();
+    first.await.expect("an answer").stored(201, "made 1");
+    shop.order("order-7", "tea").await.replayed(201, "made 1");
+    assert_eq!(shop.kitchen.runs(), 1);
 }
 
 #[tokio::test]

@@ -4,12 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use onceward::record::Stage;
-use onceward::store::Store;
-
-use crate::shop::{Fault, Setup, made, order, soon, until};
-
-const LEASE: Duration = Duration::from_secs(15);
+use crate::shop::{Setup, made, order, soon, until};
 
 /// A shop whose clock is moved by hand, over a store elsewhere, of which it remembers nothing.
 fn far_from_its_store() -> Setup {
@@ -17,40 +12,19 @@ fn far_from_its_store() -> Setup {
 }
 
 #[tokio::test]
-async fn a_store_that_forgot_twice_is_forgetful_of_what_was_claimed_before_alone() {
+async fn a_store_that_forgets_all_again_and_again_keeps_what_was_running() {
     let shop = far_from_its_store().open(made).await;
-    let second_executions = || shop.counts.second_executions.load(Ordering::SeqCst);
     for round in 1..=2 {
-        let (lost, forgotten) = (format!("lost-{round}"), format!("forgotten-{round}"));
+        let key = format!("lost-{round}");
         shop.kitchen.shut();
-        let first = shop.sending(order(&lost, "tea", &[]));
-        shop.kitchen.began(round * 2 - 1).await;
+        let first = shop.sending(order(&key, "tea", &[]));
+        shop.kitchen.began(round).await;
         shop.store.forget_everything();
         shop.kitchen.open();
-        first.await.expect("an answer").stored(201, &format!("made {}", round * 2 - 1));
-        shop.order(&lost, "tea").await.replayed(201, &format!("made {}", round * 2 - 1));
-        assert_eq!(second_executions(), round - 1);
-
-        // Claimed since; its record goes by an operator's hand, and that is no loss of the store's memory.
-        shop.kitchen.shut();
-        let second = shop.sending(order(&forgotten, "tea", &[]));
-        shop.kitchen.began(round * 2).await;
-        shop.store.fail("replace", Fault::Fails, usize::MAX);
-        let before = shop.store.calls("replace");
-        shop.clock.advance(LEASE);
-        until("a sign of life that fails", || shop.store.calls("replace") > before).await;
-        let due = shop.store.memory().due(10).await.expect("the memory store answers");
-        let claim =
-            due.iter().find(|(_, found)| found.record.phase.stage() == Stage::InFlight).expect("a claim is due");
-        assert!(
-            shop.store.memory().remove(&claim.0, claim.1.record.version()).await.expect("the memory store answers")
-        );
-        shop.store.heal();
-        shop.kitchen.open();
-        let told = format!("made {}", round * 2);
-        assert_eq!(second.await.expect("an answer").told(), (201, "not-stored", told.as_str()));
-        assert_eq!(second_executions(), round);
+        first.await.expect("an answer").stored(201, &format!("made {round}"));
+        shop.order(&key, "tea").await.replayed(201, &format!("made {round}"));
     }
+    assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use onceward::limits::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use crate::shop::{Got, Setup, Shop, find, made, order, soon, until};
+use crate::shop::{Fault, Got, Setup, Shop, find, made, order, soon, until};
 
 const LIMIT: usize = 100;
 
@@ -175,6 +175,10 @@ type Frames = mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
 
 /// A shop whose answer is whatever the test sends.
 async fn live(kind: &'static str, status: StatusCode) -> (Shop, Frames) {
+    live_in(Setup::default(), kind, status).await
+}
+
+async fn live_in(setup: Setup, kind: &'static str, status: StatusCode) -> (Shop, Frames) {
     let (frames, receiver) = mpsc::channel(1);
     let receiver = std::sync::Mutex::new(Some(receiver));
     let respond = std::sync::Arc::new(move || -> Response {
@@ -185,7 +189,7 @@ async fn live(kind: &'static str, status: StatusCode) -> (Shop, Frames) {
         });
         (status, [("content-type", kind)], Body::new(StreamBody::new(stream))).into_response()
     });
-    let shop = Setup::default().limits(limited).open(move |_| respond()).await;
+    let shop = setup.limits(limited).open(move |_| respond()).await;
     (shop, frames)
 }
 
@@ -280,13 +284,98 @@ async fn a_client_that_leaves_a_large_answer_does_not_cut_it() {
 }
 
 #[tokio::test]
-async fn an_endless_stream_ends_with_its_client() {
-    let (shop, frames) = live("text/event-stream", StatusCode::OK).await;
-    frames.send(piece("data: 1\n\n")).await.expect("the shop listens");
-    drop(read_until(&shop, "data: 1").await);
-    until("the end of the stream", || frames.is_closed()).await;
+async fn a_client_that_leaves_a_stream_does_not_cut_it() {
+    let (shop, frames) = live("application/x-ndjson", StatusCode::OK).await;
+    frames.send(piece("{\"done\":1}\n")).await.expect("the shop listens");
+    drop(read_until(&shop, "done").await);
+    for _ in 0..200 {
+        soon("reading on", frames.send(piece(&"y".repeat(100_000)))).await.expect("the shop listens");
+    }
+    drop(frames);
     shop.settled().await;
     shop.order("order-7", "tea").await.refused(409, "answer_not_kept", "not-stored");
+    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 0));
+}
+
+#[tokio::test]
+async fn a_stream_without_a_client_and_without_an_end_is_unknown_when_nobody_listens_any_longer() {
+    let (shop, frames) = live_in(Setup::manual(), "text/event-stream", StatusCode::OK).await;
+    frames.send(piece("data: 1\n\n")).await.expect("the shop listens");
+    drop(read_until(&shop, "data: 1").await);
+    // What nobody takes any more tells the shop that its client left.
+    for _ in 0..200 {
+        soon("reading on", frames.send(piece(&"y".repeat(100_000)))).await.expect("the shop listens");
+    }
+    assert!(!frames.is_closed());
+    // It may notice at any moment: the time counts from then on.
+    soon("the end of the listening", async {
+        while !frames.is_closed() {
+            shop.clock.advance(Limits::default().capture_timeout);
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    shop.settled().await;
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+}
+
+#[tokio::test]
+async fn a_kind_that_streams_is_kept_where_it_says_how_long_it_is() {
+    let shop = Setup::default()
+        .limits(limited)
+        .open(|_| ([("content-type", "application/x-ndjson"), ("x-accel-buffering", "no")], "{}\n{}\n").into_response())
+        .await;
+    shop.order("order-7", "tea").await.stored(200, "{}\n{}\n");
+    shop.order("order-7", "tea").await.replayed(200, "{}\n{}\n");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_before_it_is_on_record_is_unknown_all_the_same() {
+    for (name, fault) in [("the store fails", Fault::Fails), ("its answer is lost", Fault::LosesAnswer)] {
+        let (shop, frames) = live("text/plain", StatusCode::OK).await;
+        shop.store.fail("replace", fault, 1);
+        let sent = shop.sending(order("order-7", "tea", &[]));
+        frames.send(piece(&"x".repeat(LIMIT + 1))).await.expect("the shop listens");
+        frames.send(cut()).await.expect("the shop listens");
+        let got = sent.await.expect("an answer");
+        assert_eq!((got.status, got.outcome(), got.whole), (200, Some("not-stored"), false), "{name}");
+        shop.settled().await;
+        shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+        assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1), "{name}");
+    }
+    // Without a fault too: the cut may come before the record does.
+    let (shop, frames) = live("text/plain", StatusCode::OK).await;
+    shop.store.fail("replace", Fault::Waits, 1);
+    let mut sent = shop.begin(&order("order-7", "tea", &[])).await;
+    frames.send(piece(&"x".repeat(LIMIT + 1))).await.expect("the shop listens");
+    until("the word that there is an answer", || shop.store.calls("replace") == 1).await;
+    frames.send(cut()).await.expect("the shop listens");
+    until("the word that it was cut", || shop.store.calls("replace") >= 2).await;
+    shop.store.heal();
+    let mut read = Vec::new();
+    let _ = soon("the end", sent.stream.read_to_end(&mut read)).await;
+    assert!(!read.ends_with(b"0\r\n\r\n"), "the client takes a part for the whole");
+    shop.settled().await;
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+}
+
+#[tokio::test]
+async fn a_panic_within_an_answer_that_passes_is_a_cut() {
+    let shop = Setup::default()
+        .limits(limited)
+        .open(|_| {
+            let stream = futures_util::stream::unfold(0, |n| async move {
+                assert!(n < 3, "a bug in the service");
+                Some((piece(&"x".repeat(LIMIT)), n + 1))
+            });
+            Body::new(StreamBody::new(stream)).into_response()
+        })
+        .await;
+    let got = soon("an end", shop.order("order-7", "tea")).await;
+    assert_eq!((got.status, got.outcome(), got.whole), (200, Some("not-stored"), false));
+    shop.settled().await;
+    shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
+    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1));
 }
 
 #[tokio::test]
