@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use onceward::endpoints::Endpoints;
 use onceward::layer::{self, Idempotency, IdempotencyLayer};
-use onceward::wire::Outcome;
+use onceward::wire::{self, Outcome};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -82,16 +82,13 @@ impl App {
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(id);
 
-        if request.method() == Method::CONNECT {
-            return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n"));
-        }
-        if request.headers().get_all(HOST).iter().nth(1).is_some() {
-            return Ok(plain(StatusCode::BAD_REQUEST, "send one Host header\n"));
-        }
         let path = unescaped(request.uri().path());
-        // What the operators' listener has is not to be reached from here, nor passed on as if it were the service's.
-        if is_below(&path, "/.onceward") {
-            return Ok(plain(StatusCode::NOT_FOUND, "not found\n"));
+        if let Some((status, why)) = is_no_request_for_us(&request, &path) {
+            let mut response = plain(status, why);
+            if request.headers().contains_key(wire::IDEMPOTENCY_KEY) {
+                response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Rejected.value());
+            }
+            return Ok(response);
         }
         let asked = Asked::of(&request);
         let (mount, endpoints) = &self.endpoints;
@@ -152,6 +149,20 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Out> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// What is answered before anybody looks whether there is a key.
+fn is_no_request_for_us<B>(request: &Request<B>, path: &str) -> Option<(StatusCode, &'static str)> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if request.method() == Method::CONNECT {
+        return Some((StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n"));
+    }
+    // Two gateways that each take another for the one meant would know one request by two fingerprints.
+    if hosts > 1 || hosts == 0 && request.version() == Version::HTTP_11 {
+        return Some((StatusCode::BAD_REQUEST, "send one Host header\n"));
+    }
+    // What the operators' listener has is not to be reached from here, nor passed on as if it were the service's.
+    is_below(path, "/.onceward").then_some((StatusCode::NOT_FOUND, "not found\n"))
 }
 
 fn is_below(path: &str, mount: &str) -> bool {

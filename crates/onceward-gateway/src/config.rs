@@ -112,6 +112,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const YEARS: Duration = Duration::from_secs(3650 * 86_400);
 const MS: Duration = Duration::from_millis(1);
 const GIB: usize = 1 << 30;
+/// The largest answer that every store takes in one piece.
+const ANSWER_MAX: usize = 256 << 20;
 
 impl Config {
     /// Reads and checks everything.
@@ -208,7 +210,7 @@ impl Settings {
         })?;
         let mut limits = Limits::default();
         limits.request_body = self.get("limits.request_body", size(GIB))?;
-        limits.response_body = self.get("limits.response_body", size(GIB))?;
+        limits.response_body = self.get("limits.response_body", size(ANSWER_MAX))?;
         limits.cache = self.get("limits.cache", |item| parse::size(item, 0, 64 * GIB))?;
         limits.waiters_per_key = self.get("limits.waiters_per_key", |item| parse::count(item, 0, 100_000))?;
         limits.wait_max = self.get("limits.wait_max", duration(Duration::ZERO, HOUR))?;

@@ -191,6 +191,10 @@ where
     ) -> Result<(Response<hyper::body::Incoming>, Connection<B>), Failure> {
         let mut idle = self.pool.take();
         loop {
+            // It may have been about to be sent on a connection that was closed meanwhile.
+            if let Some(claim) = claim {
+                claim.nothing_was_sent();
+            }
             let is_fresh = idle.is_none();
             let mut connection = match idle.take() {
                 Some(connection) => connection,

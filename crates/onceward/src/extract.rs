@@ -1,7 +1,8 @@
-//! The extractor [`Claim`] for axum 0.8.
+//! For axum 0.8: the extractor [`Claim`], and the URI of a request as it was received.
 
-use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
-use axum_core::response::{IntoResponse, Response};
+use axum::extract::{FromRequestParts, OptionalFromRequestParts, OriginalUri};
+use axum::response::{IntoResponse, Response};
+use http::Uri;
 use http::request::Parts;
 
 use crate::claim::Claim;
@@ -13,7 +14,7 @@ pub struct NoClaim;
 
 impl IntoResponse for NoClaim {
     fn into_response(self) -> Response {
-        Problem::new(Code::KeyMissing, "urn:onceward:none").into_response().map(axum_core::body::Body::from)
+        Problem::new(Code::KeyMissing, "urn:onceward:none").into_response().map(axum::body::Body::from)
     }
 }
 
@@ -31,4 +32,9 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Claim {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
         Ok(parts.extensions.get::<Self>().cloned())
     }
+}
+
+/// The URI before a router that this one is nested in took its part of the path away: else two resources would be one.
+pub(crate) fn uri_as_received(head: &Parts) -> &Uri {
+    head.extensions.get::<OriginalUri>().map_or(&head.uri, |original| &original.0)
 }

@@ -35,6 +35,12 @@
 //! # let _ = once;
 //! ```
 
+//! # Where to put it
+//!
+//! Outside of whatever shortens the path: a fingerprint is made of the URI that the layer sees, and where `/shops/1/orders` and
+//! `/shops/2/orders` both arrive as `/orders`, one of them would be told the other's answer instead of `422 key_reused`. With the
+//! feature `axum-08` the URI as it was received counts, so that it may stand within `Router::nest`.
+
 pub mod body;
 mod future;
 mod keys;

@@ -29,6 +29,9 @@ pub(crate) fn text(item: &Item) -> Parsed<&str> {
 /// A list of texts; one of the environment is parted by commas.
 pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
     match item {
+        // Empty is what a variable is that somebody forgot to fill, and an empty list may say the opposite of the default.
+        Item::Plain(text) if text.trim().is_empty() => Err("is empty; leave it unset, or write [] for none".into()),
+        Item::Plain(text) if text.trim() == "[]" => Ok(Vec::new()),
         Item::Plain(text) => {
             Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
         }

@@ -1,4 +1,6 @@
-//! Upgrades of requests without a key, such as WebSocket: bytes pass both ways until one side ends.
+//! Upgrades of requests without a key to WebSocket: bytes pass both ways until one side ends.
+//!
+//! To nothing else. Through another protocol that carries requests, such as `h2c`, they would pass by all that is checked here.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, UPGRADE};
@@ -22,6 +24,9 @@ pub(crate) struct Upgrade {
 pub(crate) fn asked_for(parts: &mut request::Parts) -> Option<Upgrade> {
     let is_named = wire::names_in(&parts.headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
     let protocol = parts.headers.get(UPGRADE).filter(|_| is_named)?.clone();
+    if !protocol.as_bytes().eq_ignore_ascii_case(b"websocket") {
+        return None;
+    }
     let client = parts.extensions.remove::<OnUpgrade>()?;
     Some(Upgrade { protocol, client })
 }

@@ -301,7 +301,14 @@ fn the_environment_speaks_of_every_setting() {
 fn no_principal_is_not_the_same_as_an_unset_one() {
     assert_eq!(with_upstream("").unwrap().policy.principal, Rule::Unset);
     assert_eq!(with_upstream("[policy]\nprincipal = []").unwrap().policy.principal, Rule::Parts(vec![]));
-    assert_eq!(of_environment(&[("ONCEWARD_POLICY_PRINCIPAL", "")]).unwrap().policy.principal, Rule::Parts(vec![]));
+    assert_eq!(of_environment(&[("ONCEWARD_POLICY_PRINCIPAL", "[]")]).unwrap().policy.principal, Rule::Parts(vec![]));
+    // A variable that nobody filled says neither that all callers are one nor that nothing is protected.
+    for (name, setting) in [("ONCEWARD_POLICY_PRINCIPAL", "principal"), ("ONCEWARD_POLICY_METHODS", "methods")] {
+        for empty in ["", " "] {
+            let why = of_environment(&[(name, empty)]).unwrap_err().to_string();
+            assert!(why.contains(name) && why.contains("is empty") && why.contains("[]"), "{setting}: {why}");
+        }
+    }
 }
 
 #[test]

@@ -463,6 +463,19 @@ fn whoever_expects_to_be_asked_for_the_body_is_asked_or_refused() {
         assert!(String::from_utf8(client.exactly(length)).unwrap().contains(code));
         assert!(client.is_closed());
     }
+    // One that says no length is known to be too large when it was asked to go on: its rest is read, so that it hears why not.
+    let chunk = format!("400\r\n{}\r\n", "x".repeat(1024));
+    let mut client = gateway.client();
+    client.say(
+        "POST /orders HTTP/1.1\r\nHost: a\r\nIdempotency-Key: chunked-0123\r\nExpect: 100-continue\r\n\
+         Transfer-Encoding: chunked\r\n\r\n",
+    );
+    assert_eq!(client.head().status, 100);
+    client.say(chunk.repeat(3));
+    client.say("0\r\n\r\n");
+    let answer = client.answer(false);
+    assert_problem(&answer, "request_too_large", "chunked");
+    assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200, "it was read to its end");
     assert_eq!(upstream.executions().len(), 1);
 }
 

@@ -586,6 +586,44 @@ fn an_upgrade_that_the_upstream_declines_is_an_answer() {
     assert_eq!(client.ask(get("/next")).body, b"ok");
 }
 
+/// Through a tunnel of requests they would pass by the gateway: keyed ones unprotected, and with claims of their own making.
+#[test]
+fn no_tunnel_is_opened_to_a_protocol_of_requests() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    for protocol in ["h2c", "HTTP/2.0", "TLS/1.0, HTTP/1.1", "websocket, h2c"] {
+        let before = upstream.seen().len();
+        let answer = gateway.send(format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        ));
+        assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]), "{protocol}");
+        let seen = &upstream.seen()[before];
+        for name in ["upgrade", "http2-settings"] {
+            assert!(seen.all(name).is_empty(), "{protocol}: {name} was passed on");
+        }
+    }
+}
+
+#[test]
+fn what_is_refused_before_its_key_is_looked_at_is_labelled_all_the_same() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "");
+    for (status, head) in [
+        (404, "POST /.onceward/x HTTP/1.1\r\nHost: a"),
+        (400, "POST /orders HTTP/1.1\r\nHost: a\r\nHost: b"),
+        (400, "POST /orders HTTP/1.1"),
+        (400, "POST http://a/orders HTTP/1.1"),
+    ] {
+        let keyed = gateway.send(format!("{head}\r\nIdempotency-Key: k\r\nContent-Length: 0\r\n\r\n"));
+        assert_eq!((keyed.status, keyed.one("idempotency-outcome")), (status, "rejected"), "{head}");
+        let other = gateway.send(format!("{head}\r\nContent-Length: 0\r\n\r\n"));
+        assert_eq!((other.status, other.all("idempotency-outcome").len()), (status, 0), "{head}");
+    }
+    assert_eq!(upstream.seen().len(), 0);
+    // Before HTTP/1.1 nobody had to say it.
+    assert_eq!(gateway.send("GET / HTTP/1.0\r\n\r\n").status, 200);
+}
+
 #[test]
 fn paths_of_operators_are_not_there() {
     let upstream = Scripted::answering(OK);

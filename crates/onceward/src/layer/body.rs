@@ -2,16 +2,20 @@
 
 use std::any::Any;
 use std::fmt;
+use std::future::poll_fn;
 use std::ops::DerefMut;
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::mpsc;
+
+use crate::clock::Clock;
 
 pin_project! {
     /// A body of a request to the inner service, or of a response to the client.
@@ -150,8 +154,8 @@ pub(crate) enum Read<P> {
     Cut,
 }
 
-/// Reads a body, up to `limit` bytes. A body of one piece is not copied.
-pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize) -> Read<P>
+/// Reads a body, up to `limit` bytes. A body of one piece is not copied. `patience`: how long it may take to bring nothing.
+pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<(&dyn Clock, Duration)>) -> Read<P>
 where
     P: DerefMut,
     P::Target: http_body::Body + Sized,
@@ -163,7 +167,17 @@ where
         if http_body::Body::is_end_stream(&*body) {
             break;
         }
-        match next(body.as_mut()).await {
+        let mut stalled = None;
+        let come = poll_fn(|context| {
+            if let Poll::Ready(come) = http_body::Body::poll_frame(body.as_mut(), context) {
+                return Poll::Ready(Some(come));
+            }
+            let Some((clock, most)) = patience else { return Poll::Pending };
+            let stalled = stalled.get_or_insert_with(|| clock.sleep_until(clock.now() + most));
+            stalled.as_mut().poll(context).map(|()| None)
+        });
+        let Some(come) = come.await else { return Read::Cut };
+        match come {
             None => break,
             Some(Err(_)) => return Read::Cut,
             Some(Ok(frame)) => match frame.into_data() {
@@ -192,5 +206,5 @@ where
 
 /// The next frame of a body.
 pub(crate) async fn next<B: http_body::Body>(mut body: Pin<&mut B>) -> Option<Result<Frame<B::Data>, B::Error>> {
-    std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await
+    poll_fn(|context| body.as_mut().poll_frame(context)).await
 }

@@ -31,6 +31,10 @@ use crate::reply::Reply;
 use crate::secret::HashKeys;
 use crate::wire::{self, Outcome};
 
+/// How long the body of a request with a key may bring nothing. It is read whole before anything happens, so that whoever stops in
+/// the middle would hold what it has taken of the process for ever.
+const STALLED: Duration = Duration::from_secs(30);
+
 /// Does each request that bears a key once. Made by [`IdempotencyLayer`](super::IdempotencyLayer).
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
@@ -166,9 +170,7 @@ impl<S, B> Call<S, B> {
         let Self { head, body, settings, source, .. } = self;
         Box::pin(async move {
             let known = Known { source: *source, headers: &head.headers, body };
-            let print = |rules: &Rules, keys: &HashKeys| {
-                rules.fingerprint(keys, &Parts { method: &head.method, uri: &head.uri, headers: &head.headers, body })
-            };
+            let print = |rules: &Rules, keys: &HashKeys| rules.fingerprint(keys, &parts(head, body));
             known.settle(&settings.engine, ask, print).await
         })
     }
@@ -212,7 +214,9 @@ where
     fn run(mut self: Box<Self>, ask: Ask, body: B) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
         async move {
             let mut body = pin!(body);
-            let refused = match read(body.as_mut(), self.settings.engine.limits().request_body).await {
+            let engine = &self.settings.engine;
+            let patience = Some((&**engine.clock(), STALLED));
+            let refused = match read(body.as_mut(), engine.limits().request_body, patience).await {
                 Read::Whole(body, trailers) => {
                     (self.body, self.trailers) = (body, trailers);
                     None
@@ -304,7 +308,7 @@ where
 
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
         let Self { head, body, .. } = self;
-        rules.fingerprint(keys, &Parts { method: &head.method, uri: &head.uri, headers: &head.headers, body })
+        rules.fingerprint(keys, &parts(head, body))
     }
 
     async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Answer> {
@@ -331,7 +335,7 @@ where
         };
         let (whole, body) = match () {
             () if passes => (None, spill(Bytes::new(), Box::pin(body), &claim, &settings.engine, fate)),
-            () => match read(Box::pin(body), response_limit).await {
+            () => match read(Box::pin(body), response_limit, None).await {
                 Read::Whole(data, _)
                     if length.is_some_and(|length| length != data.len() as u64 && carries_body(head.status)) =>
                 {
@@ -419,6 +423,15 @@ where
         }
     });
     Body::spilled(prefix, receiver)
+}
+
+/// What a fingerprint is made of.
+fn parts<'a>(head: &'a request::Parts, body: &'a Bytes) -> Parts<'a> {
+    #[cfg(feature = "axum-08")]
+    let uri = crate::extract::uri_as_received(head);
+    #[cfg(not(feature = "axum-08"))]
+    let uri = &head.uri;
+    Parts { method: &head.method, uri, headers: &head.headers, body }
 }
 
 /// Marks the answer of a request's own execution.

@@ -220,7 +220,8 @@ impl Setup {
             }
         };
         let all = post(handler.clone()).put(handler.clone()).patch(handler);
-        let mut app = Router::new().route("/orders", all.clone()).route("/teas", all).route_layer(layer.clone());
+        let orders = Router::new().route("/orders", all.clone()).route("/teas", all).route_layer(layer.clone());
+        let mut app = orders.clone().nest("/shops/{shop}", orders);
         if self.mounted {
             app = app.nest_service("/.idempotency", layer.endpoints());
         }

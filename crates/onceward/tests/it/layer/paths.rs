@@ -195,3 +195,16 @@ async fn an_anonymous_caller_is_told_the_state_and_never_the_answer() {
     shop.operation("anns", &ann).await.replayed(201, "made 3");
     shop.operation("anns", &[("cookie", "a=1")]).await.refused(403, "principal_unknown", "rejected");
 }
+
+/// Within a nested router a handler sees the rest of the path alone.
+#[tokio::test]
+async fn two_resources_of_a_nested_router_are_not_one() {
+    let shop = Setup::default().open(made).await;
+    let order = |path: &str| request("POST", path, &[("idempotency-key", "order-7")], "tea");
+    shop.send(&order("/shops/1/orders")).await.stored(201, "made 1");
+    shop.send(&order("/shops/1/orders")).await.replayed(201, "made 1");
+    for other in ["/shops/2/orders", "/orders", "/shops/1/teas"] {
+        shop.send(&order(other)).await.refused(422, "key_reused", "mismatch");
+    }
+    assert_eq!(shop.kitchen.runs(), 1);
+}

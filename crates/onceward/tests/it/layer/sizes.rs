@@ -1,5 +1,7 @@
 //! Requests and answers at their limits, and answers that have no end to wait for.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -392,4 +394,24 @@ async fn a_stream_that_the_drain_cuts_is_seen_to_be_cut_and_is_unknown() {
     let mut rest = vec![0; 1000];
     let read = sent.stream.try_read(&mut rest).unwrap_or_default();
     assert!(!rest[..read].ends_with(b"0\r\n\r\n"), "the client takes a part for the whole");
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_not_waited_for_for_ever() {
+    let shop = Setup::manual().limits(limited).open(made).await;
+    let whole = order("order-7", &"x".repeat(LIMIT), &[]);
+    let mut sent = shop.begin(&whole[..whole.len() - 10]).await;
+    let mut read = Vec::new();
+    soon("a refusal", async {
+        // It may not have been begun to be read: the time counts from what came last.
+        while tokio::time::timeout(Duration::from_millis(10), sent.stream.read_buf(&mut read)).await.is_err() {
+            shop.clock.advance(Duration::from_secs(30));
+        }
+        sent.stream.read_to_end(&mut read).await
+    })
+    .await
+    .expect("a closed connection");
+    let text = String::from_utf8_lossy(&read);
+    assert!(text.starts_with("HTTP/1.1 400") && text.contains("request_incomplete"), "{text}");
+    assert_eq!((shop.kitchen.runs(), shop.store.calls("insert")), (0, 0));
 }
