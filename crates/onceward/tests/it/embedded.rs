@@ -17,6 +17,7 @@ use onceward::fingerprint::{Fingerprint, Rules};
 use onceward::record::{AttemptId, Kept, Phase, Print, Record};
 use onceward::reply::Reply;
 use onceward::secret::{KeyHash, RecordId};
+use onceward::store::{EmbeddedStore, Replaced, Store};
 
 const LEASE: Duration = Duration::from_secs(15);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -53,4 +54,18 @@ fn completed(n: u64, bytes: usize) -> Record {
     let reply = Reply { status: http::StatusCode::CREATED, headers, body };
     let kept = Kept::Whole(Arc::new(reply));
     record(n, Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
+}
+
+/// Larger than all that may wait for the writer together.
+#[tokio::test]
+async fn an_answer_of_any_size_is_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = EmbeddedStore::open(folder.path()).expect("a new store");
+    assert!(store.insert(&id(1), &claim(1)).await.expect("a claim").is_none());
+    let (large, beside) = (completed(1, (64 << 20) + 1), claim(2));
+    let (first, second) = (id(1), id(2));
+    let (kept, other) = tokio::join!(store.replace(&first, claim(1).version(), &large), store.insert(&second, &beside));
+    assert_eq!(kept.expect("an answer"), Replaced::Yes);
+    assert!(other.expect("a claim beside it").is_none());
+    assert!(*store.get(&id(1)).await.expect("a look").expect("a record").record == large);
 }
