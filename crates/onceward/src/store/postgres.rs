@@ -41,14 +41,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::codec;
-use crate::record::{Found, Phase, Record, Version};
+use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
 use ask::{Question, Write};
 use connect::Connect;
@@ -70,8 +71,9 @@ const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
 /// How many thousands of rows are listed anew at most before what is due is looked at.
 const LISTED_ANEW: usize = 20;
 
-/// How often the server is asked again what it is.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the server is asked what it is, and how long it may take to say so.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+const WATCH_MAX: Duration = Duration::from_secs(2);
 
 /// Keeps records in PostgreSQL.
 #[derive(Debug)]
@@ -80,9 +82,9 @@ pub struct PostgresStore {
     /// For keys.
     desk: Arc<Desk>,
     /// For what takes its time: nothing waits behind it.
-    slow: Lanes,
+    slow: Arc<Lanes>,
     counted: tokio::sync::Mutex<Option<Counted>>,
-    asked: parking_lot::Mutex<Instant>,
+    watching: AbortHandle,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,15 +123,25 @@ impl PostgresStore {
     pub async fn with_clock(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let connections = settings.connections;
         let connect = Arc::new(Connect::new(settings, clock));
-        let connected = connect.connect().await?;
+        let connected = connect.begin().await?;
         schema::bring_up(&connected.client).await?;
+        let slow = Arc::new(Lanes::new(Arc::clone(&connect), 1));
+        let watching = tokio::spawn(watch(Arc::clone(&connect), Arc::clone(&slow))).abort_handle();
         Ok(Self {
             desk: Desk::new(Lanes::new(Arc::clone(&connect), connections)),
-            slow: Lanes::new(Arc::clone(&connect), 1),
+            slow,
             connect,
             counted: tokio::sync::Mutex::default(),
-            asked: parking_lot::Mutex::new(Instant::now()),
+            watching,
         })
+    }
+
+    /// A server that would void a promise takes no claims. What was begun is finished all the same.
+    fn admit(&self, record: &Record) -> Result<(), Error> {
+        match self.connect.refusal() {
+            Some(why) if record.phase.stage() == Stage::InFlight => Err(Error::refused(why)),
+            _ => Ok(()),
+        }
     }
 
     async fn run(&self, id: &RecordId, question: &Question, settled: &mut bool) -> Result<Option<Row>, Error> {
@@ -167,6 +179,10 @@ impl PostgresStore {
     }
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+        if let Err(refused) = self.admit(record) {
+            // What is known is told.
+            return self.get_now(id).await?.map_or(Err(refused), |found| Ok(Some(found)));
+        }
         let question = Question::Insert(Write::new(id, record));
         let mut settled = true;
         for _ in 0..TRIES {
@@ -182,6 +198,10 @@ impl PostgresStore {
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
+        // By another attempt it is a claim; by the same one a sign of life.
+        if over.attempt != record.attempt {
+            self.admit(record)?;
+        }
         let question = Question::replace(over, id, record);
         let mut settled = true;
         for pause in LOCKED_MS {
@@ -227,11 +247,9 @@ impl PostgresStore {
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-        self.ask_again().await?;
         for _ in 0..LISTED_ANEW {
-            let line = self.slow.line(0).await?;
-            let listed = line.client.execute_typed(LIST_ANEW, &[]).await;
-            if line.judged(listed).map_err(|(_, error)| error)? < 1000 {
+            let listed = self.run_slow(LIST_ANEW, &[]).await?;
+            if listed.first().is_none_or(|row| row.get::<_, i64>(0) < 1000) {
                 break;
             }
         }
@@ -257,19 +275,6 @@ impl PostgresStore {
             }
         }
         Ok(due)
-    }
-
-    /// A server may have become another since: what it is now is what is told.
-    async fn ask_again(&self) -> Result<(), Error> {
-        if self.asked.lock().elapsed() < ASK_AGAIN {
-            return Ok(());
-        }
-        let line = self.slow.line(0).await?;
-        let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
-        *self.asked.lock() = Instant::now();
-        let checked = server.check(&self.connect.settings().accepted);
-        self.connect.learn(server);
-        checked.inspect_err(|_| line.give_up())
     }
 
     async fn meta_now(&self, name: &str, value: &[u8]) -> Result<Bytes, Error> {
@@ -323,6 +328,33 @@ impl PostgresStore {
     }
 }
 
+/// Asks the server what it is, for as long as somebody uses it: it may be configured anew, or a pooler may lead to another one.
+async fn watch(connect: Arc<Connect>, slow: Arc<Lanes>) {
+    let mut refused = None;
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let asked = async {
+            let line = slow.line(0).await?;
+            let watch = line.watch();
+            let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
+            watch.answered();
+            // Another connection may lead to the one that counts.
+            connect.learn(server).inspect_err(|_| line.give_up())
+        };
+        match timeout(WATCH_MAX, asked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %super::chain(&error), "the server is not as it should be"),
+            Err(_) => tracing::debug!("the server does not say what it is"),
+        }
+        let before = std::mem::replace(&mut refused, connect.refusal());
+        match &refused {
+            Some(why) if before != refused => tracing::error!(why, "no claims are taken any more"),
+            None if before.is_some() => tracing::warn!("claims are taken again"),
+            _ => {}
+        }
+    }
+}
+
 /// Makes the schema, or brings it up to date, and returns the version that was there.
 ///
 /// # Errors
@@ -330,13 +362,19 @@ impl PostgresStore {
 /// Those of [`PostgresStore::open`].
 pub async fn migrate(url: &str) -> Result<i32, Error> {
     let settings: Settings = url.parse().map_err(Error::refused)?;
-    let connected = Connect::new(settings, Arc::new(SystemClock)).connect().await?;
+    let connected = Connect::new(settings, Arc::new(SystemClock)).begin().await?;
     schema::bring_up(&connected.client).await
 }
 
 /// The schema as SQL, for people's own tools.
 pub fn schema_script() -> String {
     schema::script()
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
 }
 
 impl Store for PostgresStore {

@@ -74,10 +74,34 @@ impl Connect {
         self.server.read().clone()
     }
 
-    /// Takes note of what a server says of itself.
-    pub(super) fn learn(&self, server: Server) {
+    /// Takes note of what a server says of itself, and says why nothing may be asked of it, if that is so: a pooler may lead to
+    /// another one by itself.
+    pub(super) fn learn(&self, server: Server) -> Result<(), Error> {
         self.known_since(server.started, server.known_for());
+        self.timeline.fetch_max(server.timeline, Ordering::SeqCst);
+        let unfit = self.unfit(&server);
         *self.server.write() = server;
+        unfit.map_or(Ok(()), |why| Err(Error::refused(why)))
+    }
+
+    /// Why no claim is taken now: what the last server said of itself voids a promise.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let server = self.server.read();
+        self.unfit(&server).or_else(|| server.refusal(&self.settings.accepted))
+    }
+
+    /// Why a server is not the one that counts.
+    fn unfit(&self, server: &Server) -> Option<String> {
+        let seen = self.timeline.load(Ordering::SeqCst);
+        if server.is_standby {
+            return Some("it is a standby, or read-only, and cannot take a claim; name the primary".into());
+        }
+        (server.timeline < seen).then(|| {
+            format!(
+                "it is on timeline {}, and {seen} was seen: a failover left it behind; stop it, or make it a standby",
+                server.timeline
+            )
+        })
     }
 
     /// The age of a claim counts at most from when its server became the one that it is, here the one that runs since
@@ -100,13 +124,15 @@ impl Connect {
         before + now.saturating_sub(at)
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Whether a connection to this timeline leads to a server that was left behind.
     pub(super) fn is_behind(&self, timeline: u64) -> bool {
         timeline < self.timeline.load(Ordering::SeqCst)
+    }
+
+    /// The first connection: what voids a promise stops the start. Where it comes later, what was begun is still finished.
+    pub(super) async fn begin(&self) -> Result<Connected, Error> {
+        let connected = self.connect().await?;
+        self.refusal().map_or(Ok(connected), |why| Err(Error::refused(why)))
     }
 
     /// Tries the hosts in their order.
@@ -199,19 +225,12 @@ impl Connect {
             }
         };
         let server = Server::ask(&client).await?;
-        server.check(&self.settings.accepted)?;
-        let before = self.timeline.fetch_max(server.timeline, Ordering::SeqCst);
-        if server.timeline < before {
-            return Err(Error::refused(format!(
-                "it is on timeline {}, and {before} was seen: a failover left it behind; stop it, or make it a standby",
-                server.timeline
-            )));
-        }
+        self.unfit(&server).map_or(Ok(()), |why| Err(Error::refused(why)))?;
         // A pooler shows itself by a port that is not ours.
         let is_direct = local_port.is_some() && server.client_port == local_port;
         let prepares = self.settings.prepare.unwrap_or(is_direct);
         let timeline = server.timeline;
-        self.learn(server);
+        self.learn(server)?;
         Ok(Connected { client, timeline, is_direct, prepares })
     }
 }

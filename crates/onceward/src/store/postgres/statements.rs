@@ -130,9 +130,10 @@ const REMOVE: &str = concat!(
 
 /// A hint may be lost, so nobody waits for its sync.
 pub(super) const LIST_ANEW: &str = "WITH stale AS MATERIALIZED (SELECT id FROM onceward.records \
-     WHERE look_at <= statement_timestamp() AND look_at < due ORDER BY look_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED) \
-     UPDATE onceward.records r SET look_at = r.due FROM stale \
-     WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL";
+     WHERE look_at <= statement_timestamp() AND look_at < due ORDER BY look_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED), \
+     listed AS (UPDATE onceward.records r SET look_at = r.due FROM stale \
+     WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL RETURNING 1) \
+     SELECT count(*) FROM listed";
 
 pub(super) const DUE: &str = concat!(
     "SELECT record, ",

@@ -323,10 +323,60 @@ async fn a_newer_schema_is_refused() {
 async fn settings_that_void_a_promise_are_refused_or_said() {
     let url = POSTGRES_15.database();
     let error = chain(&PostgresStore::open(&url.replace("&accept=fsync-off", "")).await.unwrap_err());
-    assert!(error.contains("fsync is off there") && error.contains("?accept=fsync-off"), "{error}");
+    assert!(error.contains("fsync is off") && error.contains("?accept=fsync-off"), "{error}");
     let facts = PostgresStore::open(&url).await.unwrap().facts();
     assert!(facts.survives_kill && !facts.survives_power_loss, "{facts:?}");
     assert!(facts.promise.contains("fsync is off"), "{facts:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_begins_to_void_a_promise_takes_no_more_claims() {
+    for setting in ["fsync", "full_page_writes"] {
+        let server = Postgres::start(15, "fsync = on");
+        let url = server.database().replace("&accept=fsync-off", "");
+        let turn = |to: &str| {
+            server.sql("postgres", &format!("ALTER SYSTEM SET {setting} = {to}"));
+            server.sql("postgres", "SELECT pg_reload_conf()");
+        };
+        let store = PostgresStore::open(&url).await.unwrap();
+        let [first, second, lost] = [0; 3].map(|_| claim(AttemptId::random()));
+        for (n, held) in [&first, &second, &lost].into_iter().enumerate() {
+            assert_eq!(store.insert(&id(n), held).await.unwrap(), None);
+        }
+        turn("off");
+        let until = Instant::now() + PATIENCE;
+        let mut n = 10;
+        let error = loop {
+            match store.insert(&id(n), &claim(AttemptId::random())).await {
+                Err(error) => break error,
+                Ok(_) => assert!(Instant::now() < until, "it goes on over a server whose {setting} is off"),
+            }
+            n += 1;
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(error.applied(), Applied::No, "{error}");
+        assert!(error.to_string().contains(&format!("{setting} is off")), "{error}");
+        // To take a key over is to claim it.
+        let taken_over = store.replace(&id(2), lost.version(), &claim(AttemptId::random())).await;
+        assert_eq!(taken_over.unwrap_err().applied(), Applied::No);
+        // What was begun is finished, over another connection too, and what is known is told.
+        assert_eq!(store.replace(&id(0), first.version(), &first).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.replace(&id(0), first.version(), &answer(first.attempt)).await.unwrap(), Replaced::Yes);
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'onceward'";
+        assert_ne!(server.sql("postgres", ended), "0");
+        assert_eq!(store.replace(&id(1), second.version(), &answer(second.attempt)).await.unwrap(), Replaced::Yes);
+        let known = store.insert(&id(0), &claim(AttemptId::random())).await.unwrap();
+        assert_eq!(*known.expect("it is known").record, answer(first.attempt));
+        assert!(!store.facts().survives_power_loss);
+        assert_eq!(store.due(10).await.unwrap(), []);
+        assert_eq!(store.census().await.unwrap().completed, 2);
+        // Where it is accepted knowingly, claims go on.
+        let word = setting.replace('_', "-");
+        let accepting = PostgresStore::open(&format!("{url}&accept={word}-off")).await.unwrap();
+        assert_eq!(accepting.insert(&id(3), &claim(AttemptId::random())).await.unwrap(), None);
+        turn("on");
+        claims_again(&store, 1_000_000).await;
+    }
 }
 
 #[tokio::test]
