@@ -24,6 +24,7 @@
 
 mod ask;
 mod connect;
+mod counting;
 mod desk;
 mod failure;
 mod lanes;
@@ -42,7 +43,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -53,17 +54,15 @@ use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
 use ask::{Question, Write};
 use connect::Connect;
+use counting::Counting;
 use desk::Desk;
 use failure::Next;
 use lanes::Lanes;
 pub use settings::Settings;
-use statements::{COUNT, DUE, LIST_ANEW, META, Param};
+use statements::{DUE, LIST_ANEW, META, Param};
 
 /// How often a statement is sent again where the server says that it was not applied, or a connection broke.
 const TRIES: usize = 4;
-
-/// Counting takes at most this part of the time: one second in twenty.
-const COUNTING: u32 = 20;
 
 /// How long a row that is locked is left alone, time after time.
 const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
@@ -83,15 +82,8 @@ pub struct PostgresStore {
     desk: Arc<Desk>,
     /// For what takes its time: nothing waits behind it.
     slow: Arc<Lanes>,
-    counted: tokio::sync::Mutex<Option<Counted>>,
+    counting: Arc<Counting>,
     watching: AbortHandle,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    census: Census,
-    at: Instant,
-    took: Duration,
 }
 
 impl PostgresStore {
@@ -125,13 +117,13 @@ impl PostgresStore {
         let connect = Arc::new(Connect::new(settings, clock));
         let connected = connect.begin().await?;
         schema::bring_up(&connected.client).await?;
-        let slow = Arc::new(Lanes::new(Arc::clone(&connect), 1));
+        let slow = Arc::new(Lanes::slow(Arc::clone(&connect)));
         let watching = tokio::spawn(watch(Arc::clone(&connect), Arc::clone(&slow))).abort_handle();
         Ok(Self {
             desk: Desk::new(Lanes::new(Arc::clone(&connect), connections)),
             slow,
+            counting: Counting::new(Lanes::slow(Arc::clone(&connect))),
             connect,
-            counted: tokio::sync::Mutex::default(),
             watching,
         })
     }
@@ -158,24 +150,9 @@ impl PostgresStore {
         }
     }
 
-    /// A statement that may take its time.
+    /// A statement that may take a while.
     async fn run_slow(&self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
-        let mut retries = Retries::default();
-        loop {
-            let (next, error) = match self.slow.line(0).await {
-                Ok(line) => {
-                    let watch = line.watch();
-                    let ran = line.client.query_typed(text, params).await;
-                    watch.answered();
-                    match line.judged(ran) {
-                        Ok(rows) => return Ok(rows),
-                        Err(failed) => failed,
-                    }
-                }
-                Err(error) => (Next::Again, error),
-            };
-            retries.go_on(next, error, &mut true).await?;
-        }
+        run_over(&self.slow, text, params).await
     }
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
@@ -287,32 +264,6 @@ impl PostgresStore {
         Err(Error::unavailable("the named value came and went too often"))
     }
 
-    async fn census_now(&self) -> Result<Census, Error> {
-        let mut counted = self.counted.lock().await;
-        if let Some(counted) = counted.filter(|counted| {
-            counted.took > Duration::from_millis(50) && counted.at.elapsed() < counted.took * COUNTING
-        }) {
-            return Ok(counted.census);
-        }
-        let began = Instant::now();
-        let mut census = Census::default();
-        for row in self.run_slow(COUNT, &[]).await? {
-            let (stage, count, bytes): (i16, i64, i64) = (row.get(0), row.get(1), row.get(2));
-            let count = u64::try_from(count).unwrap_or(0);
-            match stage {
-                1 => census.in_flight = count,
-                2 => census.completed = count,
-                3 => census.released = count,
-                4 => census.unknown = count,
-                _ => census.tombstones = count,
-            }
-            // A row's head and its other columns.
-            census.bytes += u64::try_from(bytes).unwrap_or(0) + count * 128;
-        }
-        *counted = Some(Counted { census, at: Instant::now(), took: began.elapsed() });
-        Ok(census)
-    }
-
     /// What a row says: nothing where its record is none.
     fn found(&self, id: &RecordId, row: &Row) -> Result<Option<Found>, Error> {
         let unreadable = |error| Error::unreadable("a row of the store cannot be read").because(error);
@@ -325,6 +276,26 @@ impl PostgresStore {
             age = age.min(self.connect.known_for(started));
         }
         Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
+    }
+}
+
+/// A statement over the first of these connections.
+async fn run_over(lanes: &Lanes, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+    let mut retries = Retries::default();
+    loop {
+        let (next, error) = match lanes.line(0).await {
+            Ok(line) => {
+                let watch = line.watch();
+                let ran = line.client.query_typed(text, params).await;
+                watch.answered();
+                match line.judged(ran) {
+                    Ok(rows) => return Ok(rows),
+                    Err(failed) => failed,
+                }
+            }
+            Err(error) => (Next::Again, error),
+        };
+        retries.go_on(next, error, &mut true).await?;
     }
 }
 
@@ -403,7 +374,7 @@ impl Store for PostgresStore {
     }
 
     fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.census_now())
+        Pending::new(self.counting.census(Duration::from_millis(1800)))
     }
 
     fn facts(&self) -> Facts {

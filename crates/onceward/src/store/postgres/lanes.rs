@@ -23,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Lanes {
     connect: Arc<Connect>,
     lanes: Box<[Lane]>,
+    /// Whether they carry keys, and so what is prepared for them.
+    carry_keys: bool,
 }
 
 /// One connection, made when it is needed.
@@ -49,7 +51,12 @@ impl std::fmt::Debug for Line {
 
 impl Lanes {
     pub(super) fn new(connect: Arc<Connect>, count: usize) -> Self {
-        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect() }
+        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect(), carry_keys: true }
+    }
+
+    /// One, for what takes its time. Nothing is prepared there: that would wait where the table is locked.
+    pub(super) fn slow(connect: Arc<Connect>) -> Self {
+        Self { carry_keys: false, ..Self::new(connect, 1) }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -91,7 +98,7 @@ impl Lanes {
         }
         let made = async {
             let connected = self.connect.connect().await?;
-            let statements = Statements::new(&connected).await;
+            let statements = Statements::new(&connected, self.carry_keys).await;
             let statements = statements.map_err(|error| failure::error("its tables are not as expected", error))?;
             let (client, timeline) = (connected.client, connected.timeline);
             Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false) }))

@@ -60,7 +60,8 @@ impl Server {
     pub(super) fn refusal(&self, accepted: &[String]) -> Option<String> {
         let settings =
             [(self.fsync, "fsync", "fsync-off"), (self.full_page_writes, "full_page_writes", "full-page-writes-off")];
-        let is_off = |(is_on, _, word): &(bool, &str, &str)| !is_on && !accepted.iter().any(|accepted| accepted == word);
+        let is_off =
+            |(is_on, _, word): &(bool, &str, &str)| !is_on && !accepted.iter().any(|accepted| accepted == word);
         settings.into_iter().find(is_off).map(|(_, setting, word)| {
             format!(
                 "the server's {setting} is off: a loss of power may forget keys, and their requests would execute again; turn \

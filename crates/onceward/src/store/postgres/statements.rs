@@ -191,14 +191,14 @@ const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, T
 pub(super) struct Statements(Option<Vec<Statement>>);
 
 impl Statements {
-    pub(super) async fn new(connected: &Connected) -> Result<Self, Error> {
+    pub(super) async fn new(connected: &Connected, are_of_use: bool) -> Result<Self, Error> {
         let client = &connected.client;
-        if !connected.prepares {
-            return Ok(Self(None));
-        }
         // A pooler would hand what is set here to others.
-        if connected.is_direct {
+        if connected.is_direct && connected.prepares {
             client.batch_execute(PLAN).await?;
+        }
+        if !connected.prepares || !are_of_use {
+            return Ok(Self(None));
         }
         let prepared = OPS.iter().map(|(_, text, types)| client.prepare_typed(text, types));
         futures_util::future::try_join_all(prepared).await.map(|prepared| Self(Some(prepared)))

@@ -262,7 +262,7 @@ async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
 }
 
 /// What the server has counted: a backend tells it when it ends, at the latest.
-async fn counted_at_the_end(url: &str, what: &str) -> i64 {
+pub(super) async fn counted_at_the_end(url: &str, what: &str) -> i64 {
     let watcher = another(url).await;
     let until = Instant::now() + HEALED;
     let stands = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'";
