@@ -107,6 +107,14 @@ impl Question {
         }
     }
 
+    /// Whether it is about a record that is there already: the word of whoever holds it, or of the sweep.
+    pub(super) fn writes_over(&self) -> bool {
+        match self {
+            Self::Complete(_) | Self::Replace(..) | Self::Remove(_) => true,
+            Self::Insert(_) | Self::Get => false,
+        }
+    }
+
     /// How many bytes it carries.
     pub(super) fn bytes(&self) -> usize {
         match self {

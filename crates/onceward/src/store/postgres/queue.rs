@@ -24,8 +24,9 @@ const LOOKED_AT_MAX: usize = 4 * ROWS_MAX;
 
 /// What waits, in its order, and the connections.
 ///
-/// Of one key at most one question waits or runs here; the next ones stand behind it. So what this process asks about one key
-/// happens in the order in which it was asked, whichever connection carries it.
+/// Of one key at most one question waits or runs here; the next ones stand behind it: first those that write over its record or
+/// remove it, for they are the word of whoever holds it, and a storm of duplicates is not to keep that waiting; then inserts and
+/// looks. Each of the two happens in the order in which it was asked, whichever connection carries it.
 #[derive(Debug)]
 pub(super) struct Queue {
     waiting: VecDeque<Ask>,
@@ -48,10 +49,17 @@ impl Queue {
         Self { waiting: VecDeque::new(), keys: HashMap::new(), places }
     }
 
-    /// Puts a question at the end.
+    /// Puts a question at the end, or where it belongs among those of its key.
     pub(super) fn put(&mut self, ask: Ask) {
         match self.keys.entry(ask.id) {
-            Entry::Occupied(mut before) => before.get_mut().push_back(ask),
+            Entry::Occupied(mut before) => {
+                let before = before.get_mut();
+                let place = match ask.question.writes_over() {
+                    true => before.partition_point(|before| before.question.writes_over()),
+                    false => before.len(),
+                };
+                before.insert(place, ask);
+            }
             Entry::Vacant(key) => {
                 key.insert(VecDeque::new());
                 self.waiting.push_back(ask);
@@ -149,7 +157,7 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::oneshot;
 
-    use super::super::ask::{Question, Told, Write};
+    use super::super::ask::{Over, Question, Told, Write};
     use super::*;
 
     /// A key's number, what is asked, and whether by itself.
@@ -211,6 +219,35 @@ mod tests {
             let (queue, _waiting) = queue(asked);
             assert_eq!(taken(queue), want, "{rule}");
         }
+    }
+
+    #[test]
+    fn of_one_key_what_its_holder_says_goes_before_claims_and_looks() {
+        let (mut queue, _waiting) = queue((0..100).map(|_| (1, Question::Insert(write(9)), false)).collect());
+        let over = Over { attempt: [0; 16], stage: 1 };
+        let mut told = Vec::new();
+        for question in
+            [Question::Get, Question::Replace(over, write(9)), Question::Complete(write(9)), Question::Remove(over)]
+        {
+            let (ask, its) = Ask::new(RecordId([1; 32]), question, false);
+            queue.put(ask);
+            told.push(its);
+        }
+        let mut order = String::new();
+        while queue.is_waited_for() {
+            for ask in queue.take() {
+                order.push(match ask.question {
+                    Question::Insert(_) => 'i',
+                    Question::Get => 'g',
+                    Question::Replace(..) => 'r',
+                    Question::Complete(_) => 'c',
+                    Question::Remove(_) => 'x',
+                });
+                queue.finish(&ask.id);
+            }
+        }
+        // What was first is on its way.
+        assert_eq!(order, format!("ircx{}g", "i".repeat(99)));
     }
 
     #[test]

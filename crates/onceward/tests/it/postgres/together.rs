@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{another, is_counted, until_it_waits};
 use super::faults::behind_a_proxy;
-use super::records::{HEALED, answer, chain, claim, id};
+use super::records::{HEALED, answer, chain, claim, id, unknown};
 use super::{PGBOUNCER, POSTGRES_15, POSTGRES_18, database_of};
 use crate::support::fault_proxy::Fault;
 use crate::support::postgres::Postgres;
@@ -28,7 +28,7 @@ const COUNTED: &str = "CREATE TABLE counted (kind text, rows bigint); \
      CREATE TRIGGER inserted AFTER INSERT ON onceward.records REFERENCING NEW TABLE AS written \
      FOR EACH STATEMENT EXECUTE FUNCTION counted(); \
      CREATE TRIGGER updated AFTER UPDATE ON onceward.records REFERENCING NEW TABLE AS written \
-     FOR EACH STATEMENT EXECUTE FUNCTION counted()";
+     FOR EACH STATEMENT EXECUTE FUNCTION counted();";
 
 /// Keys with a claim each.
 fn claims(from: usize) -> Vec<(RecordId, Record)> {
@@ -326,25 +326,43 @@ async fn what_is_asked_about_one_key_happens_in_its_order() {
         let others = claims(1000 + n * MANY);
         let others = join_all(others.iter().map(|(id, claim)| store.insert(id, claim)));
         let (key, first, second) = (id(n), claim(AttemptId::random()), claim(AttemptId::random()));
-        let end = answer(second.attempt);
+        let lost = unknown(first.attempt);
         let asked = async {
             tokio::join!(
                 store.insert(&key, &first),
-                store.insert(&key, &second),
-                store.remove(&key, first.version()),
                 store.get(&key),
                 store.insert(&key, &second),
-                store.replace(&key, second.version(), &end),
                 store.get(&key),
+                store.replace(&key, first.version(), &lost),
+                store.remove(&key, lost.version()),
             )
         };
-        let (_, (inserted, found, removed, nothing, inserted_again, ended, at_last)) = tokio::join!(others, asked);
+        let (_, (inserted, nothing, inserted_again, found, replaced, removed)) = tokio::join!(others, asked);
         assert_eq!(inserted.unwrap(), None);
-        assert_eq!(*found.unwrap().unwrap().record, first);
+        // What writes over a record goes before claims and looks that wait; both in their order.
+        assert_eq!(replaced.unwrap(), Replaced::Yes);
         assert!(removed.unwrap());
         assert_eq!(nothing.unwrap(), None);
         assert_eq!(inserted_again.unwrap(), None);
-        assert_eq!(ended.unwrap(), Replaced::Yes);
-        assert_eq!(*at_last.unwrap().unwrap().record, end);
+        assert_eq!(*found.unwrap().unwrap().record, second);
     }
+}
+
+/// One connection, and a storm of duplicates that goes on: the holder's word is the next, whenever it comes.
+#[tokio::test]
+async fn a_storm_of_duplicates_does_not_hold_up_the_holder() {
+    const STORM: usize = 500;
+    let url = POSTGRES_15.database();
+    let store = over_one_connection(&url).await;
+    let (key, held) = (id(1), claim(AttemptId::random()));
+    assert_eq!(store.insert(&key, &held).await.unwrap(), None);
+    let duplicates: Vec<_> = (0..STORM).map(|_| claim(AttemptId::random())).collect();
+    let end = answer(held.attempt);
+    let storm = join_all(duplicates.iter().map(|duplicate| store.insert(&key, duplicate)));
+    let (found, ended) = tokio::join!(storm, store.replace(&key, held.version(), &end));
+    assert_eq!(ended.unwrap(), Replaced::Yes);
+    let early = found.into_iter().map(|found| *found.unwrap().expect("it is held").record);
+    let early = early.filter(|found| *found == held).count();
+    // The first was on its way.
+    assert!(early <= 1, "{early} of {STORM} duplicates went before the holder");
 }
