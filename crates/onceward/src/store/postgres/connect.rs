@@ -1,7 +1,7 @@
 //! Connecting: to the first host that takes writes, and is no older than what was seen before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -11,9 +11,11 @@ use tokio::time::timeout;
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, NoTls};
 
-use super::failure;
+use super::failure::{self, Next};
+use super::schema;
 use super::server::Server;
 use super::settings::Settings;
+use super::statements::Statements;
 use super::tls::Connector;
 use crate::clock::Clock;
 use crate::store::Error;
@@ -37,6 +39,8 @@ pub(super) struct Connect {
     standing: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     known: Mutex<Option<Known>>,
+    /// Whether the tables were found to be gone, so that the next connection makes them.
+    schema_is_gone: AtomicBool,
 }
 
 /// Since when the server is the one that it is, as far as it is known: so long before `at`.
@@ -66,6 +70,7 @@ impl Connect {
             standing: Arc::default(),
             clock,
             known: Mutex::default(),
+            schema_is_gone: AtomicBool::new(false),
         }
     }
 
@@ -133,6 +138,30 @@ impl Connect {
     pub(super) async fn begin(&self) -> Result<Connected, Error> {
         let connected = self.connect().await?;
         self.refusal().map_or(Ok(connected), |why| Err(Error::refused(why)))
+    }
+
+    /// What is prepared on a connection, or nothing there. Tables that are gone are made as they were at the start: who opened the
+    /// store by an identity will find another one.
+    pub(super) async fn prepare(&self, connected: &Connected, carries_keys: bool) -> Result<Statements, Error> {
+        if !self.schema_is_gone.load(Ordering::SeqCst) {
+            match Statements::new(connected, carries_keys).await {
+                Err(error) if failure::is_schema_gone(&error) => {}
+                statements => return statements.map_err(unexpected),
+            }
+        }
+        tracing::error!("the schema onceward is gone, and with it all that the store knew; it is made anew");
+        schema::bring_up(&connected.client).await?;
+        self.schema_is_gone.store(false, Ordering::SeqCst);
+        Statements::new(connected, carries_keys).await.map_err(unexpected)
+    }
+
+    /// What to do about a statement that failed.
+    pub(super) fn next(&self, error: &tokio_postgres::Error) -> Next {
+        if failure::is_schema_gone(error) {
+            self.schema_is_gone.store(true, Ordering::SeqCst);
+            return Next::Reconnect;
+        }
+        failure::next(error)
     }
 
     /// Tries the hosts in their order.
@@ -233,6 +262,10 @@ impl Connect {
         self.learn(server)?;
         Ok(Connected { client, timeline, is_direct, prepares })
     }
+}
+
+fn unexpected(error: tokio_postgres::Error) -> Error {
+    failure::error("its tables are not as expected", error)
 }
 
 /// A connection that stands, as long as this lives.

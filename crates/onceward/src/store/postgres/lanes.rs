@@ -41,6 +41,7 @@ pub(super) struct Line {
     pub(super) statements: Statements,
     timeline: u64,
     hangs: AtomicBool,
+    connect: Arc<Connect>,
 }
 
 impl std::fmt::Debug for Line {
@@ -98,10 +99,10 @@ impl Lanes {
         }
         let made = async {
             let connected = self.connect.connect().await?;
-            let statements = Statements::new(&connected, self.carry_keys).await;
-            let statements = statements.map_err(|error| failure::error("its tables are not as expected", error))?;
+            let statements = self.connect.prepare(&connected, self.carry_keys).await?;
             let (client, timeline) = (connected.client, connected.timeline);
-            Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false) }))
+            let connect = Arc::clone(&self.connect);
+            Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false), connect }))
         };
         let made = made.await;
         match &made {
@@ -129,7 +130,7 @@ impl Line {
 
     /// What to do about a failed statement.
     pub(super) fn next(&self, error: &tokio_postgres::Error) -> Next {
-        let next = failure::next(error);
+        let next = self.connect.next(error);
         if next == Next::Reconnect {
             self.give_up();
         }

@@ -380,6 +380,61 @@ async fn a_server_that_begins_to_void_a_promise_takes_no_more_claims() {
 }
 
 #[tokio::test]
+async fn a_database_whose_schema_is_gone_gets_another_and_has_another_identity() {
+    let pooler = PgBouncer::before(POSTGRES_15.address);
+    for is_pooled in [false, true] {
+        let url = POSTGRES_15.database();
+        let database = database_of(&url);
+        let url = match is_pooled {
+            true => url.replace(&POSTGRES_15.address.to_string(), &pooler.address.to_string()),
+            false => url,
+        };
+        let (store, other) = (PostgresStore::open(&url).await.unwrap(), PostgresStore::open(&url).await.unwrap());
+        assert_eq!(store.meta("identity", b"first").await.unwrap(), "first");
+        assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
+        assert_eq!(other.get(&id(2)).await.unwrap(), None);
+        POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
+        let (ours, theirs) = tokio::join!(
+            timeout(HEALED, store.meta("identity", b"second")),
+            timeout(HEALED, other.meta("identity", b"third"))
+        );
+        let identity = ours.unwrap().unwrap();
+        assert!(identity == "second" || identity == "third", "{identity:?}");
+        assert_eq!(identity, theirs.unwrap().unwrap());
+        claims_again(&store, 10).await;
+        claims_again(&other, 1000).await;
+        assert_eq!(store.get(&id(1)).await.unwrap(), None);
+        // One that meets it by a claim alone, too.
+        POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
+        claims_again(&store, 2000).await;
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_gone_and_may_not_be_made_is_said_and_waited_for() {
+    let url = POSTGRES_15.database();
+    let database = database_of(&url);
+    let role = format!("waiting_{database}");
+    POSTGRES_15.sql(&database, &format!("CREATE ROLE {role} LOGIN"));
+    let make = async || {
+        assert_eq!(migrate(&url).await.unwrap(), 0);
+        let script = schema_script();
+        for grant in script.lines().filter_map(|line| line.strip_prefix("-- GRANT ")) {
+            POSTGRES_15.sql(&database, &format!("GRANT {}", grant.replace("serving", &role)));
+        }
+    };
+    make().await;
+    let store = PostgresStore::open(&url.replace("postgres@", &format!("{role}@"))).await.unwrap();
+    claims_again(&store, 1).await;
+    POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
+    let error = store.insert(&id(2), &claim(AttemptId::random())).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error}");
+    assert!(chain(&error).contains("`onceward migrate`"), "{}", chain(&error));
+    make().await;
+    claims_again(&store, 3).await;
+}
+
+#[tokio::test]
 async fn an_answer_replaces_its_claim_beside_it() {
     let url = POSTGRES_15.database();
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
