@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -113,14 +113,14 @@ impl PostgresStore {
     ///
     /// Those of [`PostgresStore::open`].
     pub async fn with_clock(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, Error> {
-        let connections = settings.connections;
+        let (connections, patience) = (settings.connections, settings.timeout);
         let connect = Arc::new(Connect::new(settings, clock));
         let connected = connect.begin().await?;
         schema::bring_up(&connected.client).await?;
         let slow = Arc::new(Lanes::slow(Arc::clone(&connect)));
         let watching = tokio::spawn(watch(Arc::clone(&connect), Arc::clone(&slow))).abort_handle();
         Ok(Self {
-            desk: Desk::new(Lanes::new(Arc::clone(&connect), connections)),
+            desk: Desk::new(Lanes::new(Arc::clone(&connect), connections), patience),
             slow,
             counting: Counting::new(Lanes::slow(Arc::clone(&connect))),
             connect,
@@ -139,8 +139,9 @@ impl PostgresStore {
     async fn run(&self, id: &RecordId, question: &Question, settled: &mut bool) -> Result<Option<Row>, Error> {
         let mut retries = Retries::default();
         let mut is_alone = false;
+        let until = Instant::now() + self.desk.patience;
         loop {
-            let (next, error) = match self.desk.ask(id, question.clone(), is_alone).await {
+            let (next, error) = match self.desk.ask(id, question.clone(), is_alone, until).await {
                 Ok(row) => return Ok(row),
                 Err(failed) => failed,
             };
@@ -374,7 +375,7 @@ impl Store for PostgresStore {
     }
 
     fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.counting.census(Duration::from_millis(1800)))
+        Pending::new(self.counting.census(self.desk.patience))
     }
 
     fn facts(&self) -> Facts {

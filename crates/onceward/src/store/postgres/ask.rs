@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 
 use super::failure::Next;
@@ -60,13 +61,20 @@ pub(super) struct Ask {
     pub(super) question: Question,
     /// It goes without others: one of its like held them up, or failed.
     pub(super) is_alone: bool,
+    /// What was not sent by then is not sent any more.
+    pub(super) until: Instant,
     answer: Mutex<Option<oneshot::Sender<Told>>>,
 }
 
 impl Ask {
-    pub(super) fn new(id: RecordId, question: Question, is_alone: bool) -> (Self, oneshot::Receiver<Told>) {
+    pub(super) fn new(
+        id: RecordId,
+        question: Question,
+        is_alone: bool,
+        until: Instant,
+    ) -> (Self, oneshot::Receiver<Told>) {
         let (answer, told) = oneshot::channel();
-        (Self { id, question, is_alone, answer: Mutex::new(Some(answer)) }, told)
+        (Self { id, question, is_alone, until, answer: Mutex::new(Some(answer)) }, told)
     }
 
     /// Answers, once; whether it was this time.

@@ -3,6 +3,8 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
+use tokio::time::Instant;
+
 use super::ask::{Ask, Group};
 use crate::secret::RecordId;
 
@@ -114,6 +116,29 @@ impl Queue {
         taken
     }
 
+    /// Takes what has waited for as long as it may.
+    pub(super) fn take_late(&mut self, now: Instant) -> Vec<Ask> {
+        let is_late = |ask: &Ask| ask.until <= now;
+        let mut late = Vec::new();
+        for behind in self.keys.values_mut().filter(|behind| behind.iter().any(is_late)) {
+            let (gone, left): (VecDeque<_>, VecDeque<_>) = behind.drain(..).partition(is_late);
+            *behind = left;
+            late.extend(gone);
+        }
+        if self.waiting.iter().any(is_late) {
+            for ask in std::mem::take(&mut self.waiting) {
+                match is_late(&ask) {
+                    true => {
+                        self.finish(&ask.id);
+                        late.push(ask);
+                    }
+                    false => self.waiting.push_back(ask),
+                }
+            }
+        }
+        late
+    }
+
     /// Takes all that waits.
     pub(super) fn take_all(&mut self) -> Vec<Ask> {
         let mut all = Vec::new();
@@ -154,11 +179,15 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use tokio::sync::oneshot;
 
     use super::super::ask::{Over, Question, Told, Write};
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     /// A key's number, what is asked, and whether by itself.
     type Asked = (u8, Question, bool);
@@ -170,7 +199,7 @@ mod tests {
     fn queue(asked: Vec<Asked>) -> (Queue, Vec<oneshot::Receiver<Told>>) {
         let mut queue = Queue::new(3);
         let waiting = asked.into_iter().map(|(key, question, is_alone)| {
-            let (ask, told) = Ask::new(RecordId([key; 32]), question, is_alone);
+            let (ask, told) = Ask::new(RecordId([key; 32]), question, is_alone, Instant::now() + HOUR);
             queue.put(ask);
             told
         });
@@ -229,7 +258,7 @@ mod tests {
         for question in
             [Question::Get, Question::Replace(over, write(9)), Question::Complete(write(9)), Question::Remove(over)]
         {
-            let (ask, its) = Ask::new(RecordId([1; 32]), question, false);
+            let (ask, its) = Ask::new(RecordId([1; 32]), question, false, Instant::now() + HOUR);
             queue.put(ask);
             told.push(its);
         }
@@ -262,9 +291,28 @@ mod tests {
         let insert = Question::Insert(write(9));
         let (mut queue, waiting) = queue(vec![(1, insert.clone(), false), (2, insert.clone(), false)]);
         drop(waiting);
-        let (ask, _told) = Ask::new(RecordId([1; 32]), insert, false);
+        let (ask, _told) = Ask::new(RecordId([1; 32]), insert, false, Instant::now() + HOUR);
         queue.put(ask);
         assert_eq!(taken(queue), [[1]]);
+    }
+
+    #[test]
+    fn what_has_waited_too_long_is_taken_out_wherever_it_waits() {
+        let now = Instant::now();
+        let mut queue = Queue::new(3);
+        let mut waiting = Vec::new();
+        for (key, patience) in [(1, 9), (1, 1), (1, 9), (2, 1), (2, 9), (3, 1), (4, 9)] {
+            let (ask, told) = Ask::new(RecordId([key; 32]), Question::Get, false, now + HOUR * patience);
+            queue.put(ask);
+            waiting.push(told);
+        }
+        assert!(queue.take_late(now).is_empty());
+        let late = queue.take_late(now + HOUR * 5);
+        let mut late: Vec<_> = late.iter().map(|ask| ask.id.0[0]).collect();
+        late.sort_unstable();
+        assert_eq!(late, [1, 2, 3]);
+        // What waited behind one of them goes on.
+        assert_eq!(taken(queue), [vec![1, 2, 4], vec![1]]);
     }
 
     #[test]

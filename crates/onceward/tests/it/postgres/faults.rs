@@ -435,6 +435,34 @@ async fn a_schema_that_is_gone_and_may_not_be_made_is_said_and_waited_for() {
 }
 
 #[tokio::test]
+async fn what_was_never_sent_is_refused_before_the_engine_gives_up() {
+    let (proxy, store) = behind_a_proxy().await;
+    let engine = Duration::from_secs(2);
+    proxy.set(Fault::Hanging);
+    let (first, second) = (claim(AttemptId::random()), claim(AttemptId::random()));
+    // The only connection carries a look, behind which nothing else goes: neither another key, nor the same.
+    let (key, other) = (id(1), id(2));
+    let (_, waited, waited_behind) = tokio::join!(
+        timeout(engine, store.get(&key)),
+        timeout(engine, store.insert(&other, &first)),
+        timeout(engine, store.insert(&key, &second)),
+    );
+    // Where none stands any more, none can be made.
+    proxy.cut();
+    let last = claim(AttemptId::random());
+    let unmade = timeout(engine, store.insert(&id(3), &last)).await;
+    for (what, told) in [("another key", waited), ("the same key", waited_behind), ("no connection", unmade)] {
+        let error = told.unwrap_or_else(|_| panic!("{what}: the engine gave up first")).unwrap_err();
+        assert_eq!(error.applied(), Applied::No, "{what}: {error}");
+    }
+    proxy.heal();
+    claims_again(&store, 10).await;
+    for n in 1..=3 {
+        assert_eq!(store.get(&id(n)).await.unwrap(), None, "{n}: it was sent after it was refused");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_replaces_its_claim_beside_it() {
     let url = POSTGRES_15.database();
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
