@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::lanes::Lanes;
 use super::statements::COUNT;
@@ -15,8 +15,8 @@ use crate::store::{Census, Error};
 /// Counting takes at most this part of the time: one second in twenty.
 const COUNTING: u32 = 20;
 
-/// What takes no longer is done each time.
-const AT_ONCE: Duration = Duration::from_millis(50);
+/// So many records are counted whenever somebody asks: that takes a few milliseconds, however busy the machine is.
+const FEW: u64 = 10_000;
 
 /// How long whoever asks waits for what is being counted, where the store has so much time or more.
 const WAIT: Duration = Duration::from_secs(1);
@@ -36,8 +36,14 @@ struct State {
     last: Option<Counted>,
     /// Why the last count failed, if it did.
     failed: Option<Error>,
+    running: Option<Running>,
+}
+
+#[derive(Clone, Debug)]
+struct Running {
+    began: Instant,
     /// Closed by the task that counts, however that ends.
-    running: Option<watch::Receiver<()>>,
+    end: watch::Receiver<()>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,23 +60,30 @@ impl Counting {
 
     /// How many there are: as counted just now, or some time ago.
     pub(super) async fn census(self: &Arc<Self>, patience: Duration) -> Result<Census, Error> {
-        let mut ends = {
-            let mut state = self.state.lock();
-            if let Some(counted) = state.last.filter(Counted::is_recent) {
-                return Ok(counted.census);
+        let asked = Instant::now();
+        loop {
+            let mut running = {
+                let mut state = self.state.lock();
+                if let Some(counted) = state.last.filter(Counted::is_recent) {
+                    return Ok(counted.census);
+                }
+                match state.running.clone().filter(Running::goes_on) {
+                    Some(running) => running,
+                    None => self.begin(&mut state),
+                }
+            };
+            // Whoever does not wait for the end ends no count. One that began earlier may not know what was written since: where
+            // there are few, another one does.
+            let waited = timeout_at(asked + WAIT.min(patience / 2), running.end.changed()).await;
+            if waited.is_err() || running.began >= asked {
+                return self.state.lock().told();
             }
-            match state.running.clone().filter(|running| running.has_changed().is_ok()) {
-                Some(running) => running,
-                None => self.begin(&mut state),
-            }
-        };
-        // It ends by being closed. Whoever does not wait for that ends no count.
-        let _ = timeout(WAIT.min(patience / 2), ends.changed()).await;
-        self.state.lock().told()
+        }
     }
 
-    fn begin(self: &Arc<Self>, state: &mut State) -> watch::Receiver<()> {
-        let (end, running) = watch::channel(());
+    fn begin(self: &Arc<Self>, state: &mut State) -> Running {
+        let (end, ends) = watch::channel(());
+        let running = Running { began: Instant::now(), end: ends };
         state.running = Some(running.clone());
         state.failed = None;
         let counting = Arc::clone(self);
@@ -106,6 +119,12 @@ impl Counting {
     }
 }
 
+impl Running {
+    fn goes_on(&self) -> bool {
+        self.end.has_changed().is_ok()
+    }
+}
+
 impl State {
     fn told(&self) -> Result<Census, Error> {
         match (&self.failed, &self.last) {
@@ -123,7 +142,9 @@ impl State {
 impl Counted {
     /// Whether it is too early to count again.
     fn is_recent(&self) -> bool {
-        self.took > AT_ONCE && self.at.elapsed() < self.took * COUNTING
+        let Census { in_flight, completed, released, unknown, tombstones, .. } = self.census;
+        let records = in_flight + completed + released + unknown + tombstones;
+        records > FEW && self.at.elapsed() < self.took * COUNTING
     }
 
     /// Whether it is still of use: a gauge that stands still for ever would be a lie.

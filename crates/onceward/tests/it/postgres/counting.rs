@@ -29,7 +29,7 @@ async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
     other
         .batch_execute(
             "BEGIN; LOCK TABLE onceward.records; INSERT INTO onceward.records \
-             VALUES ('\\x00', '\\x00', 4, now(), 'infinity', 'infinity', '\\x00')",
+             SELECT int4send(n), '\\x00', 4, now(), 'infinity', 'infinity', '\\x00' FROM generate_series(1, 20000) n",
         )
         .await
         .unwrap();
@@ -51,8 +51,8 @@ async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
         assert!(Instant::now() < until, "what was counted is never told");
         tokio::task::yield_now().await;
     };
-    assert_eq!((after.in_flight, after.unknown, after.bytes), (1, 1, before.bytes + 129));
-    // At most a twentieth of the time is spent so: another count does not begin yet.
+    assert_eq!((after.in_flight, after.unknown, after.bytes), (1, 20_000, before.bytes + 20_000 * 129));
+    // At most a twentieth of the time is spent so: of as many as that another count does not begin yet.
     assert_eq!(store.census().await.unwrap(), after);
     drop((store, other));
     assert_eq!(counted_at_the_end(&url, scanned).await, scans + 2, "it was counted while it was being counted");
