@@ -46,12 +46,13 @@ pub(super) struct Over {
 /// Which questions go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
-    /// Into one statement.
+    /// Into one statement, as the next ones.
     Inserts,
-    /// Into one statement.
     Completions,
+    Replacements,
+    Removals,
     /// Each its own statement, behind one another without a pause: none of them waits for a lock.
-    Others,
+    Looks,
 }
 
 /// A question, and who waits for its answer.
@@ -111,16 +112,15 @@ impl Question {
         match self {
             Self::Insert(_) => Group::Inserts,
             Self::Complete(_) => Group::Completions,
-            Self::Replace(..) | Self::Get | Self::Remove(_) => Group::Others,
+            Self::Replace(..) => Group::Replacements,
+            Self::Remove(_) => Group::Removals,
+            Self::Get => Group::Looks,
         }
     }
 
     /// Whether it is about a record that is there already: the word of whoever holds it, or of the sweep.
     pub(super) fn writes_over(&self) -> bool {
-        match self {
-            Self::Complete(_) | Self::Replace(..) | Self::Remove(_) => true,
-            Self::Insert(_) | Self::Get => false,
-        }
+        self.over().is_some()
     }
 
     /// How many bytes it carries.
@@ -128,6 +128,15 @@ impl Question {
         match self {
             Self::Insert(write) | Self::Complete(write) | Self::Replace(_, write) => write.record.len(),
             Self::Get | Self::Remove(_) => 0,
+        }
+    }
+
+    /// Which version it is about.
+    pub(super) fn over(&self) -> Option<Over> {
+        match self {
+            Self::Complete(write) => Some(Over { attempt: write.attempt, stage: number(Stage::InFlight) }),
+            Self::Replace(over, _) | Self::Remove(over) => Some(*over),
+            Self::Insert(_) | Self::Get => None,
         }
     }
 

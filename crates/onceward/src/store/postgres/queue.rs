@@ -103,7 +103,7 @@ impl Queue {
                 .first()
                 .is_none_or(|first: &Ask| first.goes_with(&ask) && bytes + ask.question.bytes() <= BYTES_MAX);
             if fits {
-                if ask.question.group() == Group::Others {
+                if ask.question.group() == Group::Looks {
                     most = STATEMENTS_MAX;
                 }
                 bytes += ask.question.bytes();

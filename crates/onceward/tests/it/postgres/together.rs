@@ -28,7 +28,9 @@ const COUNTED: &str = "CREATE TABLE counted (kind text, rows bigint); \
      CREATE TRIGGER inserted AFTER INSERT ON onceward.records REFERENCING NEW TABLE AS written \
      FOR EACH STATEMENT EXECUTE FUNCTION counted(); \
      CREATE TRIGGER updated AFTER UPDATE ON onceward.records REFERENCING NEW TABLE AS written \
-     FOR EACH STATEMENT EXECUTE FUNCTION counted();";
+     FOR EACH STATEMENT EXECUTE FUNCTION counted(); \
+     CREATE TRIGGER deleted AFTER DELETE ON onceward.records REFERENCING OLD TABLE AS written \
+     FOR EACH STATEMENT EXECUTE FUNCTION counted()";
 
 /// Keys with a claim each.
 fn claims(from: usize) -> Vec<(RecordId, Record)> {
@@ -88,6 +90,81 @@ async fn what_is_asked_at_once_is_one_statement() {
         let most = "SELECT string_agg(rows::text, ' ' ORDER BY kind) FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
         assert_eq!(server.sql(&database_of(&url), most), format!("{MANY} {MANY}"), "{url}");
     }
+}
+
+/// As the sweep does.
+#[tokio::test]
+async fn what_is_replaced_and_removed_at_once_is_one_statement() {
+    let pooled = |url: String| url.replace(&POSTGRES_15.address.to_string(), &PGBOUNCER.address.to_string());
+    for (server, url) in [
+        (&*POSTGRES_15, POSTGRES_15.database()),
+        (&*POSTGRES_18, POSTGRES_18.database()),
+        (&*POSTGRES_15, pooled(POSTGRES_15.database())),
+    ] {
+        let store = over_one_connection(&url).await;
+        let (ours, gone, theirs) = (claims(1), claims(100), claims(200));
+        insert_all(&store, &ours).await;
+        insert_all(&store, &theirs).await;
+        server.sql(&database_of(&url), COUNTED);
+        let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
+        let all = [ours, gone, taken].concat();
+        let lost: Vec<_> = all.iter().map(|(_, claim)| (claim.version(), unknown(claim.attempt))).collect();
+        let replaced = all.iter().zip(&lost).map(|((id, _), (over, lost))| store.replace(id, *over, lost));
+        for (n, replaced) in join_all(replaced).await.into_iter().enumerate() {
+            match (n / MANY, replaced.unwrap()) {
+                (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
+                (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
+                (_, replaced) => panic!("{url}: {n} {replaced:?}"),
+            }
+        }
+        for ((id, _), (_, lost)) in all.iter().zip(&lost).take(MANY) {
+            assert_eq!(*store.get(id).await.unwrap().unwrap().record, *lost, "{url}");
+        }
+        let removed = all.iter().zip(&lost).map(|((id, _), (_, lost))| store.remove(id, lost.version()));
+        for (n, removed) in join_all(removed).await.into_iter().enumerate() {
+            assert_eq!(removed.unwrap(), n < MANY, "{url}: {n}");
+        }
+        for (n, (id, _)) in all.iter().enumerate() {
+            assert_eq!(store.get(id).await.unwrap().is_some(), n / MANY == 2, "{url}: {n}");
+        }
+        let most = "SELECT string_agg(kind || ' ' || rows, ', ' ORDER BY kind) \
+             FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
+        assert_eq!(server.sql(&database_of(&url), most), format!("DELETE {MANY}, UPDATE {MANY}"), "{url}");
+    }
+}
+
+/// Whoever replaces or removes many leaves alone what is locked, and does the rest at once.
+#[tokio::test]
+async fn what_is_locked_among_many_is_left_alone_until_it_is_free() {
+    let url = POSTGRES_15.database();
+    let store = Arc::new(over_one_connection(&url).await);
+    let claims = claims(1);
+    insert_all(&store, &claims).await;
+    let (locker, watcher) = (another(&url).await, another(&url).await);
+    let locked = id(MANY / 2);
+    locker.batch_execute("BEGIN").await.unwrap();
+    locker.query("SELECT FROM onceward.records WHERE id = $1 FOR UPDATE", &[&&locked.0[..]]).await.unwrap();
+    let mut all = JoinSet::new();
+    for (id, claim) in claims.clone() {
+        let store = Arc::clone(&store);
+        all.spawn(async move {
+            assert_eq!(store.replace(&id, claim.version(), &unknown(claim.attempt)).await.unwrap(), Replaced::Yes);
+        });
+    }
+    let until = Instant::now() + HEALED;
+    let others = i64::try_from(MANY - 1).unwrap();
+    while watcher
+        .query_one("SELECT count(*) FROM onceward.records WHERE stage = 4", &[])
+        .await
+        .unwrap()
+        .get::<_, i64>(0)
+        != others
+    {
+        assert!(Instant::now() < until, "one that is locked holds up its neighbours");
+    }
+    locker.batch_execute("COMMIT").await.unwrap();
+    all.join_all().await;
+    assert_eq!(*store.get(&locked).await.unwrap().unwrap().record, unknown(claims[MANY / 2 - 1].1.attempt));
 }
 
 #[tokio::test]
@@ -255,6 +332,12 @@ async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
             let (last, (_, end)) = (claims[0].0, &ends[0]);
             assert_eq!(*store.get(&last).await.unwrap().unwrap().record, *end);
             assert!(store.remove(&last, end.version()).await.unwrap());
+            let lost: Vec<_> = claims[1..].iter().map(|(_, claim)| unknown(claim.attempt)).collect();
+            let replaced = claims[1..].iter().zip(&ends[1..]).zip(&lost);
+            let replaced = replaced.map(|(((id, _), (_, end)), lost)| store.replace(id, end.version(), lost));
+            assert!(join_all(replaced).await.into_iter().all(|replaced| replaced.unwrap() == Replaced::Yes));
+            let removed = claims[1..].iter().zip(&lost).map(|((id, _), lost)| store.remove(id, lost.version()));
+            assert!(join_all(removed).await.into_iter().all(Result::unwrap));
         }
         drop(store);
         assert_eq!(counted_at_the_end(&url, scanned).await, before, "{url}: it read the whole table");
