@@ -1,6 +1,7 @@
 //! What is PostgreSQL's alone.
 
 mod disk;
+mod migrate;
 
 use super::{Pair, Server};
 use crate::postgres::Postgres;
