@@ -188,6 +188,20 @@ async fn a_crash_forgets_none_of_many() {
         let found = timeout(HEALED, store.get(id)).await.unwrap().unwrap();
         assert_eq!(found.map(|found| *found.record).as_ref(), Some(end), "an end was forgotten");
     }
+    let lost: Vec<_> = claims.iter().map(|(_, claim)| unknown(claim.attempt)).collect();
+    let replaced = claims.iter().zip(ends.iter().zip(&lost));
+    let replaced = join_all(replaced.map(|((id, _), ((_, end), lost))| store.replace(id, end.version(), lost))).await;
+    assert!(replaced.into_iter().all(|replaced| replaced.unwrap() == Replaced::Yes));
+    server.stop("immediate");
+    server.start_again();
+    let removed = claims.iter().zip(&lost).map(|((id, _), lost)| store.remove(id, lost.version()));
+    let removed = timeout(HEALED, join_all(removed)).await.unwrap();
+    assert!(removed.into_iter().all(Result::unwrap), "what was replaced was forgotten");
+    server.stop("immediate");
+    server.start_again();
+    for (id, _) in &claims {
+        assert_eq!(timeout(HEALED, store.get(id)).await.unwrap().unwrap(), None, "a removal was forgotten");
+    }
 }
 
 #[tokio::test]
