@@ -68,6 +68,8 @@ async fn a_pooler_that_leads_back_to_what_was_left_behind_gets_no_claims() {
         // waits: between two looks at the condition
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    // Over connections that were made to the new one: those to a lower timeline would be made anew, and refused.
+    claims_again(&store, 50).await;
     proxy.lead_to(primary.address);
     let until = Instant::now() + PATIENCE;
     let mut n = 100;
