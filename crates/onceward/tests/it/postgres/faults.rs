@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceward::clock::ManualClock;
 use onceward::decide::{Standing, standing};
 use onceward::record::AttemptId;
-use onceward::store::postgres::{migrate, schema_script};
+use onceward::store::postgres::{Settings, migrate, schema_script};
 use onceward::store::{Applied, PostgresStore, Replaced, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -19,11 +19,16 @@ use crate::support::waiting::PATIENCE;
 
 /// A store whose way to the server is the proxy's.
 pub(super) async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
+    behind_a_proxy_with(|settings| settings).await
+}
+
+async fn behind_a_proxy_with(settings: impl FnOnce(Settings) -> Settings) -> (FaultProxy, PostgresStore) {
     let url = POSTGRES_15.database();
     let proxy = FaultProxy::before(POSTGRES_15.address);
     let url = url.replace(&POSTGRES_15.address.to_string(), &proxy.address.to_string());
     // One connection, so that the next answer is that of the next statement.
-    let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
+    let url = url.replace("connections=4", "connections=1");
+    let store = PostgresStore::with(settings(url.parse().unwrap())).await.unwrap();
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
     (proxy, store)
 }
@@ -436,7 +441,7 @@ async fn a_schema_that_is_gone_and_may_not_be_made_is_said_and_waited_for() {
 
 #[tokio::test]
 async fn what_was_never_sent_is_refused_before_the_engine_gives_up() {
-    let (proxy, store) = behind_a_proxy().await;
+    let (proxy, store) = behind_a_proxy_with(|settings| settings.timeout(Duration::from_secs(1))).await;
     let engine = Duration::from_secs(2);
     proxy.set(Fault::Hanging);
     let (first, second) = (claim(AttemptId::random()), claim(AttemptId::random()));
