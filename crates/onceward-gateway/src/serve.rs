@@ -138,7 +138,10 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAdd
     bound.await.map_err(|error| format!("cannot listen on {address}: {error}; free it, or take another with {flag}"))
 }
 
-#[cfg_attr(not(feature = "redis"), allow(unused_variables, reason = "only a server needs patience"))]
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "redis")),
+    allow(unused_variables, reason = "only a server needs patience")
+)]
 async fn open_store(url: &StoreUrl, patience: Duration) -> Result<Arc<dyn Store>, String> {
     Ok(match url {
         StoreUrl::Memory { bytes_max } => Arc::new(MemoryStore::new(*bytes_max)),
@@ -149,7 +152,10 @@ async fn open_store(url: &StoreUrl, patience: Duration) -> Result<Arc<dyn Store>
         }
         #[cfg(feature = "postgres")]
         StoreUrl::Postgres(url) => {
-            let opened = onceward::store::PostgresStore::open(&url.0).await;
+            let settings: onceward::store::postgres::Settings =
+                url.0.parse().map_err(|error| format!("store: {error}"))?;
+            // A little less, so that it is the store that says that something was never sent.
+            let opened = onceward::store::PostgresStore::with(settings.timeout(patience * 9 / 10)).await;
             Arc::new(opened.map_err(|error| format!("store: {}", crate::chain(&error)))?)
         }
         #[cfg(feature = "redis")]

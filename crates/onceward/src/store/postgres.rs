@@ -24,6 +24,7 @@
 
 mod ask;
 mod connect;
+mod counting;
 mod desk;
 mod failure;
 mod lanes;
@@ -41,28 +42,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::codec;
-use crate::record::{Found, Phase, Record, Version};
+use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
 use ask::{Question, Write};
 use connect::Connect;
+use counting::Counting;
 use desk::Desk;
 use failure::Next;
 use lanes::Lanes;
 pub use settings::Settings;
-use statements::{COUNT, DUE, LIST_ANEW, META, Param};
+use statements::{DUE, LIST_ANEW, META, Param};
 
 /// How often a statement is sent again where the server says that it was not applied, or a connection broke.
 const TRIES: usize = 4;
-
-/// Counting takes at most this part of the time: one second in twenty.
-const COUNTING: u32 = 20;
 
 /// How long a row that is locked is left alone, time after time.
 const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
@@ -70,8 +70,9 @@ const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
 /// How many thousands of rows are listed anew at most before what is due is looked at.
 const LISTED_ANEW: usize = 20;
 
-/// How often the server is asked again what it is.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the server is asked what it is, and how long it may take to say so.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+const WATCH_MAX: Duration = Duration::from_secs(2);
 
 /// Keeps records in PostgreSQL.
 #[derive(Debug)]
@@ -80,16 +81,9 @@ pub struct PostgresStore {
     /// For keys.
     desk: Arc<Desk>,
     /// For what takes its time: nothing waits behind it.
-    slow: Lanes,
-    counted: tokio::sync::Mutex<Option<Counted>>,
-    asked: parking_lot::Mutex<Instant>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    census: Census,
-    at: Instant,
-    took: Duration,
+    slow: Arc<Lanes>,
+    counting: Arc<Counting>,
+    watching: AbortHandle,
 }
 
 impl PostgresStore {
@@ -119,24 +113,35 @@ impl PostgresStore {
     ///
     /// Those of [`PostgresStore::open`].
     pub async fn with_clock(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, Error> {
-        let connections = settings.connections;
+        let (connections, patience) = (settings.connections, settings.timeout);
         let connect = Arc::new(Connect::new(settings, clock));
-        let connected = connect.connect().await?;
+        let connected = connect.begin().await?;
         schema::bring_up(&connected.client).await?;
+        let slow = Arc::new(Lanes::slow(Arc::clone(&connect)));
+        let watching = tokio::spawn(watch(Arc::clone(&connect), Arc::clone(&slow))).abort_handle();
         Ok(Self {
-            desk: Desk::new(Lanes::new(Arc::clone(&connect), connections)),
-            slow: Lanes::new(Arc::clone(&connect), 1),
+            desk: Desk::new(Lanes::new(Arc::clone(&connect), connections), patience),
+            slow,
+            counting: Counting::new(Lanes::slow(Arc::clone(&connect))),
             connect,
-            counted: tokio::sync::Mutex::default(),
-            asked: parking_lot::Mutex::new(Instant::now()),
+            watching,
         })
+    }
+
+    /// A server that would void a promise takes no claims. What was begun is finished all the same.
+    fn admit(&self, record: &Record) -> Result<(), Error> {
+        match self.connect.refusal() {
+            Some(why) if record.phase.stage() == Stage::InFlight => Err(Error::refused(why)),
+            _ => Ok(()),
+        }
     }
 
     async fn run(&self, id: &RecordId, question: &Question, settled: &mut bool) -> Result<Option<Row>, Error> {
         let mut retries = Retries::default();
         let mut is_alone = false;
+        let until = Instant::now() + self.desk.patience;
         loop {
-            let (next, error) = match self.desk.ask(id, question.clone(), is_alone).await {
+            let (next, error) = match self.desk.ask(id, question.clone(), is_alone, until).await {
                 Ok(row) => return Ok(row),
                 Err(failed) => failed,
             };
@@ -146,27 +151,16 @@ impl PostgresStore {
         }
     }
 
-    /// A statement that may take its time.
+    /// A statement that may take a while.
     async fn run_slow(&self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
-        let mut retries = Retries::default();
-        loop {
-            let (next, error) = match self.slow.line(0).await {
-                Ok(line) => {
-                    let watch = line.watch();
-                    let ran = line.client.query_typed(text, params).await;
-                    watch.answered();
-                    match line.judged(ran) {
-                        Ok(rows) => return Ok(rows),
-                        Err(failed) => failed,
-                    }
-                }
-                Err(error) => (Next::Again, error),
-            };
-            retries.go_on(next, error, &mut true).await?;
-        }
+        run_over(&self.slow, text, params).await
     }
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+        if let Err(refused) = self.admit(record) {
+            // What is known is told.
+            return self.get_now(id).await?.map_or(Err(refused), |found| Ok(Some(found)));
+        }
         let question = Question::Insert(Write::new(id, record));
         let mut settled = true;
         for _ in 0..TRIES {
@@ -182,6 +176,10 @@ impl PostgresStore {
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
+        // By another attempt it is a claim; by the same one a sign of life.
+        if over.attempt != record.attempt {
+            self.admit(record)?;
+        }
         let question = Question::replace(over, id, record);
         let mut settled = true;
         for pause in LOCKED_MS {
@@ -227,11 +225,9 @@ impl PostgresStore {
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-        self.ask_again().await?;
         for _ in 0..LISTED_ANEW {
-            let line = self.slow.line(0).await?;
-            let listed = line.client.execute_typed(LIST_ANEW, &[]).await;
-            if line.judged(listed).map_err(|(_, error)| error)? < 1000 {
+            let listed = self.run_slow(LIST_ANEW, &[]).await?;
+            if listed.first().is_none_or(|row| row.get::<_, i64>(0) < 1000) {
                 break;
             }
         }
@@ -259,19 +255,6 @@ impl PostgresStore {
         Ok(due)
     }
 
-    /// A server may have become another since: what it is now is what is told.
-    async fn ask_again(&self) -> Result<(), Error> {
-        if self.asked.lock().elapsed() < ASK_AGAIN {
-            return Ok(());
-        }
-        let line = self.slow.line(0).await?;
-        let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
-        *self.asked.lock() = Instant::now();
-        let checked = server.check(&self.connect.settings().accepted);
-        self.connect.learn(server);
-        checked.inspect_err(|_| line.give_up())
-    }
-
     async fn meta_now(&self, name: &str, value: &[u8]) -> Result<Bytes, Error> {
         for _ in 0..TRIES {
             let rows = self.run_slow(META, &[(&name, Type::TEXT), (&value, Type::BYTEA)]).await?;
@@ -280,32 +263,6 @@ impl PostgresStore {
             }
         }
         Err(Error::unavailable("the named value came and went too often"))
-    }
-
-    async fn census_now(&self) -> Result<Census, Error> {
-        let mut counted = self.counted.lock().await;
-        if let Some(counted) = counted.filter(|counted| {
-            counted.took > Duration::from_millis(50) && counted.at.elapsed() < counted.took * COUNTING
-        }) {
-            return Ok(counted.census);
-        }
-        let began = Instant::now();
-        let mut census = Census::default();
-        for row in self.run_slow(COUNT, &[]).await? {
-            let (stage, count, bytes): (i16, i64, i64) = (row.get(0), row.get(1), row.get(2));
-            let count = u64::try_from(count).unwrap_or(0);
-            match stage {
-                1 => census.in_flight = count,
-                2 => census.completed = count,
-                3 => census.released = count,
-                4 => census.unknown = count,
-                _ => census.tombstones = count,
-            }
-            // A row's head and its other columns.
-            census.bytes += u64::try_from(bytes).unwrap_or(0) + count * 128;
-        }
-        *counted = Some(Counted { census, at: Instant::now(), took: began.elapsed() });
-        Ok(census)
     }
 
     /// What a row says: nothing where its record is none.
@@ -323,6 +280,53 @@ impl PostgresStore {
     }
 }
 
+/// A statement over the first of these connections.
+async fn run_over(lanes: &Lanes, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+    let mut retries = Retries::default();
+    loop {
+        let (next, error) = match lanes.line(0).await {
+            Ok(line) => {
+                let watch = line.watch();
+                let ran = line.client.query_typed(text, params).await;
+                watch.answered();
+                match line.judged(ran) {
+                    Ok(rows) => return Ok(rows),
+                    Err(failed) => failed,
+                }
+            }
+            Err(error) => (Next::Again, error),
+        };
+        retries.go_on(next, error, &mut true).await?;
+    }
+}
+
+/// Asks the server what it is, for as long as somebody uses it: it may be configured anew, or a pooler may lead to another one.
+async fn watch(connect: Arc<Connect>, slow: Arc<Lanes>) {
+    let mut refused = None;
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let asked = async {
+            let line = slow.line(0).await?;
+            let watch = line.watch();
+            let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
+            watch.answered();
+            // Another connection may lead to the one that counts.
+            connect.learn(server).inspect_err(|_| line.give_up())
+        };
+        match timeout(WATCH_MAX, asked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %super::chain(&error), "the server is not as it should be"),
+            Err(_) => tracing::debug!("the server does not say what it is"),
+        }
+        let before = std::mem::replace(&mut refused, connect.refusal());
+        match &refused {
+            Some(why) if before != refused => tracing::error!(why, "no claims are taken any more"),
+            None if before.is_some() => tracing::warn!("claims are taken again"),
+            _ => {}
+        }
+    }
+}
+
 /// Makes the schema, or brings it up to date, and returns the version that was there.
 ///
 /// # Errors
@@ -330,13 +334,19 @@ impl PostgresStore {
 /// Those of [`PostgresStore::open`].
 pub async fn migrate(url: &str) -> Result<i32, Error> {
     let settings: Settings = url.parse().map_err(Error::refused)?;
-    let connected = Connect::new(settings, Arc::new(SystemClock)).connect().await?;
+    let connected = Connect::new(settings, Arc::new(SystemClock)).begin().await?;
     schema::bring_up(&connected.client).await
 }
 
 /// The schema as SQL, for people's own tools.
 pub fn schema_script() -> String {
     schema::script()
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
 }
 
 impl Store for PostgresStore {
@@ -365,7 +375,7 @@ impl Store for PostgresStore {
     }
 
     fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.census_now())
+        Pending::new(self.counting.census(self.desk.patience))
     }
 
     fn facts(&self) -> Facts {

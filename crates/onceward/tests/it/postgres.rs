@@ -1,5 +1,6 @@
 //! The store in PostgreSQL, against real servers.
 
+mod counting;
 mod errors;
 mod faults;
 mod load;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 
 use super::failure::Next;
@@ -45,12 +46,13 @@ pub(super) struct Over {
 /// Which questions go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
-    /// Into one statement.
+    /// Into one statement, as the next ones.
     Inserts,
-    /// Into one statement.
     Completions,
+    Replacements,
+    Removals,
     /// Each its own statement, behind one another without a pause: none of them waits for a lock.
-    Others,
+    Looks,
 }
 
 /// A question, and who waits for its answer.
@@ -60,13 +62,20 @@ pub(super) struct Ask {
     pub(super) question: Question,
     /// It goes without others: one of its like held them up, or failed.
     pub(super) is_alone: bool,
+    /// What was not sent by then is not sent any more.
+    pub(super) until: Instant,
     answer: Mutex<Option<oneshot::Sender<Told>>>,
 }
 
 impl Ask {
-    pub(super) fn new(id: RecordId, question: Question, is_alone: bool) -> (Self, oneshot::Receiver<Told>) {
+    pub(super) fn new(
+        id: RecordId,
+        question: Question,
+        is_alone: bool,
+        until: Instant,
+    ) -> (Self, oneshot::Receiver<Told>) {
         let (answer, told) = oneshot::channel();
-        (Self { id, question, is_alone, answer: Mutex::new(Some(answer)) }, told)
+        (Self { id, question, is_alone, until, answer: Mutex::new(Some(answer)) }, told)
     }
 
     /// Answers, once; whether it was this time.
@@ -103,8 +112,15 @@ impl Question {
         match self {
             Self::Insert(_) => Group::Inserts,
             Self::Complete(_) => Group::Completions,
-            Self::Replace(..) | Self::Get | Self::Remove(_) => Group::Others,
+            Self::Replace(..) => Group::Replacements,
+            Self::Remove(_) => Group::Removals,
+            Self::Get => Group::Looks,
         }
+    }
+
+    /// Whether it is about a record that is there already: the word of whoever holds it, or of the sweep.
+    pub(super) fn writes_over(&self) -> bool {
+        self.over().is_some()
     }
 
     /// How many bytes it carries.
@@ -112,6 +128,15 @@ impl Question {
         match self {
             Self::Insert(write) | Self::Complete(write) | Self::Replace(_, write) => write.record.len(),
             Self::Get | Self::Remove(_) => 0,
+        }
+    }
+
+    /// Which version it is about.
+    pub(super) fn over(&self) -> Option<Over> {
+        match self {
+            Self::Complete(write) => Some(Over { attempt: write.attempt, stage: number(Stage::InFlight) }),
+            Self::Replace(over, _) | Self::Remove(over) => Some(*over),
+            Self::Insert(_) | Self::Get => None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Connecting: to the first host that takes writes, and is no older than what was seen before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -11,9 +11,11 @@ use tokio::time::timeout;
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, NoTls};
 
-use super::failure;
+use super::failure::{self, Next};
+use super::schema;
 use super::server::Server;
 use super::settings::Settings;
+use super::statements::Statements;
 use super::tls::Connector;
 use crate::clock::Clock;
 use crate::store::Error;
@@ -37,6 +39,8 @@ pub(super) struct Connect {
     standing: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     known: Mutex<Option<Known>>,
+    /// Whether the tables were found to be gone, so that the next connection makes them.
+    schema_is_gone: AtomicBool,
 }
 
 /// Since when the server is the one that it is, as far as it is known: so long before `at`.
@@ -66,6 +70,7 @@ impl Connect {
             standing: Arc::default(),
             clock,
             known: Mutex::default(),
+            schema_is_gone: AtomicBool::new(false),
         }
     }
 
@@ -74,10 +79,34 @@ impl Connect {
         self.server.read().clone()
     }
 
-    /// Takes note of what a server says of itself.
-    pub(super) fn learn(&self, server: Server) {
+    /// Takes note of what a server says of itself, and says why nothing may be asked of it, if that is so: a pooler may lead to
+    /// another one by itself.
+    pub(super) fn learn(&self, server: Server) -> Result<(), Error> {
         self.known_since(server.started, server.known_for());
+        self.timeline.fetch_max(server.timeline, Ordering::SeqCst);
+        let unfit = self.unfit(&server);
         *self.server.write() = server;
+        unfit.map_or(Ok(()), |why| Err(Error::refused(why)))
+    }
+
+    /// Why no claim is taken now: what the last server said of itself voids a promise.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let server = self.server.read();
+        self.unfit(&server).or_else(|| server.refusal(&self.settings.accepted))
+    }
+
+    /// Why a server is not the one that counts.
+    fn unfit(&self, server: &Server) -> Option<String> {
+        let seen = self.timeline.load(Ordering::SeqCst);
+        if server.is_standby {
+            return Some("it is a standby, or read-only, and cannot take a claim; name the primary".into());
+        }
+        (server.timeline < seen).then(|| {
+            format!(
+                "it is on timeline {}, and {seen} was seen: a failover left it behind; stop it, or make it a standby",
+                server.timeline
+            )
+        })
     }
 
     /// The age of a claim counts at most from when its server became the one that it is, here the one that runs since
@@ -100,13 +129,39 @@ impl Connect {
         before + now.saturating_sub(at)
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Whether a connection to this timeline leads to a server that was left behind.
     pub(super) fn is_behind(&self, timeline: u64) -> bool {
         timeline < self.timeline.load(Ordering::SeqCst)
+    }
+
+    /// The first connection: what voids a promise stops the start. Where it comes later, what was begun is still finished.
+    pub(super) async fn begin(&self) -> Result<Connected, Error> {
+        let connected = self.connect().await?;
+        self.refusal().map_or(Ok(connected), |why| Err(Error::refused(why)))
+    }
+
+    /// What is prepared on a connection, or nothing there. Tables that are gone are made as they were at the start: who opened the
+    /// store by an identity will find another one.
+    pub(super) async fn prepare(&self, connected: &Connected, carries_keys: bool) -> Result<Statements, Error> {
+        if !self.schema_is_gone.load(Ordering::SeqCst) {
+            match Statements::new(connected, carries_keys).await {
+                Err(error) if failure::is_schema_gone(&error) => {}
+                statements => return statements.map_err(unexpected),
+            }
+        }
+        tracing::error!("the schema onceward is gone, and with it all that the store knew; it is made anew");
+        schema::bring_up(&connected.client).await?;
+        self.schema_is_gone.store(false, Ordering::SeqCst);
+        Statements::new(connected, carries_keys).await.map_err(unexpected)
+    }
+
+    /// What to do about a statement that failed.
+    pub(super) fn next(&self, error: &tokio_postgres::Error) -> Next {
+        if failure::is_schema_gone(error) {
+            self.schema_is_gone.store(true, Ordering::SeqCst);
+            return Next::Reconnect;
+        }
+        failure::next(error)
     }
 
     /// Tries the hosts in their order.
@@ -199,21 +254,18 @@ impl Connect {
             }
         };
         let server = Server::ask(&client).await?;
-        server.check(&self.settings.accepted)?;
-        let before = self.timeline.fetch_max(server.timeline, Ordering::SeqCst);
-        if server.timeline < before {
-            return Err(Error::refused(format!(
-                "it is on timeline {}, and {before} was seen: a failover left it behind; stop it, or make it a standby",
-                server.timeline
-            )));
-        }
+        self.unfit(&server).map_or(Ok(()), |why| Err(Error::refused(why)))?;
         // A pooler shows itself by a port that is not ours.
         let is_direct = local_port.is_some() && server.client_port == local_port;
         let prepares = self.settings.prepare.unwrap_or(is_direct);
         let timeline = server.timeline;
-        self.learn(server);
+        self.learn(server)?;
         Ok(Connected { client, timeline, is_direct, prepares })
     }
+}
+
+fn unexpected(error: tokio_postgres::Error) -> Error {
+    failure::error("its tables are not as expected", error)
 }
 
 /// A connection that stands, as long as this lives.

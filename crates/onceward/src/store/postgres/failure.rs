@@ -39,6 +39,11 @@ pub(super) fn next(error: &tokio_postgres::Error) -> Next {
     }
 }
 
+/// Whether the tables, or all that they stand in, are not there: somebody emptied the database.
+pub(super) fn is_schema_gone(error: &tokio_postgres::Error) -> bool {
+    [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::INVALID_SCHEMA_NAME)].contains(&error.code())
+}
+
 /// The store's error for a failed statement or connection.
 pub(super) fn error(what: &str, error: tokio_postgres::Error) -> Error {
     let Some(told) = error.as_db_error() else {

@@ -23,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Lanes {
     connect: Arc<Connect>,
     lanes: Box<[Lane]>,
+    /// Whether they carry keys, and so what is prepared for them.
+    carry_keys: bool,
 }
 
 /// One connection, made when it is needed.
@@ -39,6 +41,7 @@ pub(super) struct Line {
     pub(super) statements: Statements,
     timeline: u64,
     hangs: AtomicBool,
+    connect: Arc<Connect>,
 }
 
 impl std::fmt::Debug for Line {
@@ -49,7 +52,12 @@ impl std::fmt::Debug for Line {
 
 impl Lanes {
     pub(super) fn new(connect: Arc<Connect>, count: usize) -> Self {
-        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect() }
+        Self { connect, lanes: (0..count).map(|_| Lane::default()).collect(), carry_keys: true }
+    }
+
+    /// One, for what takes its time. Nothing is prepared there: that would wait where the table is locked.
+    pub(super) fn slow(connect: Arc<Connect>) -> Self {
+        Self { carry_keys: false, ..Self::new(connect, 1) }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -91,10 +99,10 @@ impl Lanes {
         }
         let made = async {
             let connected = self.connect.connect().await?;
-            let statements = Statements::new(&connected).await;
-            let statements = statements.map_err(|error| failure::error("its tables are not as expected", error))?;
+            let statements = self.connect.prepare(&connected, self.carry_keys).await?;
             let (client, timeline) = (connected.client, connected.timeline);
-            Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false) }))
+            let connect = Arc::clone(&self.connect);
+            Ok(Arc::new(Line { client, statements, timeline, hangs: AtomicBool::new(false), connect }))
         };
         let made = made.await;
         match &made {
@@ -122,7 +130,7 @@ impl Line {
 
     /// What to do about a failed statement.
     pub(super) fn next(&self, error: &tokio_postgres::Error) -> Next {
-        let next = failure::next(error);
+        let next = self.connect.next(error);
         if next == Next::Reconnect {
             self.give_up();
         }

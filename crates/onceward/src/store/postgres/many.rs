@@ -3,21 +3,21 @@
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
-use super::ask::{Ask, Group, Question, number};
+use super::ask::{Ask, Group, Over, Question};
 use super::statements::{Op, Param, Statements};
-use crate::record::Stage;
 
 /// Sends one question by itself.
 pub(super) async fn send_one(statements: &Statements, client: &Client, ask: &Ask) -> Result<Option<Row>, Error> {
     let id = ask.id.0.as_slice();
-    let (op, over) = match &ask.question {
-        Question::Insert(_) => (Op::Insert, None),
-        Question::Complete(write) => (Op::Complete, Some((write.attempt, number(Stage::InFlight)))),
-        Question::Replace(over, _) => (Op::Replace, Some((over.attempt, over.stage))),
-        Question::Get => (Op::Get, None),
-        Question::Remove(over) => (Op::Remove, Some((over.attempt, over.stage))),
+    let op = match &ask.question {
+        Question::Insert(_) => Op::Insert,
+        Question::Complete(_) => Op::Complete,
+        Question::Replace(..) => Op::Replace,
+        Question::Get => Op::Get,
+        Question::Remove(_) => Op::Remove,
     };
-    let over = over.as_ref().map(|(attempt, stage)| (attempt.as_slice(), stage));
+    let over = ask.question.over();
+    let over = over.as_ref().map(|over| (over.attempt.as_slice(), &over.stage));
     let write = ask.question.write();
     let write = write.map(|write| (write.attempt.as_slice(), &write.stage, &write.record[..], &write.due));
     let mut params: Vec<Param<'_>> = vec![(&id, Type::BYTEA)];
@@ -39,21 +39,35 @@ pub(super) async fn send_one(statements: &Statements, client: &Client, ask: &Ask
 pub(super) async fn send_many(statements: &Statements, client: &Client, asks: &[Ask]) -> Result<Vec<Row>, Error> {
     let op = match asks.first().map(|ask| ask.question.group()) {
         Some(Group::Completions) => Op::CompleteMany,
+        Some(Group::Replacements) => Op::ReplaceMany,
+        Some(Group::Removals) => Op::RemoveMany,
         _ => Op::InsertMany,
     };
+    let overs: Vec<Over> = match op {
+        // What is completed was in flight; the statement says so.
+        Op::CompleteMany => Vec::new(),
+        _ => asks.iter().filter_map(|ask| ask.question.over()).collect(),
+    };
+    let over_attempts: Vec<&[u8]> = overs.iter().map(|over| over.attempt.as_slice()).collect();
+    let over_stages: Vec<i16> = overs.iter().map(|over| over.stage).collect();
     let writes = || asks.iter().filter_map(|ask| ask.question.write());
     let ids: Vec<&[u8]> = asks.iter().map(|ask| ask.id.0.as_slice()).collect();
     let attempts: Vec<&[u8]> = writes().map(|write| write.attempt.as_slice()).collect();
     let stages: Vec<i16> = writes().map(|write| write.stage).collect();
     let records: Vec<&[u8]> = writes().map(|write| &write.record[..]).collect();
     let dues: Vec<Option<i64>> = writes().map(|write| write.due).collect();
-    let params: [Param<'_>; 5] = [
-        (&ids, Type::BYTEA_ARRAY),
-        (&attempts, Type::BYTEA_ARRAY),
-        (&stages, Type::INT2_ARRAY),
-        (&records, Type::BYTEA_ARRAY),
-        (&dues, Type::INT8_ARRAY),
-    ];
+    let mut params: Vec<Param<'_>> = vec![(&ids, Type::BYTEA_ARRAY)];
+    if !overs.is_empty() {
+        params.extend([(&over_attempts as _, Type::BYTEA_ARRAY), (&over_stages as _, Type::INT2_ARRAY)]);
+    }
+    if !attempts.is_empty() {
+        params.extend([
+            (&attempts as _, Type::BYTEA_ARRAY),
+            (&stages as _, Type::INT2_ARRAY),
+            (&records as _, Type::BYTEA_ARRAY),
+            (&dues as _, Type::INT8_ARRAY),
+        ]);
+    }
     statements.run(client, op, &params).await
 }
 

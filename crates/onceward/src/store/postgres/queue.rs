@@ -3,6 +3,8 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
+use tokio::time::Instant;
+
 use super::ask::{Ask, Group};
 use crate::secret::RecordId;
 
@@ -24,8 +26,9 @@ const LOOKED_AT_MAX: usize = 4 * ROWS_MAX;
 
 /// What waits, in its order, and the connections.
 ///
-/// Of one key at most one question waits or runs here; the next ones stand behind it. So what this process asks about one key
-/// happens in the order in which it was asked, whichever connection carries it.
+/// Of one key at most one question waits or runs here; the next ones stand behind it: first those that write over its record or
+/// remove it, for they are the word of whoever holds it, and a storm of duplicates is not to keep that waiting; then inserts and
+/// looks. Each of the two happens in the order in which it was asked, whichever connection carries it.
 #[derive(Debug)]
 pub(super) struct Queue {
     waiting: VecDeque<Ask>,
@@ -48,10 +51,17 @@ impl Queue {
         Self { waiting: VecDeque::new(), keys: HashMap::new(), places }
     }
 
-    /// Puts a question at the end.
+    /// Puts a question at the end, or where it belongs among those of its key.
     pub(super) fn put(&mut self, ask: Ask) {
         match self.keys.entry(ask.id) {
-            Entry::Occupied(mut before) => before.get_mut().push_back(ask),
+            Entry::Occupied(mut before) => {
+                let before = before.get_mut();
+                let place = match ask.question.writes_over() {
+                    true => before.partition_point(|before| before.question.writes_over()),
+                    false => before.len(),
+                };
+                before.insert(place, ask);
+            }
             Entry::Vacant(key) => {
                 key.insert(VecDeque::new());
                 self.waiting.push_back(ask);
@@ -93,7 +103,7 @@ impl Queue {
                 .first()
                 .is_none_or(|first: &Ask| first.goes_with(&ask) && bytes + ask.question.bytes() <= BYTES_MAX);
             if fits {
-                if ask.question.group() == Group::Others {
+                if ask.question.group() == Group::Looks {
                     most = STATEMENTS_MAX;
                 }
                 bytes += ask.question.bytes();
@@ -104,6 +114,29 @@ impl Queue {
         }
         left.into_iter().rev().for_each(|ask| self.waiting.push_front(ask));
         taken
+    }
+
+    /// Takes what has waited for as long as it may.
+    pub(super) fn take_late(&mut self, now: Instant) -> Vec<Ask> {
+        let is_late = |ask: &Ask| ask.until <= now;
+        let mut late = Vec::new();
+        for behind in self.keys.values_mut().filter(|behind| behind.iter().any(is_late)) {
+            let (gone, left): (VecDeque<_>, VecDeque<_>) = behind.drain(..).partition(is_late);
+            *behind = left;
+            late.extend(gone);
+        }
+        if self.waiting.iter().any(is_late) {
+            for ask in std::mem::take(&mut self.waiting) {
+                match is_late(&ask) {
+                    true => {
+                        self.finish(&ask.id);
+                        late.push(ask);
+                    }
+                    false => self.waiting.push_back(ask),
+                }
+            }
+        }
+        late
     }
 
     /// Takes all that waits.
@@ -146,11 +179,15 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use tokio::sync::oneshot;
 
-    use super::super::ask::{Question, Told, Write};
+    use super::super::ask::{Over, Question, Told, Write};
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     /// A key's number, what is asked, and whether by itself.
     type Asked = (u8, Question, bool);
@@ -162,7 +199,7 @@ mod tests {
     fn queue(asked: Vec<Asked>) -> (Queue, Vec<oneshot::Receiver<Told>>) {
         let mut queue = Queue::new(3);
         let waiting = asked.into_iter().map(|(key, question, is_alone)| {
-            let (ask, told) = Ask::new(RecordId([key; 32]), question, is_alone);
+            let (ask, told) = Ask::new(RecordId([key; 32]), question, is_alone, Instant::now() + HOUR);
             queue.put(ask);
             told
         });
@@ -214,6 +251,35 @@ mod tests {
     }
 
     #[test]
+    fn of_one_key_what_its_holder_says_goes_before_claims_and_looks() {
+        let (mut queue, _waiting) = queue((0..100).map(|_| (1, Question::Insert(write(9)), false)).collect());
+        let over = Over { attempt: [0; 16], stage: 1 };
+        let mut told = Vec::new();
+        for question in
+            [Question::Get, Question::Replace(over, write(9)), Question::Complete(write(9)), Question::Remove(over)]
+        {
+            let (ask, its) = Ask::new(RecordId([1; 32]), question, false, Instant::now() + HOUR);
+            queue.put(ask);
+            told.push(its);
+        }
+        let mut order = String::new();
+        while queue.is_waited_for() {
+            for ask in queue.take() {
+                order.push(match ask.question {
+                    Question::Insert(_) => 'i',
+                    Question::Get => 'g',
+                    Question::Replace(..) => 'r',
+                    Question::Complete(_) => 'c',
+                    Question::Remove(_) => 'x',
+                });
+                queue.finish(&ask.id);
+            }
+        }
+        // What was first is on its way.
+        assert_eq!(order, format!("ircx{}g", "i".repeat(99)));
+    }
+
+    #[test]
     fn a_statement_is_bounded() {
         let all = (0..200).map(|key| (key, Question::Insert(write(9)), false)).collect();
         let (queue, _waiting) = queue(all);
@@ -225,9 +291,28 @@ mod tests {
         let insert = Question::Insert(write(9));
         let (mut queue, waiting) = queue(vec![(1, insert.clone(), false), (2, insert.clone(), false)]);
         drop(waiting);
-        let (ask, _told) = Ask::new(RecordId([1; 32]), insert, false);
+        let (ask, _told) = Ask::new(RecordId([1; 32]), insert, false, Instant::now() + HOUR);
         queue.put(ask);
         assert_eq!(taken(queue), [[1]]);
+    }
+
+    #[test]
+    fn what_has_waited_too_long_is_taken_out_wherever_it_waits() {
+        let now = Instant::now();
+        let mut queue = Queue::new(3);
+        let mut waiting = Vec::new();
+        for (key, patience) in [(1, 9), (1, 1), (1, 9), (2, 1), (2, 9), (3, 1), (4, 9)] {
+            let (ask, told) = Ask::new(RecordId([key; 32]), Question::Get, false, now + HOUR * patience);
+            queue.put(ask);
+            waiting.push(told);
+        }
+        assert!(queue.take_late(now).is_empty());
+        let late = queue.take_late(now + HOUR * 5);
+        let mut late: Vec<_> = late.iter().map(|ask| ask.id.0[0]).collect();
+        late.sort_unstable();
+        assert_eq!(late, [1, 2, 3]);
+        // What waited behind one of them goes on.
+        assert_eq!(taken(queue), [vec![1, 2, 4], vec![1]]);
     }
 
     #[test]

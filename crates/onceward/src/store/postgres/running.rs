@@ -29,7 +29,7 @@ impl<'d> Running<'d> {
 
     /// Whether they are many rows of one statement.
     pub(super) fn is_one_statement(&self) -> bool {
-        self.asks.len() > 1 && self.asks[0].question.group() != Group::Others
+        self.asks.len() > 1 && self.asks[0].question.group() != Group::Looks
     }
 
     /// In the order of their ids: so are their locks, and two statements of many rows do not wait for each other.
@@ -53,13 +53,14 @@ impl<'d> Running<'d> {
         ask.answer(told);
     }
 
-    /// Each hears what its row tells. An end that met something else hears what that is when it is sent by itself.
+    /// Each hears what its row tells. What was to be written over and met something else hears what that is when it is sent by
+    /// itself.
     pub(super) fn deal(mut self, rows: Vec<Row>) {
         let rows = many::dealt(&self.asks, rows);
         let (mut told, mut again) = (Vec::new(), Vec::new());
         for (ask, row) in std::mem::take(&mut self.asks).into_iter().zip(rows) {
             match row {
-                None if ask.question.group() == Group::Completions => again.push(ask),
+                None if ask.question.writes_over() => again.push(ask),
                 row => told.push((ask, Ok(row))),
             }
         }

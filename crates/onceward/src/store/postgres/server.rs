@@ -56,22 +56,18 @@ impl Server {
         if self.timeline > 1 { Duration::ZERO } else { self.uptime }
     }
 
-    /// Refuses what voids a promise, unless it was accepted.
-    pub(super) fn check(&self, accepted: &[String]) -> Result<(), Error> {
-        if self.is_standby {
-            return Err(Error::refused("it is a standby, or read-only, and cannot take a claim; name the primary"));
-        }
-        for (is_on, setting, word) in
-            [(self.fsync, "fsync", "fsync-off"), (self.full_page_writes, "full_page_writes", "full-page-writes-off")]
-        {
-            if !is_on && !accepted.iter().any(|accepted| accepted == word) {
-                return Err(Error::refused(format!(
-                    "{setting} is off there: a loss of power may forget keys, and their requests would execute again; turn \
-                     it on, or accept it with ?accept={word}"
-                )));
-            }
-        }
-        Ok(())
+    /// The setting that voids a promise and was not accepted, if one does: no claim is taken there.
+    pub(super) fn refusal(&self, accepted: &[String]) -> Option<String> {
+        let settings =
+            [(self.fsync, "fsync", "fsync-off"), (self.full_page_writes, "full_page_writes", "full-page-writes-off")];
+        let is_off =
+            |(is_on, _, word): &(bool, &str, &str)| !is_on && !accepted.iter().any(|accepted| accepted == word);
+        settings.into_iter().find(is_off).map(|(_, setting, word)| {
+            format!(
+                "the server's {setting} is off: a loss of power may forget keys, and their requests would execute again; turn \
+                 it on, or accept it with ?accept={word}"
+            )
+        })
     }
 
     /// What it promises.

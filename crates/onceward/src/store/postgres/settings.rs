@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio_postgres::config::{Config, Host, SslMode};
@@ -21,6 +22,7 @@ pub struct Settings {
     pub(super) prepare: Option<bool>,
     /// What of the server's settings voids a promise and is accepted all the same.
     pub(super) accepted: Vec<String>,
+    pub(super) timeout: Duration,
 }
 
 /// Paths of certificates.
@@ -33,6 +35,9 @@ pub(super) struct Files {
 
 /// What can be accepted.
 const ACCEPTABLE: [&str; 2] = ["fsync-off", "full-page-writes-off"];
+
+/// A little less than the engine waits.
+const TIMEOUT: Duration = Duration::from_millis(1800);
 
 /// Two are enough as long as the server is quick; the others are for when it is not.
 const CONNECTIONS: usize = 12;
@@ -75,7 +80,16 @@ impl FromStr for Settings {
         config.ssl_mode(if encrypted { SslMode::Require } else { SslMode::Disable });
         let tls = encrypted.then(|| tls::config(&files)).transpose()?;
         let connections = ours.connections.unwrap_or(CONNECTIONS);
-        Ok(Self { config, tls, connections, prepare: ours.prepare, accepted: ours.accepted })
+        Ok(Self { config, tls, connections, prepare: ours.prepare, accepted: ours.accepted, timeout: TIMEOUT })
+    }
+}
+
+impl Settings {
+    /// How long a question may wait for a connection to carry it; then it is refused, and was not sent. 1.8 s unless it is said.
+    /// Less than whoever asks waits: to be refused by the store is to know that nothing was applied.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
     }
 }
 

@@ -118,6 +118,30 @@ const COMPLETE_MANY: &str = concat!(
     " RETURNING NULL::bytea, 0::bigint, 0::bigint, r.id"
 );
 
+/// [`REPLACE`] for many. It tells which it replaced; what is locked, or there instead of another, is asked by itself.
+const REPLACE_MANY: &str = concat!(
+    "WITH free AS MATERIALIZED (SELECT r.id, a.attempt, a.stage, a.record, a.due \
+     FROM unnest($1, $2, $3, $4, $5, $6, $7) a(id, over_attempt, over_stage, attempt, stage, record, due) \
+     JOIN onceward.records r ON r.id = a.id AND r.attempt = a.over_attempt AND r.stage = a.over_stage \
+     FOR NO KEY UPDATE OF r SKIP LOCKED) \
+     UPDATE onceward.records r SET attempt = a.attempt, stage = a.stage, record = a.record, written = t.now, due = ",
+    due!(),
+    ", look_at = least(r.look_at, ",
+    due!(),
+    ") FROM (SELECT clock_timestamp() AS now) t, free a WHERE r.id = a.id AND ",
+    synced_once!(),
+    " RETURNING NULL::bytea, 0::bigint, 0::bigint, r.id"
+);
+
+/// [`REMOVE`] for many, in the same way.
+const REMOVE_MANY: &str = concat!(
+    "WITH free AS MATERIALIZED (SELECT r.id FROM unnest($1, $2, $3) a(id, attempt, stage) \
+     JOIN onceward.records r ON r.id = a.id AND r.attempt = a.attempt AND r.stage = a.stage FOR UPDATE OF r SKIP LOCKED) \
+     DELETE FROM onceward.records r USING free WHERE r.id = free.id AND ",
+    synced_once!(),
+    " RETURNING true, 0::bigint, 0::bigint, r.id"
+);
+
 const GET: &str = concat!("SELECT record, ", age!(), " FROM onceward.records WHERE id = $1");
 
 const REMOVE: &str = concat!(
@@ -130,9 +154,10 @@ const REMOVE: &str = concat!(
 
 /// A hint may be lost, so nobody waits for its sync.
 pub(super) const LIST_ANEW: &str = "WITH stale AS MATERIALIZED (SELECT id FROM onceward.records \
-     WHERE look_at <= statement_timestamp() AND look_at < due ORDER BY look_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED) \
-     UPDATE onceward.records r SET look_at = r.due FROM stale \
-     WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL";
+     WHERE look_at <= statement_timestamp() AND look_at < due ORDER BY look_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED), \
+     listed AS (UPDATE onceward.records r SET look_at = r.due FROM stale \
+     WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL RETURNING 1) \
+     SELECT count(*) FROM listed";
 
 pub(super) const DUE: &str = concat!(
     "SELECT record, ",
@@ -161,6 +186,8 @@ pub(super) enum Op {
     Remove,
     InsertMany,
     CompleteMany,
+    ReplaceMany,
+    RemoveMany,
 }
 
 /// A parameter and its type.
@@ -171,7 +198,7 @@ pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 const PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
      SET enable_mergejoin = off; SET enable_material = off; SET jit = off";
 
-const OPS: [(Op, &str, &[Type]); 7] = [
+const OPS: [(Op, &str, &[Type]); 9] = [
     (Op::Insert, INSERT, &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8]),
     (Op::Complete, COMPLETE, REPLACED),
     (Op::Replace, REPLACE, REPLACED),
@@ -179,9 +206,21 @@ const OPS: [(Op, &str, &[Type]); 7] = [
     (Op::Remove, REMOVE, &[Type::BYTEA, Type::BYTEA, Type::INT2]),
     (Op::InsertMany, INSERT_MANY, MANY),
     (Op::CompleteMany, COMPLETE_MANY, MANY),
+    (Op::ReplaceMany, REPLACE_MANY, REPLACED_MANY),
+    (Op::RemoveMany, REMOVE_MANY, &[Type::BYTEA_ARRAY, Type::BYTEA_ARRAY, Type::INT2_ARRAY]),
 ];
 
 const MANY: &[Type] = &[Type::BYTEA_ARRAY, Type::BYTEA_ARRAY, Type::INT2_ARRAY, Type::BYTEA_ARRAY, Type::INT8_ARRAY];
+
+const REPLACED_MANY: &[Type] = &[
+    Type::BYTEA_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::INT2_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::INT2_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::INT8_ARRAY,
+];
 
 const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8];
 
@@ -190,14 +229,14 @@ const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, T
 pub(super) struct Statements(Option<Vec<Statement>>);
 
 impl Statements {
-    pub(super) async fn new(connected: &Connected) -> Result<Self, Error> {
+    pub(super) async fn new(connected: &Connected, are_of_use: bool) -> Result<Self, Error> {
         let client = &connected.client;
-        if !connected.prepares {
-            return Ok(Self(None));
-        }
         // A pooler would hand what is set here to others.
-        if connected.is_direct {
+        if connected.is_direct && connected.prepares {
             client.batch_execute(PLAN).await?;
+        }
+        if !connected.prepares || !are_of_use {
+            return Ok(Self(None));
         }
         let prepared = OPS.iter().map(|(_, text, types)| client.prepare_typed(text, types));
         futures_util::future::try_join_all(prepared).await.map(|prepared| Self(Some(prepared)))

@@ -18,8 +18,11 @@ use crate::store::Error;
 /// What is not done by then is slow: another connection takes what waits.
 const SLOW: Duration = Duration::from_millis(20);
 
-/// How often it is looked whether somebody still waits for an answer that does not come.
+/// How often it is looked whether somebody still waits for an answer that does not come, and what waits for too long.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// So often it is looked at least in the time that a question may wait: whoever asked waits for little more than that.
+const LOOKS: u32 = 20;
 
 pub(super) struct Worker {
     desk: Arc<Desk>,
@@ -53,12 +56,14 @@ impl Worker {
     async fn line(&mut self) -> Result<Arc<Line>, Error> {
         let desk = Arc::clone(&self.desk);
         let mut line = pin!(desk.lanes.line(self.place));
-        let line = match timeout(SLOW, &mut line).await {
-            Ok(line) => line,
-            Err(_) => {
-                self.is(false, self.stands);
-                line.await
+        let mut pause = SLOW;
+        let line = loop {
+            if let Ok(line) = timeout(pause, &mut line).await {
+                break line;
             }
+            self.is(false, self.stands);
+            desk.refuse_what_is_late();
+            pause = self.look_again();
         };
         self.is(true, line.is_ok());
         line
@@ -93,10 +98,11 @@ impl Worker {
         self.is(false, true);
         let since = Instant::now();
         loop {
-            if let Ok(done) = timeout(LOOK_AGAIN, &mut sent).await {
+            if let Ok(done) = timeout(self.look_again(), &mut sent).await {
                 self.is(true, true);
                 return Some(done);
             }
+            self.desk.refuse_what_is_late();
             if since.elapsed() > HANGING && running.is_given_up_by_one() {
                 line.give_up();
                 running.leave();
@@ -106,6 +112,10 @@ impl Worker {
                 return None;
             }
         }
+    }
+
+    fn look_again(&self) -> Duration {
+        LOOK_AGAIN.min(self.desk.patience / LOOKS)
     }
 
     fn goes_on(&mut self) -> bool {

@@ -126,6 +126,8 @@ async fn a_table_that_is_locked_holds_up_each_key_until_it_is_free() {
     let url = POSTGRES_15.database();
     let store = PostgresStore::open(&url).await.unwrap();
     let (other, key, held) = (another(&url).await, id(1), claim(AttemptId::random()));
+    // A connection that stands: what a new one prepares waits for the lock too, and then nothing was sent.
+    assert_eq!(store.get(&key).await.unwrap(), None);
     other.batch_execute("BEGIN; LOCK TABLE onceward.records").await.unwrap();
     // As long as the engine waits: its client gets 503.
     assert!(timeout(Duration::from_secs(2), store.insert(&key, &held)).await.is_err());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceward::clock::ManualClock;
 use onceward::decide::{Standing, standing};
 use onceward::record::AttemptId;
-use onceward::store::postgres::{migrate, schema_script};
+use onceward::store::postgres::{Settings, migrate, schema_script};
 use onceward::store::{Applied, PostgresStore, Replaced, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -19,11 +19,16 @@ use crate::support::waiting::PATIENCE;
 
 /// A store whose way to the server is the proxy's.
 pub(super) async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
+    behind_a_proxy_with(|settings| settings).await
+}
+
+async fn behind_a_proxy_with(settings: impl FnOnce(Settings) -> Settings) -> (FaultProxy, PostgresStore) {
     let url = POSTGRES_15.database();
     let proxy = FaultProxy::before(POSTGRES_15.address);
     let url = url.replace(&POSTGRES_15.address.to_string(), &proxy.address.to_string());
     // One connection, so that the next answer is that of the next statement.
-    let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
+    let url = url.replace("connections=4", "connections=1");
+    let store = PostgresStore::with(settings(url.parse().unwrap())).await.unwrap();
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
     (proxy, store)
 }
@@ -323,10 +328,143 @@ async fn a_newer_schema_is_refused() {
 async fn settings_that_void_a_promise_are_refused_or_said() {
     let url = POSTGRES_15.database();
     let error = chain(&PostgresStore::open(&url.replace("&accept=fsync-off", "")).await.unwrap_err());
-    assert!(error.contains("fsync is off there") && error.contains("?accept=fsync-off"), "{error}");
+    assert!(error.contains("fsync is off") && error.contains("?accept=fsync-off"), "{error}");
     let facts = PostgresStore::open(&url).await.unwrap().facts();
     assert!(facts.survives_kill && !facts.survives_power_loss, "{facts:?}");
     assert!(facts.promise.contains("fsync is off"), "{facts:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_begins_to_void_a_promise_takes_no_more_claims() {
+    for setting in ["fsync", "full_page_writes"] {
+        let server = Postgres::start(15, "fsync = on");
+        let url = server.database().replace("&accept=fsync-off", "");
+        let turn = |to: &str| {
+            server.sql("postgres", &format!("ALTER SYSTEM SET {setting} = {to}"));
+            server.sql("postgres", "SELECT pg_reload_conf()");
+        };
+        let store = PostgresStore::open(&url).await.unwrap();
+        let [first, second, lost] = [0; 3].map(|_| claim(AttemptId::random()));
+        for (n, held) in [&first, &second, &lost].into_iter().enumerate() {
+            assert_eq!(store.insert(&id(n), held).await.unwrap(), None);
+        }
+        turn("off");
+        let until = Instant::now() + PATIENCE;
+        let mut n = 10;
+        let error = loop {
+            match store.insert(&id(n), &claim(AttemptId::random())).await {
+                Err(error) => break error,
+                Ok(_) => assert!(Instant::now() < until, "it goes on over a server whose {setting} is off"),
+            }
+            n += 1;
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(error.applied(), Applied::No, "{error}");
+        assert!(error.to_string().contains(&format!("{setting} is off")), "{error}");
+        // To take a key over is to claim it.
+        let taken_over = store.replace(&id(2), lost.version(), &claim(AttemptId::random())).await;
+        assert_eq!(taken_over.unwrap_err().applied(), Applied::No);
+        // What was begun is finished, over another connection too, and what is known is told.
+        assert_eq!(store.replace(&id(0), first.version(), &first).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.replace(&id(0), first.version(), &answer(first.attempt)).await.unwrap(), Replaced::Yes);
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'onceward'";
+        assert_ne!(server.sql("postgres", ended), "0");
+        assert_eq!(store.replace(&id(1), second.version(), &answer(second.attempt)).await.unwrap(), Replaced::Yes);
+        let known = store.insert(&id(0), &claim(AttemptId::random())).await.unwrap();
+        assert_eq!(*known.expect("it is known").record, answer(first.attempt));
+        assert!(!store.facts().survives_power_loss);
+        assert_eq!(store.due(10).await.unwrap(), []);
+        assert_eq!(store.census().await.unwrap().completed, 2);
+        // Where it is accepted knowingly, claims go on.
+        let word = setting.replace('_', "-");
+        let accepting = PostgresStore::open(&format!("{url}&accept={word}-off")).await.unwrap();
+        assert_eq!(accepting.insert(&id(3), &claim(AttemptId::random())).await.unwrap(), None);
+        turn("on");
+        claims_again(&store, 1_000_000).await;
+    }
+}
+
+#[tokio::test]
+async fn a_database_whose_schema_is_gone_gets_another_and_has_another_identity() {
+    let pooler = PgBouncer::before(POSTGRES_15.address);
+    for is_pooled in [false, true] {
+        let url = POSTGRES_15.database();
+        let database = database_of(&url);
+        let url = match is_pooled {
+            true => url.replace(&POSTGRES_15.address.to_string(), &pooler.address.to_string()),
+            false => url,
+        };
+        let (store, other) = (PostgresStore::open(&url).await.unwrap(), PostgresStore::open(&url).await.unwrap());
+        assert_eq!(store.meta("identity", b"first").await.unwrap(), "first");
+        assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
+        assert_eq!(other.get(&id(2)).await.unwrap(), None);
+        POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
+        let (ours, theirs) = tokio::join!(
+            timeout(HEALED, store.meta("identity", b"second")),
+            timeout(HEALED, other.meta("identity", b"third"))
+        );
+        let identity = ours.unwrap().unwrap();
+        assert!(identity == "second" || identity == "third", "{identity:?}");
+        assert_eq!(identity, theirs.unwrap().unwrap());
+        claims_again(&store, 10).await;
+        claims_again(&other, 1000).await;
+        assert_eq!(store.get(&id(1)).await.unwrap(), None);
+        // One that meets it by a claim alone, too.
+        POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
+        claims_again(&store, 2000).await;
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_gone_and_may_not_be_made_is_said_and_waited_for() {
+    let url = POSTGRES_15.database();
+    let database = database_of(&url);
+    let role = format!("waiting_{database}");
+    POSTGRES_15.sql(&database, &format!("CREATE ROLE {role} LOGIN"));
+    let make = async || {
+        assert_eq!(migrate(&url).await.unwrap(), 0);
+        let script = schema_script();
+        for grant in script.lines().filter_map(|line| line.strip_prefix("-- GRANT ")) {
+            POSTGRES_15.sql(&database, &format!("GRANT {}", grant.replace("serving", &role)));
+        }
+    };
+    make().await;
+    let store = PostgresStore::open(&url.replace("postgres@", &format!("{role}@"))).await.unwrap();
+    claims_again(&store, 1).await;
+    POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
+    let error = store.insert(&id(2), &claim(AttemptId::random())).await.unwrap_err();
+    assert_eq!(error.applied(), Applied::No, "{error}");
+    assert!(chain(&error).contains("`onceward migrate`"), "{}", chain(&error));
+    make().await;
+    claims_again(&store, 3).await;
+}
+
+#[tokio::test]
+async fn what_was_never_sent_is_refused_before_the_engine_gives_up() {
+    let (proxy, store) = behind_a_proxy_with(|settings| settings.timeout(Duration::from_secs(1))).await;
+    let engine = Duration::from_secs(2);
+    proxy.set(Fault::Hanging);
+    let (first, second) = (claim(AttemptId::random()), claim(AttemptId::random()));
+    // The only connection carries a look, behind which nothing else goes: neither another key, nor the same.
+    let (key, other) = (id(1), id(2));
+    let (_, waited, waited_behind) = tokio::join!(
+        timeout(engine, store.get(&key)),
+        timeout(engine, store.insert(&other, &first)),
+        timeout(engine, store.insert(&key, &second)),
+    );
+    // Where none stands any more, none can be made.
+    proxy.cut();
+    let last = claim(AttemptId::random());
+    let unmade = timeout(engine, store.insert(&id(3), &last)).await;
+    for (what, told) in [("another key", waited), ("the same key", waited_behind), ("no connection", unmade)] {
+        let error = told.unwrap_or_else(|_| panic!("{what}: the engine gave up first")).unwrap_err();
+        assert_eq!(error.applied(), Applied::No, "{what}: {error}");
+    }
+    proxy.heal();
+    claims_again(&store, 10).await;
+    for n in 1..=3 {
+        assert_eq!(store.get(&id(n)).await.unwrap(), None, "{n}: it was sent after it was refused");
+    }
 }
 
 #[tokio::test]

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::record::AttemptId;
-use onceward::store::{PostgresStore, Store};
+use onceward::store::{Applied, PostgresStore, Store};
 use tokio::time::{Instant, timeout};
 
 use super::database_of;
 use super::load::{Load, assert_kept};
 use super::records::{HEALED, chain, claim, claims_again, id};
-use crate::support::postgres::Postgres;
+use crate::support::fault_proxy::FaultProxy;
+use crate::support::postgres::{PgBouncer, Postgres};
+use crate::support::waiting::{PATIENCE, poll};
 
 #[tokio::test]
 async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
@@ -38,6 +40,50 @@ async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
     standby.stop("immediate");
     let error = chain(&store.insert(&id(500), &claim).await.unwrap_err());
     assert!(error.contains("a failover left it behind"), "{error}");
+}
+
+/// Behind a pooler no connection breaks that would tell.
+#[tokio::test]
+async fn a_pooler_that_leads_back_to_what_was_left_behind_gets_no_claims() {
+    let primary = Postgres::start(15, "");
+    let url = primary.database();
+    let standby = primary.standby();
+    let proxy = FaultProxy::before(primary.address);
+    let pooler = PgBouncer::before(proxy.address);
+    let pooled = url.replace(&primary.address.to_string(), &pooler.address.to_string());
+    let store = PostgresStore::open(&pooled).await.unwrap();
+    assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
+    let caught_up =
+        format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
+    poll("a standby that has it all", || (standby.sql("postgres", &caught_up) == "t").then_some(()));
+    // Both take writes now, and neither knows of the other.
+    standby.promote();
+    proxy.lead_to(standby.address);
+    claims_again(&store, 2).await;
+    let asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onceward' AND state = 'idle' \
+         AND query LIKE '%pg_walfile_name%'";
+    let until = Instant::now() + HEALED;
+    while standby.sql("postgres", asked) == "0" {
+        assert!(Instant::now() < until, "the new primary was never asked what it is");
+        // waits: between two looks at the condition
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Over connections that were made to the new one: those to a lower timeline would be made anew, and refused.
+    claims_again(&store, 50).await;
+    proxy.lead_to(primary.address);
+    let until = Instant::now() + PATIENCE;
+    let mut n = 100;
+    let error = loop {
+        match store.insert(&id(n), &claim(AttemptId::random())).await {
+            Err(error) if chain(&error).contains("a failover left it behind") => break error,
+            _ => assert!(Instant::now() < until, "what was left behind takes claims"),
+        }
+        n += 1;
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(error.applied(), Applied::No, "{error}");
+    proxy.lead_to(standby.address);
+    claims_again(&store, 1_000_000).await;
 }
 
 /// The database's own default would not wait for the standby: the statement's does.

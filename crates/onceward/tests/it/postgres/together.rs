@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{another, is_counted, until_it_waits};
 use super::faults::behind_a_proxy;
-use super::records::{HEALED, answer, chain, claim, id};
+use super::records::{HEALED, answer, chain, claim, id, unknown};
 use super::{PGBOUNCER, POSTGRES_15, POSTGRES_18, database_of};
 use crate::support::fault_proxy::Fault;
 use crate::support::postgres::Postgres;
@@ -28,6 +28,8 @@ const COUNTED: &str = "CREATE TABLE counted (kind text, rows bigint); \
      CREATE TRIGGER inserted AFTER INSERT ON onceward.records REFERENCING NEW TABLE AS written \
      FOR EACH STATEMENT EXECUTE FUNCTION counted(); \
      CREATE TRIGGER updated AFTER UPDATE ON onceward.records REFERENCING NEW TABLE AS written \
+     FOR EACH STATEMENT EXECUTE FUNCTION counted(); \
+     CREATE TRIGGER deleted AFTER DELETE ON onceward.records REFERENCING OLD TABLE AS written \
      FOR EACH STATEMENT EXECUTE FUNCTION counted()";
 
 /// Keys with a claim each.
@@ -90,6 +92,81 @@ async fn what_is_asked_at_once_is_one_statement() {
     }
 }
 
+/// As the sweep does.
+#[tokio::test]
+async fn what_is_replaced_and_removed_at_once_is_one_statement() {
+    let pooled = |url: String| url.replace(&POSTGRES_15.address.to_string(), &PGBOUNCER.address.to_string());
+    for (server, url) in [
+        (&*POSTGRES_15, POSTGRES_15.database()),
+        (&*POSTGRES_18, POSTGRES_18.database()),
+        (&*POSTGRES_15, pooled(POSTGRES_15.database())),
+    ] {
+        let store = over_one_connection(&url).await;
+        let (ours, gone, theirs) = (claims(1), claims(100), claims(200));
+        insert_all(&store, &ours).await;
+        insert_all(&store, &theirs).await;
+        server.sql(&database_of(&url), COUNTED);
+        let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
+        let all = [ours, gone, taken].concat();
+        let lost: Vec<_> = all.iter().map(|(_, claim)| (claim.version(), unknown(claim.attempt))).collect();
+        let replaced = all.iter().zip(&lost).map(|((id, _), (over, lost))| store.replace(id, *over, lost));
+        for (n, replaced) in join_all(replaced).await.into_iter().enumerate() {
+            match (n / MANY, replaced.unwrap()) {
+                (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
+                (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
+                (_, replaced) => panic!("{url}: {n} {replaced:?}"),
+            }
+        }
+        for ((id, _), (_, lost)) in all.iter().zip(&lost).take(MANY) {
+            assert_eq!(*store.get(id).await.unwrap().unwrap().record, *lost, "{url}");
+        }
+        let removed = all.iter().zip(&lost).map(|((id, _), (_, lost))| store.remove(id, lost.version()));
+        for (n, removed) in join_all(removed).await.into_iter().enumerate() {
+            assert_eq!(removed.unwrap(), n < MANY, "{url}: {n}");
+        }
+        for (n, (id, _)) in all.iter().enumerate() {
+            assert_eq!(store.get(id).await.unwrap().is_some(), n / MANY == 2, "{url}: {n}");
+        }
+        let most = "SELECT string_agg(kind || ' ' || rows, ', ' ORDER BY kind) \
+             FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
+        assert_eq!(server.sql(&database_of(&url), most), format!("DELETE {MANY}, UPDATE {MANY}"), "{url}");
+    }
+}
+
+/// Whoever replaces or removes many leaves alone what is locked, and does the rest at once.
+#[tokio::test]
+async fn what_is_locked_among_many_is_left_alone_until_it_is_free() {
+    let url = POSTGRES_15.database();
+    let store = Arc::new(over_one_connection(&url).await);
+    let claims = claims(1);
+    insert_all(&store, &claims).await;
+    let (locker, watcher) = (another(&url).await, another(&url).await);
+    let locked = id(MANY / 2);
+    locker.batch_execute("BEGIN").await.unwrap();
+    locker.query("SELECT FROM onceward.records WHERE id = $1 FOR UPDATE", &[&&locked.0[..]]).await.unwrap();
+    let mut all = JoinSet::new();
+    for (id, claim) in claims.clone() {
+        let store = Arc::clone(&store);
+        all.spawn(async move {
+            assert_eq!(store.replace(&id, claim.version(), &unknown(claim.attempt)).await.unwrap(), Replaced::Yes);
+        });
+    }
+    let until = Instant::now() + HEALED;
+    let others = i64::try_from(MANY - 1).unwrap();
+    while watcher
+        .query_one("SELECT count(*) FROM onceward.records WHERE stage = 4", &[])
+        .await
+        .unwrap()
+        .get::<_, i64>(0)
+        != others
+    {
+        assert!(Instant::now() < until, "one that is locked holds up its neighbours");
+    }
+    locker.batch_execute("COMMIT").await.unwrap();
+    all.join_all().await;
+    assert_eq!(*store.get(&locked).await.unwrap().unwrap().record, unknown(claims[MANY / 2 - 1].1.attempt));
+}
+
 #[tokio::test]
 async fn a_crash_forgets_none_of_many() {
     // Without our own word, what is committed would wait for the WAL writer, which comes every ten seconds.
@@ -110,6 +187,20 @@ async fn a_crash_forgets_none_of_many() {
     for ((id, _), (_, end)) in claims.iter().zip(&ends) {
         let found = timeout(HEALED, store.get(id)).await.unwrap().unwrap();
         assert_eq!(found.map(|found| *found.record).as_ref(), Some(end), "an end was forgotten");
+    }
+    let lost: Vec<_> = claims.iter().map(|(_, claim)| unknown(claim.attempt)).collect();
+    let replaced = claims.iter().zip(ends.iter().zip(&lost));
+    let replaced = join_all(replaced.map(|((id, _), ((_, end), lost))| store.replace(id, end.version(), lost))).await;
+    assert!(replaced.into_iter().all(|replaced| replaced.unwrap() == Replaced::Yes));
+    server.stop("immediate");
+    server.start_again();
+    let removed = claims.iter().zip(&lost).map(|((id, _), lost)| store.remove(id, lost.version()));
+    let removed = timeout(HEALED, join_all(removed)).await.unwrap();
+    assert!(removed.into_iter().all(Result::unwrap), "what was replaced was forgotten");
+    server.stop("immediate");
+    server.start_again();
+    for (id, _) in &claims {
+        assert_eq!(timeout(HEALED, store.get(id)).await.unwrap().unwrap(), None, "a removal was forgotten");
     }
 }
 
@@ -255,6 +346,12 @@ async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
             let (last, (_, end)) = (claims[0].0, &ends[0]);
             assert_eq!(*store.get(&last).await.unwrap().unwrap().record, *end);
             assert!(store.remove(&last, end.version()).await.unwrap());
+            let lost: Vec<_> = claims[1..].iter().map(|(_, claim)| unknown(claim.attempt)).collect();
+            let replaced = claims[1..].iter().zip(&ends[1..]).zip(&lost);
+            let replaced = replaced.map(|(((id, _), (_, end)), lost)| store.replace(id, end.version(), lost));
+            assert!(join_all(replaced).await.into_iter().all(|replaced| replaced.unwrap() == Replaced::Yes));
+            let removed = claims[1..].iter().zip(&lost).map(|((id, _), lost)| store.remove(id, lost.version()));
+            assert!(join_all(removed).await.into_iter().all(Result::unwrap));
         }
         drop(store);
         assert_eq!(counted_at_the_end(&url, scanned).await, before, "{url}: it read the whole table");
@@ -262,7 +359,7 @@ async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
 }
 
 /// What the server has counted: a backend tells it when it ends, at the latest.
-async fn counted_at_the_end(url: &str, what: &str) -> i64 {
+pub(super) async fn counted_at_the_end(url: &str, what: &str) -> i64 {
     let watcher = another(url).await;
     let until = Instant::now() + HEALED;
     let stands = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'";
@@ -326,25 +423,43 @@ async fn what_is_asked_about_one_key_happens_in_its_order() {
         let others = claims(1000 + n * MANY);
         let others = join_all(others.iter().map(|(id, claim)| store.insert(id, claim)));
         let (key, first, second) = (id(n), claim(AttemptId::random()), claim(AttemptId::random()));
-        let end = answer(second.attempt);
+        let lost = unknown(first.attempt);
         let asked = async {
             tokio::join!(
                 store.insert(&key, &first),
-                store.insert(&key, &second),
-                store.remove(&key, first.version()),
                 store.get(&key),
                 store.insert(&key, &second),
-                store.replace(&key, second.version(), &end),
                 store.get(&key),
+                store.replace(&key, first.version(), &lost),
+                store.remove(&key, lost.version()),
             )
         };
-        let (_, (inserted, found, removed, nothing, inserted_again, ended, at_last)) = tokio::join!(others, asked);
+        let (_, (inserted, nothing, inserted_again, found, replaced, removed)) = tokio::join!(others, asked);
         assert_eq!(inserted.unwrap(), None);
-        assert_eq!(*found.unwrap().unwrap().record, first);
+        // What writes over a record goes before claims and looks that wait; both in their order.
+        assert_eq!(replaced.unwrap(), Replaced::Yes);
         assert!(removed.unwrap());
         assert_eq!(nothing.unwrap(), None);
         assert_eq!(inserted_again.unwrap(), None);
-        assert_eq!(ended.unwrap(), Replaced::Yes);
-        assert_eq!(*at_last.unwrap().unwrap().record, end);
+        assert_eq!(*found.unwrap().unwrap().record, second);
     }
+}
+
+/// One connection, and a storm of duplicates that goes on: the holder's word is the next, whenever it comes.
+#[tokio::test]
+async fn a_storm_of_duplicates_does_not_hold_up_the_holder() {
+    const STORM: usize = 500;
+    let url = POSTGRES_15.database();
+    let store = over_one_connection(&url).await;
+    let (key, held) = (id(1), claim(AttemptId::random()));
+    assert_eq!(store.insert(&key, &held).await.unwrap(), None);
+    let duplicates: Vec<_> = (0..STORM).map(|_| claim(AttemptId::random())).collect();
+    let end = answer(held.attempt);
+    let storm = join_all(duplicates.iter().map(|duplicate| store.insert(&key, duplicate)));
+    let (found, ended) = tokio::join!(storm, store.replace(&key, held.version(), &end));
+    assert_eq!(ended.unwrap(), Replaced::Yes);
+    let early = found.into_iter().map(|found| *found.unwrap().expect("it is held").record);
+    let early = early.filter(|found| *found == held).count();
+    // The first was on its way.
+    assert!(early <= 1, "{early} of {STORM} duplicates went before the holder");
 }

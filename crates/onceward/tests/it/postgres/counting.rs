@@ -1,0 +1,59 @@
+//! Counting, which may take long: it holds up nobody, and is not begun again before it ended.
+
+use std::time::Duration;
+
+use onceward::record::AttemptId;
+use onceward::store::{PostgresStore, Store};
+use tokio::time::{Instant, timeout};
+
+use super::POSTGRES_15;
+use super::errors::another;
+use super::records::{HEALED, claim, id};
+use super::together::counted_at_the_end;
+
+/// As long as the engine waits.
+const ENGINE: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
+    let url = POSTGRES_15.database();
+    drop(PostgresStore::open(&url).await.unwrap());
+    let scanned = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'records'";
+    let scans = counted_at_the_end(&url, scanned).await;
+    let store = PostgresStore::open(&url).await.unwrap();
+    assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
+    let before = store.census().await.unwrap();
+    assert_eq!((before.in_flight, before.unknown), (1, 0));
+    // Whoever reads the table waits for its lock, as on a table that takes long to read.
+    let other = another(&url).await;
+    other
+        .batch_execute(
+            "BEGIN; LOCK TABLE onceward.records; INSERT INTO onceward.records \
+             SELECT int4send(n), '\\x00', 4, now(), 'infinity', 'infinity', '\\x00' FROM generate_series(1, 20000) n",
+        )
+        .await
+        .unwrap();
+    for n in 0..3 {
+        let meanwhile = timeout(ENGINE, store.census()).await;
+        let meanwhile = meanwhile.unwrap_or_else(|_| panic!("{n}: whoever asks waits for as long as it takes"));
+        assert_eq!(meanwhile.unwrap(), before, "{n}");
+    }
+    // What has nothing to do with that table is not held up by whoever counts.
+    let named = timeout(ENGINE, store.meta("name", b"value")).await;
+    assert_eq!(named.expect("it waits behind whoever counts").unwrap(), "value");
+    other.batch_execute("COMMIT").await.unwrap();
+    let until = Instant::now() + HEALED;
+    let after = loop {
+        let told = store.census().await.unwrap();
+        if told != before {
+            break told;
+        }
+        assert!(Instant::now() < until, "what was counted is never told");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((after.in_flight, after.unknown, after.bytes), (1, 20_000, before.bytes + 20_000 * 129));
+    // At most a twentieth of the time is spent so: of as many as that another count does not begin yet.
+    assert_eq!(store.census().await.unwrap(), after);
+    drop((store, other));
+    assert_eq!(counted_at_the_end(&url, scanned).await, scans + 2, "it was counted while it was being counted");
+}
