@@ -52,6 +52,7 @@ use link::Link;
 use lists::Lists;
 use scripts::Scripts;
 use together::Together;
+use url::Kind;
 pub use url::Options;
 use value::{FOREVER, Head, Sent, There, answer_key, record_key};
 
@@ -181,7 +182,8 @@ impl RedisStore {
                 There::read(id, found)?.completed(id, None, age).map(Some)
             }
             Head::Beside => {
-                let Value::BulkString(answer) = self.link.ask_plain(redis::cmd("GET").arg(answer_key(id))).await?
+                let Value::BulkString(answer) =
+                    self.link.ask_plain(redis::cmd("GET").arg(answer_key(id).as_slice())).await?
                 else {
                     return Ok(None);
                 };
@@ -232,13 +234,24 @@ impl RedisStore {
         match self.writes.put(together::Put::new(id, over, sent)).await? {
             Value::Int(1) => Ok(Put::Done),
             Value::Int(2) => Err(Error::unreadable("the key holds no record")),
-            other => self.read(id, other).map(Put::Found),
+            other => self.believe(id, other).await.map(Put::Found),
         }
     }
 
     async fn look(&self, id: &RecordId) -> Result<Option<Found>, Error> {
         let looked = self.link.run(&self.scripts.look, &[&record_key(id)], &[]).await?;
-        self.read(id, looked)
+        self.believe(id, looked).await
+    }
+
+    /// What a script found, but for one thing: in a cluster an answer that is not where its record is may be on its way between two
+    /// nodes, and then it is for a node that has both to say, or for the time after that.
+    async fn believe(&self, id: &RecordId, told: Value) -> Result<Option<Found>, Error> {
+        if self.link.options.kind == Kind::Cluster && misses_answer(&told) {
+            let (record, answer) = (record_key(id), answer_key(id));
+            let looked = Box::pin(self.link.run(&self.scripts.look, &[&record, &answer], &[])).await?;
+            return self.read(id, looked);
+        }
+        self.read(id, told)
     }
 
     /// What a script found: record, ms that are left, whether its answer is to be had, the answer beside it.
@@ -385,6 +398,17 @@ async fn watch(link: Arc<Link>) {
 enum Put {
     Done,
     Found(Option<Found>),
+}
+
+/// Whether a script found a record without the answer that should be, or was, beside it.
+fn misses_answer(told: &Value) -> bool {
+    match told {
+        Value::Array(parts) => match parts.as_slice() {
+            [Value::BulkString(record), _, Value::Int(0), _] => Head::of(record) == Head::Beside,
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn bytes(value: Value) -> Result<Bytes, Error> {

@@ -33,6 +33,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// How long a server may take to say who it is.
 const PROBE_MAX: Duration = Duration::from_secs(1);
 
+/// How long a cluster's client waits before it tries again what a node did not take, in ms: a slot on the move is mostly there in a
+/// moment, and by itself it would wait for more than a second.
+const RETRY_MS: std::ops::Range<u64> = 20..200;
+
 /// How long a Sentinel may take to answer.
 const SENTINEL_MAX: Duration = Duration::from_millis(500);
 
@@ -320,7 +324,9 @@ impl Link {
                 let mut builder = ClusterClientBuilder::new(nodes)
                     .tcp_settings(tcp())
                     .connection_timeout(CONNECT_MAX)
-                    .response_timeout(self.options.timeout);
+                    .response_timeout(self.options.timeout)
+                    .min_retry_wait(RETRY_MS.start)
+                    .max_retry_wait(RETRY_MS.end);
                 if let Some(user) = &self.options.user {
                     builder = builder.username(user);
                 }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::link::Link;
 use super::scripts::Scripts;
 use super::url::Kind;
-use super::value::{KEY_BYTES, Sent, VERSION_BYTES, record_key};
+use super::value::{KEY_BYTES, Sent, VERSION_BYTES, answer_of, has_had_answer, record_key};
 use crate::record::Version;
 use crate::secret::RecordId;
 use crate::store::Error;
@@ -39,6 +39,12 @@ pub(super) struct Put {
 impl Put {
     pub(super) fn new(id: &RecordId, over: Option<Version>, sent: Sent) -> Self {
         Self { key: record_key(id), over: over.map(super::value::version), sent }
+    }
+
+    /// Whether it writes an answer beside its record, or removes one, or believes that there is none any more.
+    fn concerns_answer(&self) -> bool {
+        let over = self.over.and_then(|over| over.last().copied());
+        !self.sent.answer.is_empty() || over.is_some_and(has_had_answer)
     }
 }
 
@@ -194,10 +200,15 @@ impl Drop for Worker {
 fn command(name: &str, code: &str, puts: &[Put]) -> Cmd {
     let bytes = |put: &Put| KEY_BYTES + VERSION_BYTES + put.sent.record.len() + put.sent.answer.len() + 40;
     let size = name.len() + code.len() + 20 + puts.iter().map(bytes).sum::<usize>();
-    let mut command = Cmd::with_capacity(5 + 4 * puts.len(), size);
-    command.arg(name).arg(code).arg(puts.len());
+    let mut command = Cmd::with_capacity(6 + 4 * puts.len(), size);
+    // Alone, for only so is it in a cluster. Of many, all that is theirs is on the one server.
+    let names_answer = matches!(puts, [put] if put.concerns_answer());
+    command.arg(name).arg(code).arg(puts.len() + usize::from(names_answer));
     for put in puts {
         command.arg(put.key.as_slice());
+    }
+    if names_answer {
+        command.arg(answer_of(&puts[0].key).as_slice());
     }
     for Put { over, sent, .. } in puts {
         let over = over.as_ref().map_or(&[][..], <[u8; _]>::as_slice);
