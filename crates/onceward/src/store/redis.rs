@@ -48,7 +48,7 @@ use super::{Applied, Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
-use link::Link;
+use link::{Link, Told};
 use lists::Lists;
 use scripts::Scripts;
 use together::Together;
@@ -133,11 +133,11 @@ impl RedisStore {
         claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
         let claimed = match self.link.ask_if_it_writes(&claim, || claim.clone()).await {
             // It does not even tell by a claim what it knows; a look it allows.
-            Ok(None) => match self.look(id).await? {
+            Ok(Told::TakesNoWrites { open }) => match self.look(id).await? {
                 Some(found) => return Ok(Some(found)),
-                None => self.link.ask_plain(&claim).await,
+                None => self.link.ask_again(&claim, || claim.clone(), open).await,
             },
-            Ok(Some(claimed)) => Ok(claimed),
+            Ok(Told::Value(claimed)) => Ok(claimed),
             Err(error) => Err(error),
         };
         let found = match claimed {

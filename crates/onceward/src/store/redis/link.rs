@@ -164,27 +164,27 @@ impl Link {
     /// Sends a command, and again where it surely was not executed, or where whoever sends it twice finds what the first
     /// did: every command here compares what is there with what its sender believes.
     pub(super) async fn ask(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Value, Error> {
-        self.send(command, whole, true).await.map_err(|failed| failed.error)
+        self.ask_again(command, whole, false).await
     }
 
-    /// The same, but a server that takes no writes, for want of room or of replicas, is not waited for: nothing then.
-    pub(super) async fn ask_if_it_writes(
-        &self,
-        command: &Cmd,
-        whole: impl Fn() -> Cmd,
-    ) -> Result<Option<Value>, Error> {
-        match self.send(command, whole, false).await {
-            Ok(value) => Ok(Some(value)),
-            Err(Failed { takes_no_writes: true, .. }) => Ok(None),
+    /// The same, where one that was sent before may have been executed, if it is `open`.
+    pub(super) async fn ask_again(&self, command: &Cmd, whole: impl Fn() -> Cmd, open: bool) -> Result<Value, Error> {
+        self.send(command, whole, open, true).await.map_err(|failed| failed.error)
+    }
+
+    /// The same, but a server that takes no writes, for want of room or of replicas, is not waited for.
+    pub(super) async fn ask_if_it_writes(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Told, Error> {
+        match self.send(command, whole, false, false).await {
+            Ok(value) => Ok(Told::Value(value)),
+            Err(Failed { takes_no_writes: Some(open), .. }) => Ok(Told::TakesNoWrites { open }),
             Err(Failed { error, .. }) => Err(error),
         }
     }
 
-    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, waits: bool) -> Result<Value, Failed> {
+    /// `open`: whether an earlier try may have been executed, or may still be.
+    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, mut open: bool, waits: bool) -> Result<Value, Failed> {
         let deadline = Instant::now() + self.options.timeout;
         let mut spelt_out = None;
-        // Whether an earlier try may have been executed, or may still be.
-        let mut open = false;
         let mut pause = Duration::from_millis(5);
         loop {
             let why = match self.connection(deadline).await {
@@ -217,13 +217,14 @@ impl Link {
                                     return Err(failed(open, "the server refused a command").because(error).into());
                                 }
                             }
-                            let takes_no_writes = matches!(fault, Fault::Full | Fault::ReadsAlone) && !open;
+                            // Whatever became of earlier tries: it may be asked what it knows.
+                            let takes_no_writes = matches!(fault, Fault::Full | Fault::ReadsAlone);
                             let error = match fault {
                                 Fault::Full if !open => Error::full("the server has no room").because(error),
                                 _ => failed(open, "the server did not take a command").because(error),
                             };
                             if takes_no_writes && !waits {
-                                return Err(Failed { error, takes_no_writes });
+                                return Err(Failed { error, takes_no_writes: Some(open) });
                             }
                             error
                         }
@@ -469,16 +470,25 @@ impl Link {
     }
 }
 
+/// What a server said to a command, if it said anything.
+pub(super) enum Told {
+    Value(Value),
+    /// It takes no writes now, and may be asked what it knows. If it is `open`, an earlier try may have been executed.
+    TakesNoWrites {
+        open: bool,
+    },
+}
+
 /// Why a command was not carried out.
 struct Failed {
     error: Error,
-    /// Surely not, and the server may be asked what it knows.
-    takes_no_writes: bool,
+    /// The server may be asked what it knows; and whether an earlier try is open.
+    takes_no_writes: Option<bool>,
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error, takes_no_writes: false }
+        Self { error, takes_no_writes: None }
     }
 }
 
