@@ -114,15 +114,12 @@ impl RedisStore {
         Ok(Self { link, scripts, writes, lists, tasks })
     }
 
-    /// A server that would void a promise takes no claims; what was begun is finished all the same.
-    fn admit(&self) -> Result<(), Error> {
-        self.link.refusal().map_or(Ok(()), |refusal| Err(Error::refused(refusal)))
-    }
-
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
-        self.admit()?;
         let sent = self.sent(id, record);
         if record.phase.stage() == Stage::Completed {
+            if let Some(refusal) = self.link.refusal() {
+                return Err(Error::refused(refusal));
+            }
             return Ok(match self.put(id, None, sent).await? {
                 Put::Done => None,
                 Put::Found(found) => found,
@@ -131,11 +128,11 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
         claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        let claimed = match self.link.ask_if_it_writes(&claim, || claim.clone()).await {
+        let claimed = match self.link.claim(&claim).await {
             // It does not even tell by a claim what it knows; a look it allows.
             Ok(Told::TakesNoWrites { open }) => match self.look(id).await? {
                 Some(found) => return Ok(Some(found)),
-                None => self.link.ask_again(&claim, || claim.clone(), open).await,
+                None => self.link.claim_again(&claim, open).await,
             },
             Ok(Told::Value(claimed)) => Ok(claimed),
             Err(error) => Err(error),

@@ -169,20 +169,27 @@ impl Link {
 
     /// The same, where one that was sent before may have been executed, if it is `open`.
     pub(super) async fn ask_again(&self, command: &Cmd, whole: impl Fn() -> Cmd, open: bool) -> Result<Value, Error> {
-        self.send(command, whole, open, true).await.map_err(|failed| failed.error)
+        self.send(command, whole, Asks { open, waits: true, claims: false }).await.map_err(|failed| failed.error)
     }
 
     /// The same, but a server that takes no writes, for want of room or of replicas, is not waited for.
     pub(super) async fn ask_if_it_writes(&self, command: &Cmd, whole: impl Fn() -> Cmd) -> Result<Told, Error> {
-        match self.send(command, whole, false, false).await {
-            Ok(value) => Ok(Told::Value(value)),
-            Err(Failed { takes_no_writes: Some(open), .. }) => Ok(Told::TakesNoWrites { open }),
-            Err(Failed { error, .. }) => Err(error),
-        }
+        told(self.send(command, whole, Asks { open: false, waits: false, claims: false }).await)
     }
 
-    /// `open`: whether an earlier try may have been executed, or may still be.
-    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, mut open: bool, waits: bool) -> Result<Value, Failed> {
+    /// The same of a claim, which no server gets that would void a promise.
+    pub(super) async fn claim(&self, command: &Cmd) -> Result<Told, Error> {
+        told(self.send(command, || command.clone(), Asks { open: false, waits: false, claims: true }).await)
+    }
+
+    /// Waits for a server that takes no writes to take this claim. If it is `open`, it may have been taken before.
+    pub(super) async fn claim_again(&self, command: &Cmd, open: bool) -> Result<Value, Error> {
+        let asks = Asks { open, waits: true, claims: true };
+        self.send(command, || command.clone(), asks).await.map_err(|failed| failed.error)
+    }
+
+    async fn send(&self, command: &Cmd, whole: impl Fn() -> Cmd, asks: Asks) -> Result<Value, Failed> {
+        let Asks { mut open, waits, claims } = asks;
         let deadline = Instant::now() + self.options.timeout;
         let mut spelt_out = None;
         let mut pause = Duration::from_millis(5);
@@ -190,6 +197,10 @@ impl Link {
             let why = match self.connection(deadline).await {
                 Err(error) => error,
                 Ok(Current { number, mut connection, end, .. }) => {
+                    // Now, for it may have waited, and this may be another server than the one that was there before.
+                    if claims && let Some(refusal) = self.refusal() {
+                        return Err(failed(open, &refusal).into());
+                    }
                     let sent = spelt_out.as_ref().unwrap_or(command);
                     let answer = match connection {
                         Connection::One(_) => end.or(connection.send(sent)).await,
@@ -479,6 +490,15 @@ pub(super) enum Told {
     },
 }
 
+/// How a command is sent.
+struct Asks {
+    /// An earlier try may have been executed, or may still be.
+    open: bool,
+    /// A server that takes no writes now is waited for.
+    waits: bool,
+    claims: bool,
+}
+
 /// Why a command was not carried out.
 struct Failed {
     error: Error,
@@ -515,6 +535,14 @@ impl Connection {
                 each.into_iter().map(|(_, value)| value.extract_error()).collect()
             }
         }
+    }
+}
+
+fn told(sent: Result<Value, Failed>) -> Result<Told, Error> {
+    match sent {
+        Ok(value) => Ok(Told::Value(value)),
+        Err(Failed { takes_no_writes: Some(open), .. }) => Ok(Told::TakesNoWrites { open }),
+        Err(Failed { error, .. }) => Err(error),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::{join_all, poll_immediate};
 use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Applied, Error, Replaced, Store};
 use tokio::time::Instant;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use super::PERSISTENCE;
 use super::records::{claim, completed, id};
 use crate::support::certificates::certificates;
+use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::redis::Redis;
 use crate::support::waiting::PATIENCE;
 
@@ -72,6 +74,28 @@ async fn a_server_that_begins_to_evict_takes_no_more_claims() {
             tokio::task::yield_now().await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_evicts_takes_none_of_the_claims_that_waited_for_it() {
+    let (server, another) = (Redis::start(""), Redis::start("--maxmemory-policy allkeys-lru"));
+    let proxy = FaultProxy::before(server.address);
+    let url = format!("redis://{}", proxy.address);
+    let store = RedisStore::connect(Options::parse(&url).unwrap().timeout(PATIENCE)).await.unwrap();
+    proxy.set(Fault::Down);
+    let (ids, record): (Vec<_>, _) = ((0..20).map(id).collect(), claim(1));
+    let mut waiting: Vec<_> = ids.iter().map(|id| store.insert(id, &record)).collect();
+    for waits in &mut waiting {
+        assert!(poll_immediate(waits).await.is_none(), "nothing is there");
+    }
+    proxy.lead_to(another.address);
+    proxy.heal();
+    for told in join_all(waiting).await {
+        let error = told.expect_err("it was taken");
+        assert!(error.to_string().contains("allkeys-lru"), "{error:?}");
+    }
+    // One that was on its way when it was cut may be listed as a hint.
+    assert_eq!(another.cli(0, &["KEYS", "onceward:{*"]), "");
 }
 
 #[tokio::test]
