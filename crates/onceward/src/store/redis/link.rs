@@ -3,8 +3,9 @@
 //! One multiplexed connection a process, over which all commands are pipelined; a cluster has one to each node. A new one is
 //! asked who it is before it is used, for another server, or the same one restarted, may know less.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -48,6 +49,8 @@ pub(super) struct Link {
     /// Held by whoever makes a connection, so that all others wait for the same one.
     connecting: tokio::sync::Mutex<u64>,
     known: Mutex<Known>,
+    /// Of the latest failover that a Sentinel told of.
+    epoch: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -113,6 +116,7 @@ impl Link {
             current: RwLock::default(),
             connecting: tokio::sync::Mutex::default(),
             known: Mutex::default(),
+            epoch: AtomicU64::default(),
         }
     }
 
@@ -399,37 +403,61 @@ impl Link {
         Ok(TlsCertificates { client_tls, root_cert: tls.ca.as_ref().map(read).transpose()? })
     }
 
-    /// The master's address, by the first Sentinel that answers.
+    /// The master's address, by those Sentinels that know the latest failover, of all that answer.
+    ///
+    /// One that is cut off with an old master names that as long as it is. So where only such answer, nobody is named.
     async fn named_by_sentinels(&self) -> Result<(String, u16), RedisError> {
-        let Kind::Sentinel { master, user, password } = &self.options.kind else {
-            return Err(RedisError::from((redis::ErrorKind::Client, "no Sentinel is configured")));
-        };
+        let mut named: Vec<Named> = Vec::new();
         let mut last = RedisError::from((redis::ErrorKind::EmptySentinelList, "no Sentinel answered"));
-        for host in &self.options.hosts {
-            let asked = async {
-                let mut redis = RedisConnectionInfo::default();
-                if let Some(user) = user {
-                    redis = redis.set_username(user);
-                }
-                if let Some(password) = password {
-                    redis = redis.set_password(password);
-                }
-                let info = self.address(&host.0, host.1).into_connection_info()?.set_redis_settings(redis);
-                let client = self.client(info.set_tcp_settings(tcp()))?;
-                let mut sentinel = client.get_multiplexed_async_connection_with_config(&config()).await?;
-                redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(master).query_async(&mut sentinel).await
-            };
-            match timeout(SENTINEL_MAX, asked).await {
-                Ok(Ok(Some((host, port)))) => return Ok((host, port)),
-                Ok(Ok(None)) => {
-                    let what = "the Sentinel knows no master of that name";
-                    last = RedisError::from((redis::ErrorKind::MasterNameNotFoundBySentinel, what));
-                }
+        let asked = self.options.hosts.iter().map(|host| timeout(SENTINEL_MAX, self.ask_sentinel(host)));
+        for told in futures_util::future::join_all(asked).await {
+            match told {
+                Ok(Ok(told)) => named.push(told),
                 Ok(Err(error)) => last = error,
                 Err(_) => {}
             }
         }
-        Err(last)
+        let votes = |named: &[Named], address: &(String, u16)| named.iter().filter(|it| it.address == *address).count();
+        let Some(latest) = named.iter().max_by_key(|it| (it.epoch, votes(&named, &it.address))) else {
+            return Err(last);
+        };
+        // Two may ask at the same time, and the one that knows less must not be the later one.
+        match self.epoch.fetch_max(latest.epoch, Ordering::SeqCst) <= latest.epoch {
+            true => Ok(latest.address.clone()),
+            false => {
+                let what = "the Sentinels that answer do not know of the last failover that was seen";
+                Err(RedisError::from((redis::ErrorKind::MasterNameNotFoundBySentinel, what)))
+            }
+        }
+    }
+
+    async fn ask_sentinel(&self, host: &(String, u16)) -> Result<Named, RedisError> {
+        let Kind::Sentinel { master, user, password } = &self.options.kind else {
+            return Err(RedisError::from((redis::ErrorKind::Client, "no Sentinel is configured")));
+        };
+        let mut redis = RedisConnectionInfo::default();
+        if let Some(user) = user {
+            redis = redis.set_username(user);
+        }
+        if let Some(password) = password {
+            redis = redis.set_password(password);
+        }
+        let info = self.address(&host.0, host.1).into_connection_info()?.set_redis_settings(redis);
+        let client = self.client(info.set_tcp_settings(tcp()))?;
+        let mut sentinel = client.get_multiplexed_async_connection_with_config(&config()).await?;
+        // The epoch first: should it change in between, the address is a later one than it says, never an older one. The address is
+        // not taken from here, where the Sentinel that leads a failover changes it at the end alone.
+        let mut ask = redis::cmd("SENTINEL");
+        let said: HashMap<String, String> = ask.arg("MASTER").arg(master).query_async(&mut sentinel).await?;
+        let epoch = said.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or_default();
+        let mut ask = redis::cmd("SENTINEL");
+        match ask.arg("get-master-addr-by-name").arg(master).query_async(&mut sentinel).await? {
+            Some(address) => Ok(Named { address, epoch }),
+            None => {
+                let what = "the Sentinel knows no master of that name";
+                Err(RedisError::from((redis::ErrorKind::MasterNameNotFoundBySentinel, what)))
+            }
+        }
     }
 
     /// Asks the servers who they are, and takes note.
@@ -488,6 +516,13 @@ pub(super) enum Told {
     TakesNoWrites {
         open: bool,
     },
+}
+
+/// What a Sentinel says.
+struct Named {
+    address: (String, u16),
+    /// Grows with each failover.
+    epoch: u64,
 }
 
 /// How a command is sent.

@@ -15,7 +15,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
 use super::records::{claim, completed, id, kept_for, key};
-use crate::support::redis::{Cluster, Redis, Sentinels};
+use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::redis::{Cluster, Redis, Sentinel, Sentinels};
 use crate::support::waiting::{PATIENCE, poll};
 
 async fn connect(url: &str) -> RedisStore {
@@ -54,6 +55,37 @@ async fn a_failover_is_followed_by_a_watch_and_on_read_only() {
     until_taken(&store, 2).await;
     assert_eq!(group.servers[first].cli(0, &["EXISTS", "onceward:meta:where"]), "1");
     assert_eq!(*store.insert(&id(2), &claim(2)).await.unwrap().unwrap().record, claim(1));
+}
+
+/// As one that is cut off with an old master does, a Sentinel names another server and knows of no failover. It is the first of the
+/// URL, and then the only one that answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_that_is_cut_off_with_an_old_master_is_not_believed() {
+    let (group, old) = (Sentinels::start(), Redis::start(""));
+    let cut_off = Sentinel::start(&old, 1);
+    poll("a Sentinel that answers", || cut_off.ask(&["SENTINEL", "MASTER", "orders"]));
+    let before = group.master();
+    group.servers[before].await_replicas(1);
+    group.failover();
+    let after = 1 - before;
+    group.await_master(after);
+    let ways: Vec<_> = group.sentinels.iter().map(|sentinel| FaultProxy::before(sentinel.address)).collect();
+    let hosts = [cut_off.address].into_iter().chain(ways.iter().map(|way| way.address)).map(|host| host.to_string());
+    let store = connect(&format!("redis-sentinel://{}/orders", hosts.collect::<Vec<_>>().join(","))).await;
+    assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
+    assert_eq!(group.servers[after].cli(0, &["EXISTS", &key(&id(1))]), "1", "it followed the one that is cut off");
+
+    ways.iter().for_each(|way| way.set(Fault::Down));
+    group.servers[after].cli(0, &["CLIENT", "KILL", "TYPE", "normal"]);
+    let until = Instant::now() + PATIENCE;
+    while store.insert(&id(2), &claim(1)).await.is_ok() {
+        assert!(Instant::now() < until, "it has a connection all the same");
+        group.servers[after].cli(0, &["CLIENT", "KILL", "TYPE", "normal"]);
+    }
+    ways.iter().for_each(FaultProxy::heal);
+    until_taken(&store, 3).await;
+    assert_eq!(group.servers[after].cli(0, &["EXISTS", &key(&id(3))]), "1");
+    assert_eq!(old.cli(0, &["DBSIZE"]), "0", "it went back");
 }
 
 /// The first slots of three nodes, which are moved first. So few, that each has many keys then, and is on the move for a while.

@@ -243,11 +243,47 @@ impl Drop for Redis {
     }
 }
 
+/// Watches a master, which it calls `orders`.
+#[derive(Debug)]
+pub(crate) struct Sentinel {
+    process: Child,
+    pub(crate) address: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Sentinel {
+    pub(crate) fn start(master: &Redis, quorum: usize) -> Self {
+        let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let settings = format!(
+            "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} {quorum}\n\
+             sentinel down-after-milliseconds orders 1000\nsentinel failover-timeout orders 5000\n",
+            address.port(),
+            folder.path().display(),
+            master.address.port()
+        );
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, settings).unwrap();
+        let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
+        Self { process: watched(&line, folder.path()), address, _folder: folder }
+    }
+
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Option<String> {
+        cli_at(self.address, arguments)
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
 /// A master, a replica, and three Sentinels that watch them.
 #[derive(Debug)]
 pub(crate) struct Sentinels {
     pub(crate) servers: [Redis; 2],
-    sentinels: Vec<(Child, SocketAddr, tempfile::TempDir)>,
+    pub(crate) sentinels: Vec<Sentinel>,
 }
 
 impl Sentinels {
@@ -257,22 +293,7 @@ impl Sentinels {
         poll("a replica that follows", || {
             replica.cli(0, &["INFO", "replication"]).contains("master_link_status:up").then_some(())
         });
-        let sentinels: Vec<_> = (0..3)
-            .map(|_| {
-                let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
-                let settings = format!(
-                    "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} 2\n\
-                 sentinel down-after-milliseconds orders 1000\nsentinel failover-timeout orders 5000\n",
-                    address.port(),
-                    folder.path().display(),
-                    master.address.port()
-                );
-                let file = folder.path().join("sentinel.conf");
-                std::fs::write(&file, settings).unwrap();
-                let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
-                (watched(&line, folder.path()), address, folder)
-            })
-            .collect();
+        let sentinels: Vec<_> = (0..3).map(|_| Sentinel::start(&master, 2)).collect();
         let group = Self { servers: [master, replica], sentinels };
         group.await_known();
         group
@@ -280,11 +301,11 @@ impl Sentinels {
 
     /// Each Sentinel knows the others, the master and a replica that is well.
     pub(crate) fn await_known(&self) {
-        for (_, address, _) in &self.sentinels {
+        for sentinel in &self.sentinels {
             poll("a Sentinel that knows all", || {
-                let said = cli_at(*address, &["SENTINEL", "MASTER", "orders"])?;
+                let said = sentinel.ask(&["SENTINEL", "MASTER", "orders"])?;
                 let field = |name: &str| said.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
-                let replicas = cli_at(*address, &["SENTINEL", "REPLICAS", "orders"])?;
+                let replicas = sentinel.ask(&["SENTINEL", "REPLICAS", "orders"])?;
                 let is_well = replicas.contains("master-link-status\nok") && !replicas.contains("s_down");
                 (is_well
                     && field("num-slaves")? == "1"
@@ -297,30 +318,32 @@ impl Sentinels {
 
     /// What the first Sentinel says.
     pub(crate) fn ask_first(&self, arguments: &[&str]) -> String {
-        cli_at(self.sentinels[0].1, arguments).unwrap()
+        self.sentinels[0].ask(arguments).unwrap()
     }
 
     pub(crate) fn url(&self, database: usize) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(|(_, address, _)| address.to_string()).collect();
+        let hosts: Vec<String> = self.sentinels.iter().map(|sentinel| sentinel.address.to_string()).collect();
         format!("redis-sentinel://{}/orders/{database}", hosts.join(","))
     }
 
-    /// Which of the two servers is the master, as the Sentinels say.
+    /// Waits until each Sentinel names this one.
+    pub(crate) fn await_master(&self, master: usize) {
+        for sentinel in &self.sentinels {
+            poll("a Sentinel that names the master", || (self.named_by(sentinel) == master).then_some(()));
+        }
+    }
+
+    /// Which of the two servers is the master, as the first Sentinel says.
     pub(crate) fn master(&self) -> usize {
+        self.named_by(&self.sentinels[0])
+    }
+
+    fn named_by(&self, sentinel: &Sentinel) -> usize {
         poll("a master", || {
-            let said = cli_at(self.sentinels[0].1, &["SENTINEL", "get-master-addr-by-name", "orders"])?;
+            let said = sentinel.ask(&["SENTINEL", "get-master-addr-by-name", "orders"])?;
             let port: u16 = said.lines().nth(1)?.parse().ok()?;
             self.servers.iter().position(|server| server.address.port() == port)
         })
-    }
-}
-
-impl Drop for Sentinels {
-    fn drop(&mut self) {
-        for (process, _, _) in &mut self.sentinels {
-            drop(process.stdin.take());
-            let _ = process.wait();
-        }
     }
 }
 
