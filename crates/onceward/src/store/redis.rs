@@ -30,6 +30,7 @@
 mod fault;
 mod link;
 mod lists;
+mod nodes;
 mod scripts;
 mod server;
 mod together;

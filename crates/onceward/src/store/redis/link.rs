@@ -12,7 +12,6 @@ use parking_lot::{Mutex, RwLock};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
@@ -22,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::fault::{Fault, judge};
+use super::nodes::{Layout, NODE_MAX, Nodes};
 use super::scripts::Code;
 use super::server::{Server, Servers};
 use super::url::{Kind, Options};
@@ -45,21 +45,32 @@ const SENTINEL_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Link {
     pub(super) options: Options,
     clock: Arc<dyn Clock>,
-    current: RwLock<Option<Current>>,
+    current: RwLock<Option<Arc<Current>>>,
     /// Held by whoever makes a connection, so that all others wait for the same one.
     connecting: tokio::sync::Mutex<u64>,
     known: Mutex<Known>,
+    pub(super) nodes: Nodes,
     /// Of the latest failover that a Sentinel told of.
     epoch: AtomicU64,
 }
 
-#[derive(Clone)]
 struct Current {
     number: u64,
     connection: Connection,
     /// Of the master that a Sentinel named.
     address: Option<(String, u16)>,
-    end: Arc<End>,
+    /// Of a cluster, as it was when this was made.
+    layout: Layout,
+    end: End,
+    /// A command failed by it, though no node said so.
+    failed: AtomicBool,
+}
+
+/// A connection that is new.
+struct Made {
+    connection: Connection,
+    address: Option<(String, u16)>,
+    layout: Layout,
 }
 
 /// Tells all who wait on a connection that nobody uses it any more. One that hangs is found out by whoever watches it, once a
@@ -116,6 +127,7 @@ impl Link {
             current: RwLock::default(),
             connecting: tokio::sync::Mutex::default(),
             known: Mutex::default(),
+            nodes: Nodes::default(),
             epoch: AtomicU64::default(),
         }
     }
@@ -200,14 +212,15 @@ impl Link {
         loop {
             let why = match self.connection(deadline).await {
                 Err(error) => error,
-                Ok(Current { number, mut connection, end, .. }) => {
+                Ok(current) => {
+                    let mut connection = current.connection.clone();
                     // Now, for it may have waited, and this may be another server than the one that was there before.
                     if claims && let Some(refusal) = self.refusal() {
                         return Err(failed(open, &refusal).into());
                     }
                     let sent = spelt_out.as_ref().unwrap_or(command);
                     let answer = match connection {
-                        Connection::One(_) => end.or(connection.send(sent)).await,
+                        Connection::One(_) => current.end.or(connection.send(sent)).await,
                         // It has many connections, each of which may hang alone.
                         Connection::Many(_) => timeout_at(deadline, connection.send(sent)).await.ok(),
                     };
@@ -223,10 +236,10 @@ impl Link {
                                     continue;
                                 }
                                 Fault::NotNow | Fault::Full | Fault::ReadsAlone => {}
-                                Fault::NotHere => self.drop_connection(number),
+                                Fault::NotHere => self.give_up(&current),
                                 Fault::Lost => {
                                     open = true;
-                                    self.drop_connection(number);
+                                    self.give_up(&current);
                                 }
                                 Fault::Never => {
                                     return Err(failed(open, "the server refused a command").because(error).into());
@@ -245,7 +258,7 @@ impl Link {
                         }
                         None => {
                             open = true;
-                            self.drop_connection(number);
+                            self.give_up(&current);
                             Error::unavailable("the server did not answer in time")
                         }
                     }
@@ -266,17 +279,20 @@ impl Link {
 
     /// Asks every server that takes writes. Not tried again.
     pub(super) async fn ask_all(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
-        let Current { number, mut connection, .. } = self.connection(Instant::now() + self.options.timeout).await?;
-        match timeout(self.options.timeout, connection.send_to_all(command)).await {
-            Ok(Ok(values)) => Ok(values),
-            Ok(Err(error)) => {
+        let failed = |error: RedisError| Error::unavailable("the server did not take a command").because(error);
+        let current = self.connection(Instant::now() + self.options.timeout).await?;
+        let Connection::One(mut one) = current.connection.clone() else {
+            return self.ask_masters(command, self.options.timeout).await.map_err(failed);
+        };
+        match timeout(self.options.timeout, one.req_packed_command(command)).await {
+            Ok(told) => told.and_then(Value::extract_error).map(|value| vec![value]).map_err(|error| {
                 if judge(&error) == Fault::Lost {
-                    self.drop_connection(number);
+                    self.drop_connection(current.number);
                 }
-                Err(Error::unavailable("the server did not take a command").because(error))
-            }
+                failed(error)
+            }),
             Err(_) => {
-                self.drop_connection(number);
+                self.drop_connection(current.number);
                 Err(Error::unavailable("the server did not answer in time"))
             }
         }
@@ -291,11 +307,28 @@ impl Link {
             self.drop_connection(current.number);
             return self.connection(Instant::now() + self.options.timeout).await.map(drop);
         }
-        let Current { number, mut connection, .. } = current;
-        self.probe(&mut connection).await.inspect_err(|_| self.drop_connection(number))
+        match current.connection.clone() {
+            Connection::One(mut one) => {
+                self.probe(&mut one).await.inspect_err(|_| self.drop_connection(current.number))
+            }
+            Connection::Many(_) => self.watch_nodes(&current).await,
+        }
     }
 
-    async fn connection(&self, deadline: Instant) -> Result<Current, Error> {
+    /// A cluster's connection goes on where a node of it does not answer, for others do. It is made anew where it failed and that
+    /// may help: where all answer, or others have the slots. It is used until the new one is there.
+    async fn watch_nodes(&self, current: &Current) -> Result<(), Error> {
+        let view = self.probe_nodes().await?;
+        let may_help = view.is_whole || current.layout != view.layout;
+        if current.failed.load(Ordering::SeqCst) && may_help {
+            let mut number = self.connecting.lock().await;
+            let made = self.make().await?;
+            self.take_up(&mut number, made);
+        }
+        Ok(())
+    }
+
+    async fn connection(&self, deadline: Instant) -> Result<Arc<Current>, Error> {
         if let Some(current) = self.current.read().clone() {
             return Ok(current);
         }
@@ -305,15 +338,25 @@ impl Link {
         if let Some(current) = self.current.read().clone() {
             return Ok(current);
         }
-        let (mut connection, address) = timeout_at(deadline, self.connect())
-            .await
-            .map_err(|_| late())?
-            .map_err(|error| Error::refused(format!("{} cannot be reached", self.options)).because(error))?;
-        timeout_at(deadline, self.probe(&mut connection)).await.map_err(|_| late())??;
+        let made = timeout_at(deadline, self.make()).await.map_err(|_| late())??;
+        Ok(self.take_up(&mut number, made))
+    }
+
+    fn take_up(&self, number: &mut u64, made: Made) -> Arc<Current> {
         *number += 1;
-        let current = Current { number: *number, connection, address, end: Arc::default() };
+        let Made { connection, address, layout } = made;
+        let (end, failed) = (End::default(), AtomicBool::default());
+        let current = Arc::new(Current { number: *number, connection, address, layout, end, failed });
         *self.current.write() = Some(current.clone());
-        Ok(current)
+        current
+    }
+
+    /// It failed. A cluster's consists of many, each to a node of its own; whoever watches them sees to it.
+    fn give_up(&self, current: &Current) {
+        match current.connection {
+            Connection::One(_) => self.drop_connection(current.number),
+            Connection::Many(_) => current.failed.store(true, Ordering::SeqCst),
+        }
     }
 
     /// Nobody uses it from now on, unless another has taken its place already.
@@ -324,41 +367,54 @@ impl Link {
         }
     }
 
-    async fn connect(&self) -> Result<(Connection, Option<(String, u16)>), RedisError> {
+    /// Connects, and hears who is there.
+    async fn make(&self) -> Result<Made, Error> {
+        let failed = |error| Error::refused(format!("{} cannot be reached", self.options)).because(error);
+        let one = async |host: &(String, u16)| {
+            let mut one = self.one(host).await.map_err(failed)?;
+            self.probe(&mut one).await?;
+            Ok(Connection::One(one))
+        };
         match self.options.kind {
             Kind::Alone => {
-                let connection = self.one(&self.options.hosts[0]).await?;
-                Ok((Connection::One(connection), None))
+                let connection = one(&self.options.hosts[0]).await?;
+                Ok(Made { connection, address: None, layout: Layout::default() })
             }
             Kind::Sentinel { .. } => {
-                let address = self.named_by_sentinels().await?;
-                let connection = self.one(&address).await?;
-                Ok((Connection::One(connection), Some(address)))
+                let address = self.named_by_sentinels().await.map_err(failed)?;
+                let connection = one(&address).await?;
+                Ok(Made { connection, address: Some(address), layout: Layout::default() })
             }
             Kind::Cluster => {
-                let nodes = self.options.hosts.iter().map(|host| self.info(host)).collect::<Result<Vec<_>, _>>()?;
-                let mut builder = ClusterClientBuilder::new(nodes)
-                    .tcp_settings(tcp())
-                    .connection_timeout(CONNECT_MAX)
-                    .response_timeout(self.options.timeout)
-                    .min_retry_wait(RETRY_MS.start)
-                    .max_retry_wait(RETRY_MS.end);
-                if let Some(user) = &self.options.user {
-                    builder = builder.username(user);
-                }
-                if let Some(password) = &self.options.password {
-                    builder = builder.password(password);
-                }
-                if self.options.tls.is_some() {
-                    builder = builder.tls(TlsMode::Secure).certs(self.certificates()?);
-                }
-                let connection = builder.build()?.get_async_connection().await?;
-                Ok((Connection::Many(connection), None))
+                // Together, for each waits for a node that hangs.
+                let (many, view) = tokio::join!(self.many(), self.probe_nodes());
+                let connection = Connection::Many(many.map_err(failed)?);
+                Ok(Made { connection, address: None, layout: view?.layout })
             }
         }
     }
 
-    async fn one(&self, host: &(String, u16)) -> Result<MultiplexedConnection, RedisError> {
+    async fn many(&self) -> Result<ClusterConnection, RedisError> {
+        let nodes = self.options.hosts.iter().map(|host| self.info(host)).collect::<Result<Vec<_>, _>>()?;
+        let mut builder = ClusterClientBuilder::new(nodes)
+            .tcp_settings(tcp())
+            .connection_timeout(NODE_MAX)
+            .response_timeout(self.options.timeout)
+            .min_retry_wait(RETRY_MS.start)
+            .max_retry_wait(RETRY_MS.end);
+        if let Some(user) = &self.options.user {
+            builder = builder.username(user);
+        }
+        if let Some(password) = &self.options.password {
+            builder = builder.password(password);
+        }
+        if self.options.tls.is_some() {
+            builder = builder.tls(TlsMode::Secure).certs(self.certificates()?);
+        }
+        builder.build()?.get_async_connection().await
+    }
+
+    pub(super) async fn one(&self, host: &(String, u16)) -> Result<MultiplexedConnection, RedisError> {
         self.client(self.info(host)?)?.get_multiplexed_async_connection_with_config(&config()).await
     }
 
@@ -460,39 +516,26 @@ impl Link {
         }
     }
 
-    /// Asks the servers who they are, and takes note.
-    async fn probe(&self, connection: &mut Connection) -> Result<(), Error> {
-        let mut info = redis::cmd("INFO");
-        info.arg(&["server", "memory", "persistence", "replication"]);
-        let mut config = redis::cmd("CONFIG");
-        config.arg(&["GET", "save", "appendfsync"]);
+    /// Asks the server who it is, and takes note.
+    async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
         let probed = async {
-            let infos = connection.send_to_all(&info).await?;
+            let info = connection.req_packed_command(&info_command()).await?.extract_error()?;
             // Where it is not allowed, what it would say is not told.
-            let configs = connection.send_to_all(&config).await.unwrap_or_default();
-            Ok::<_, RedisError>((infos, configs))
+            let config = connection.req_packed_command(&config_command()).await;
+            Server::told(info, config.and_then(Value::extract_error).ok())
         };
         let failed = || Error::refused("the server does not say who it is");
-        let (infos, configs) = match timeout(PROBE_MAX, probed).await {
-            Ok(Ok(probed)) => probed,
-            Ok(Err(error)) => return Err(failed().because(error)),
-            Err(_) => return Err(failed()),
-        };
-        let mut servers: Vec<Server> = Vec::new();
-        for (at, info) in infos.into_iter().enumerate() {
-            let info: String = redis::from_redis_value(info).map_err(|error| failed().because(error))?;
-            let config = configs.get(at).and_then(|config| {
-                let pairs: Vec<String> = redis::from_redis_value(config.clone()).ok()?;
-                Some(pairs.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect::<Vec<_>>())
-            });
-            servers.push(Server::read(&info, config.as_deref()));
+        match timeout(PROBE_MAX, probed).await {
+            Ok(Ok(server)) => {
+                self.learn(Servers(vec![server]));
+                Ok(())
+            }
+            Ok(Err(error)) => Err(failed().because(error)),
+            Err(_) => Err(failed()),
         }
-        servers.sort_by(|a, b| a.identity.cmp(&b.identity));
-        self.learn(Servers(servers));
-        Ok(())
     }
 
-    fn learn(&self, servers: Servers) {
+    pub(super) fn learn(&self, servers: Servers) {
         let who = |servers: &Servers| servers.0.iter().map(|server| server.identity.clone()).collect::<Vec<_>>();
         let mut known = self.known.lock();
         let is_first = known.servers.0.is_empty();
@@ -555,22 +598,6 @@ impl Connection {
         }?
         .extract_error()
     }
-
-    /// To every master, in the order of their addresses.
-    async fn send_to_all(&mut self, command: &Cmd) -> Result<Vec<Value>, RedisError> {
-        match self {
-            Self::One(_) => Ok(vec![self.send(command).await?]),
-            Self::Many(many) => {
-                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-                let Value::Map(mut each) = many.route_command(command.clone(), all).await? else {
-                    return Err(RedisError::from((redis::ErrorKind::UnexpectedReturnType, "no answer of each node")));
-                };
-                let address = |value: &Value| redis::from_redis_value::<String>(value.clone()).unwrap_or_default();
-                each.sort_by_key(|(node, _)| address(node));
-                each.into_iter().map(|(_, value)| value.extract_error()).collect()
-            }
-        }
-    }
 }
 
 fn told(sent: Result<Value, Failed>) -> Result<Told, Error> {
@@ -579,6 +606,18 @@ fn told(sent: Result<Value, Failed>) -> Result<Told, Error> {
         Err(Failed { takes_no_writes: Some(open), .. }) => Ok(Told::TakesNoWrites { open }),
         Err(Failed { error, .. }) => Err(error),
     }
+}
+
+pub(super) fn info_command() -> Cmd {
+    let mut info = redis::cmd("INFO");
+    info.arg(&["server", "memory", "persistence", "replication"]);
+    info
+}
+
+pub(super) fn config_command() -> Cmd {
+    let mut config = redis::cmd("CONFIG");
+    config.arg(&["GET", "save", "appendfsync"]);
+    config
 }
 
 fn tcp() -> TcpSettings {

@@ -12,7 +12,7 @@ use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Replaced, Store};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::records::{claim, completed, id, kept_for, key};
 use crate::support::fault_proxy::{Fault, FaultProxy};
@@ -213,6 +213,70 @@ async fn a_master_of_a_cluster_that_dies_is_followed_by_its_replica() {
     }
     for n in 0..90 {
         assert_eq!(*store.insert(&id(n), &claim(2)).await.unwrap().expect("it is known").record, claim(1), "{n}");
+    }
+}
+
+/// Its keys have nobody else; those of the others go on, while it is asked for again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_of_a_cluster_that_dies_or_hangs_holds_up_no_keys_but_its_own() {
+    for hangs in [false, true] {
+        let mut cluster = Cluster::start(0);
+        let store = Arc::new(connect(&cluster.url()).await);
+        cluster.nodes[0].cli(0, &["CONFIG", "SET", "appendfsync", "always"]);
+        let mut of_dead = (0..).filter(|n| slot(*n) < MOVED[1]).map(numbered);
+        let mut of_others = (0..).filter(|n| slot(*n) >= MOVED[1]).map(numbered);
+        let begun: Vec<_> = of_dead.by_ref().take(4).collect();
+        for id in &begun {
+            assert_eq!(store.insert(id, &claim(1)).await.unwrap(), None);
+        }
+        let pid = cluster.nodes[0].pid().to_string();
+        let signal = |signal: &str| assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        if hangs {
+            signal("-STOP")
+        } else {
+            cluster.nodes[0].kill()
+        }
+
+        let mut asking = JoinSet::new();
+        for id in begun.clone() {
+            let store = Arc::clone(&store);
+            asking.spawn(async move {
+                for _ in 0..3 {
+                    let told = timeout(PATIENCE / 4, store.replace(&id, claim(1).version(), &completed(1))).await;
+                    assert!(told.expect("it is bounded").is_err(), "it is not dead");
+                }
+            });
+        }
+        let asking = tokio::spawn(asking.join_all());
+        let mut kept = 0;
+        while !asking.is_finished() {
+            let id = of_others.next().unwrap();
+            assert_eq!(store.insert(&id, &claim(1)).await.unwrap(), None, "hangs: {hangs}, {kept} were kept");
+            assert_eq!(store.replace(&id, claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+            kept += 1;
+        }
+        asking.await.unwrap();
+        assert!(kept > 20, "hardly any key of the others was kept: {kept}");
+        // One that starts only now finds those that are there.
+        let late = RedisStore::connect(Options::parse(&cluster.url()).unwrap().timeout(PATIENCE)).await.unwrap();
+        assert_eq!(late.insert(&of_others.next().unwrap(), &claim(1)).await.unwrap(), None);
+
+        if hangs {
+            signal("-CONT")
+        } else {
+            cluster.nodes[0].start_again(true)
+        }
+        let until = Instant::now() + Duration::from_secs(10);
+        for id in &begun {
+            let found = loop {
+                match store.insert(id, &claim(2)).await {
+                    Ok(found) => break found.expect("it is forgotten"),
+                    Err(error) => assert!(Instant::now() < until, "it does not recover: {error:?}"),
+                }
+            };
+            // What it was asked while it hung it may have done since.
+            assert!([claim(1), completed(1)].contains(&found.record), "{found:?}");
+        }
     }
 }
 
