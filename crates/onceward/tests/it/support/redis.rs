@@ -261,10 +261,31 @@ impl Sentinel {
             folder.path().display(),
             master.address.port()
         );
+        Self::with(address, folder, &settings)
+    }
+
+    fn with(address: SocketAddr, folder: tempfile::TempDir, settings: &str) -> Self {
         let file = folder.path().join("sentinel.conf");
         std::fs::write(&file, settings).unwrap();
         let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
         Self { process: watched(&line, folder.path()), address, _folder: folder }
+    }
+
+    /// One that speaks TLS alone, and lets in the user `watcher` with the password `wachsam`. Of the master it names `localhost`.
+    pub(crate) fn with_tls(certificates: &Path, master: &Redis) -> Self {
+        let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let at = certificates.display();
+        let settings = format!(
+            "port 0\ntls-port {}\nbind 127.0.0.1\ndir {}\ntls-cert-file {at}/server.pem\ntls-key-file {at}/server.key\n\
+             tls-client-cert-file {at}/client.pem\ntls-client-key-file {at}/client.key\ntls-ca-cert-file {at}/ca.pem\n\
+             tls-auth-clients yes\ntls-replication yes\nuser default off\nuser watcher on >wachsam ~* &* +@all\n\
+             sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
+             sentinel monitor orders localhost {} 1\nsentinel auth-pass orders geheim\n",
+            address.port(),
+            folder.path().display(),
+            master.address.port()
+        );
+        Self::with(address, folder, &settings)
     }
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> Option<String> {
@@ -356,11 +377,26 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn start(replicas: usize) -> Self {
         let settings = "--cluster-enabled yes --cluster-node-timeout 1500 --cluster-require-full-coverage no";
-        let nodes: Vec<Redis> = (0..3 * (1 + replicas)).map(|_| Redis::start(settings)).collect();
+        Self::of((0..3 * (1 + replicas)).map(|_| Redis::start(settings)).collect(), replicas)
+    }
+
+    /// One that speaks TLS alone, also among its nodes, which are called `localhost`; each wants the password `geheim`.
+    pub(crate) fn with_tls(certificates: &Path) -> Self {
+        let at = certificates.display();
+        let settings = format!(
+            "--requirepass geheim --masterauth geheim --cluster-enabled yes --cluster-node-timeout 1500 \
+             --tls-cluster yes --tls-replication yes --tls-client-cert-file {at}/client.pem \
+             --tls-client-key-file {at}/client.key --cluster-announce-hostname localhost \
+             --cluster-preferred-endpoint-type hostname"
+        );
+        Self::of((0..3).map(|_| Redis::with_tls(certificates, &settings)).collect(), 0)
+    }
+
+    fn of(nodes: Vec<Redis>, replicas: usize) -> Self {
         let addresses: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
         let mut create = Command::new("redis-cli");
         create.args(["--cluster", "create"]).args(&addresses);
-        create.args(["--cluster-yes", "--cluster-replicas", &replicas.to_string()]);
+        create.args(["--cluster-yes", "--cluster-replicas", &replicas.to_string()]).args(&nodes[0].cli);
         let said = create.stdin(Stdio::null()).output().unwrap();
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
         let cluster = Self { nodes };
