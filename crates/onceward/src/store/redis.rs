@@ -30,6 +30,7 @@
 mod fault;
 mod link;
 mod lists;
+mod nodes;
 mod scripts;
 mod server;
 mod together;
@@ -48,10 +49,11 @@ use super::{Applied, Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
-use link::Link;
+use link::{Link, Told};
 use lists::Lists;
 use scripts::Scripts;
 use together::Together;
+use url::Kind;
 pub use url::Options;
 use value::{FOREVER, Head, Sent, There, answer_key, record_key};
 
@@ -113,15 +115,12 @@ impl RedisStore {
         Ok(Self { link, scripts, writes, lists, tasks })
     }
 
-    /// A server that would void a promise takes no claims; what was begun is finished all the same.
-    fn admit(&self) -> Result<(), Error> {
-        self.link.refusal().map_or(Ok(()), |refusal| Err(Error::refused(refusal)))
-    }
-
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
-        self.admit()?;
         let sent = self.sent(id, record);
         if record.phase.stage() == Stage::Completed {
+            if let Some(refusal) = self.link.refusal() {
+                return Err(Error::refused(refusal));
+            }
             return Ok(match self.put(id, None, sent).await? {
                 Put::Done => None,
                 Put::Found(found) => found,
@@ -130,13 +129,13 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
         claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        let claimed = match self.link.ask_if_it_writes(&claim, || claim.clone()).await {
+        let claimed = match self.link.claim(&claim).await {
             // It does not even tell by a claim what it knows; a look it allows.
-            Ok(None) => match self.look(id).await? {
+            Ok(Told::TakesNoWrites { open }) => match self.look(id).await? {
                 Some(found) => return Ok(Some(found)),
-                None => self.link.ask_plain(&claim).await,
+                None => self.link.claim_again(&claim, open).await,
             },
-            Ok(Some(claimed)) => Ok(claimed),
+            Ok(Told::Value(claimed)) => Ok(claimed),
             Err(error) => Err(error),
         };
         let found = match claimed {
@@ -181,7 +180,8 @@ impl RedisStore {
                 There::read(id, found)?.completed(id, None, age).map(Some)
             }
             Head::Beside => {
-                let Value::BulkString(answer) = self.link.ask_plain(redis::cmd("GET").arg(answer_key(id))).await?
+                let Value::BulkString(answer) =
+                    self.link.ask_plain(redis::cmd("GET").arg(answer_key(id).as_slice())).await?
                 else {
                     return Ok(None);
                 };
@@ -232,13 +232,24 @@ impl RedisStore {
         match self.writes.put(together::Put::new(id, over, sent)).await? {
             Value::Int(1) => Ok(Put::Done),
             Value::Int(2) => Err(Error::unreadable("the key holds no record")),
-            other => self.read(id, other).map(Put::Found),
+            other => self.believe(id, other).await.map(Put::Found),
         }
     }
 
     async fn look(&self, id: &RecordId) -> Result<Option<Found>, Error> {
         let looked = self.link.run(&self.scripts.look, &[&record_key(id)], &[]).await?;
-        self.read(id, looked)
+        self.believe(id, looked).await
+    }
+
+    /// What a script found, but for one thing: in a cluster an answer that is not where its record is may be on its way between two
+    /// nodes, and then it is for a node that has both to say, or for the time after that.
+    async fn believe(&self, id: &RecordId, told: Value) -> Result<Option<Found>, Error> {
+        if self.link.options.kind == Kind::Cluster && misses_answer(&told) {
+            let (record, answer) = (record_key(id), answer_key(id));
+            let looked = Box::pin(self.link.run(&self.scripts.look, &[&record, &answer], &[])).await?;
+            return self.read(id, looked);
+        }
+        self.read(id, told)
     }
 
     /// What a script found: record, ms that are left, whether its answer is to be had, the answer beside it.
@@ -385,6 +396,17 @@ async fn watch(link: Arc<Link>) {
 enum Put {
     Done,
     Found(Option<Found>),
+}
+
+/// Whether a script found a record without the answer that should be, or was, beside it.
+fn misses_answer(told: &Value) -> bool {
+    match told {
+        Value::Array(parts) => match parts.as_slice() {
+            [Value::BulkString(record), _, Value::Int(0), _] => Head::of(record) == Head::Beside,
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn bytes(value: Value) -> Result<Bytes, Error> {

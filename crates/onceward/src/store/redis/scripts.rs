@@ -1,17 +1,19 @@
 //! What runs in the server: compare and write in one step. Everything else is a plain command.
 //!
 //! A record's answer stands in it or beside it (see `value.rs`); the key beside it is the record's with `:answer`, which is in
-//! the same slot.
+//! the same slot. While that slot moves from one node of a cluster to another, a key is on either, each by itself. A script that
+//! names both keys is run by a node that has both, or by none; one that names the record alone may find the answer where it is,
+//! and does not know where it is not.
 
 use redis::Script;
 
-/// Whether the answer of a completed record is still to be had. `head`: at least the first 25 bytes.
+/// Whether the answer of a completed record is still to be had, as far as this node sees. `head`: at least the first 25 bytes.
 macro_rules! kept {
     () => {
         "
 local function kept(key, head)
   local stage = string.byte(head, 17)
-  if stage == 2 then return redis.call('EXISTS', key .. ':answer') == 1 end
+  if stage == 2 then return redis.pcall('EXISTS', key .. ':answer') == 1 end
   if stage ~= 6 or #head < 25 then return false end
   local time = redis.call('TIME')
   return struct.unpack('>I8', head, 18) > time[1] * 1000 + math.floor(time[2] / 1000)
@@ -28,8 +30,9 @@ macro_rules! tell {
 local function tell(key)
   local record = redis.call('GET', key)
   if not record then return 0 end
-  return {record, redis.call('PTTL', key), kept(key, record) and 1 or 0,
-    string.byte(record, 17) == 2 and redis.call('GET', key .. ':answer')}
+  local kept = kept(key, record)
+  return {record, redis.call('PTTL', key), kept and 1 or 0,
+    kept and string.byte(record, 17) == 2 and redis.call('GET', key .. ':answer')}
 end
 "
     };
@@ -38,8 +41,10 @@ end
 /// Writes or removes records, each if what is there is at its version; returns 1 if it did all, else of each 1, or what is there,
 /// or 2 where that is no record at all, which hides no other.
 ///
-/// `KEYS`: records. `ARGV`, for each: version (`''`: nothing may be there), record (`''`: remove), its ms. Behind that of a single
-/// one, where an answer goes beside it: that, its ms. Whoever sends it twice finds the second time what the first one wrote.
+/// `KEYS`: records; behind a single one, where its answer may be written, removed or missed: the key of that. `ARGV`, for each:
+/// version (`''`: nothing may be there), record (`''`: remove), its ms. Behind that of a single one, where an answer goes beside
+/// it: that, its ms. Whoever sends it twice finds the second time what the first one wrote. The answer is written, or removed,
+/// before its record, so that whatever fails leaves the record as it was.
 const PUT: &str = concat!(
     kept!(),
     tell!(),
@@ -51,30 +56,33 @@ local function same(key, there, over)
   return was == 2 or was == 5 and not kept(key, redis.call('GETRANGE', key, '0', '24'))
 end
 local call, try = redis.call, redis.pcall
-local answer, answer_ms = ARGV[#KEYS * 3 + 1], ARGV[#KEYS * 3 + 2]
+local count = math.floor(#ARGV / 3)
+local answer, answer_ms = ARGV[count * 3 + 1], ARGV[count * 3 + 2]
 local told
 local function tells(at, what)
   if not told then
     told = {}
-    for other = 1, #KEYS do told[other] = 1 end
+    for other = 1, count do told[other] = 1 end
   end
   told[at] = what
 end
-for at = 1, #KEYS do
+for at = 1, count do
   local key, over, record = KEYS[at], ARGV[at * 3 - 2], ARGV[at * 3 - 1]
   local there = try('GETRANGE', key, '0', '16')
   if type(there) ~= 'string' then
     tells(at, 2)
   elseif there ~= over and not same(key, there, over) then
     tells(at, tell(key))
-  elseif record == '' then
-    call('UNLINK', key, key .. ':answer')
   else
-    call('SET', key, record, 'PX', ARGV[at * 3])
     if answer then
       call('SET', key .. ':answer', answer, 'PX', answer_ms)
     elseif string.byte(there, 17) == 2 then
       call('UNLINK', key .. ':answer')
+    end
+    if record == '' then
+      call('UNLINK', key)
+    else
+      call('SET', key, record, 'PX', ARGV[at * 3])
     end
   end
 end
@@ -82,7 +90,8 @@ return told or 1
 "
 );
 
-/// A record and its answer, as they are at one moment.
+/// A record and its answer, as they are at one moment. `KEYS`: the record; where it must be known that there is no answer beside
+/// it, the key of that.
 const LOOK: &str = concat!(kept!(), tell!(), "return tell(KEYS[1])");
 
 /// The first bytes of many records: what each is, and when its answer's time ends. What is no record hides no other.

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use redis::{RedisError, ServerErrorKind, Value};
+
 use super::url::{Accepts, Kind};
 
 /// One server that takes writes, or says that it does not.
@@ -69,6 +71,26 @@ impl Server {
             memory_bytes: number("used_memory"),
             persistence,
         }
+    }
+
+    /// The same, as they were answered.
+    pub(super) fn told(info: Value, config: Option<Value>) -> Result<Self, RedisError> {
+        let info: String = redis::from_redis_value(info)?;
+        // As long as it reads its append-only file it says that it has none.
+        if info.lines().any(|line| line.trim() == "loading:1") {
+            let what = "the server is loading what it has on its disk";
+            return Err(RedisError::from((redis::ErrorKind::Server(ServerErrorKind::BusyLoading), what)));
+        }
+        let config = config.and_then(|config| {
+            let pairs: Vec<String> = redis::from_redis_value(config).ok()?;
+            Some(pairs.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect::<Vec<_>>())
+        });
+        Ok(Self::read(&info, config.as_deref()))
+    }
+
+    /// What it said when it was heard last; what time it is there, that does not tell.
+    pub(super) fn of_old(&self) -> Self {
+        Self { time_ms: None, ..self.clone() }
     }
 
     /// For how long it surely has been the one that it is.

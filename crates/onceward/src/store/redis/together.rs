@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use redis::{Cmd, Value};
 use tokio::sync::oneshot;
 
-use super::link::Link;
+use super::link::{Link, Told};
 use super::scripts::Scripts;
 use super::url::Kind;
-use super::value::{KEY_BYTES, Sent, VERSION_BYTES, record_key};
+use super::value::{KEY_BYTES, Sent, VERSION_BYTES, answer_of, has_had_answer, record_key};
 use crate::record::Version;
 use crate::secret::RecordId;
 use crate::store::Error;
@@ -39,6 +39,12 @@ pub(super) struct Put {
 impl Put {
     pub(super) fn new(id: &RecordId, over: Option<Version>, sent: Sent) -> Self {
         Self { key: record_key(id), over: over.map(super::value::version), sent }
+    }
+
+    /// Whether it writes an answer beside its record, or removes one, or believes that there is none any more.
+    fn concerns_answer(&self) -> bool {
+        let over = self.over.and_then(|over| over.last().copied());
+        !self.sent.answer.is_empty() || over.is_some_and(has_had_answer)
     }
 }
 
@@ -71,7 +77,7 @@ impl Together {
     pub(super) async fn put(self: &Arc<Self>, put: Put) -> Result<Value, Error> {
         if self.link.options.kind == Kind::Cluster || !put.sent.answer.is_empty() {
             // In a box, for it is rare, and what is here is a part of each write's future.
-            return Box::pin(self.alone(&put)).await;
+            return Box::pin(self.alone(&put, false)).await;
         }
         let (teller, told) = oneshot::channel();
         if self.waiting.lock().hires(Asked { put, teller }) {
@@ -80,26 +86,26 @@ impl Together {
         told.await.unwrap_or_else(|_| Err(Error::unavailable("whoever was to write it was ended")))
     }
 
-    /// Writes one, and tries again where the server is not ready.
-    async fn alone(&self, put: &Put) -> Result<Value, Error> {
+    /// Writes one, and tries again where the server is not ready. If it is `open`, it may have been written before.
+    async fn alone(&self, put: &Put, open: bool) -> Result<Value, Error> {
         let puts = std::slice::from_ref(put);
-        let value = self.link.ask(&self.by_hash(puts), || self.by_text(puts)).await?;
+        let value = self.link.ask_again(&self.by_hash(puts), || self.by_text(puts), open).await?;
         Ok(each(value, 1).pop().unwrap_or(Value::Nil))
     }
 
     async fn many(self: &Arc<Self>, asked: Vec<Asked>) {
         let (puts, tellers): (Vec<_>, Vec<_>) = asked.into_iter().map(|asked| (asked.put, asked.teller)).unzip();
         match self.link.ask_if_it_writes(&self.by_hash(&puts), || self.by_text(&puts)).await {
-            Ok(Some(value)) => {
+            Ok(Told::Value(value)) => {
                 for (teller, value) in tellers.into_iter().zip(each(value, puts.len())) {
                     let _ = teller.send(Ok(value));
                 }
             }
-            // It surely wrote none of them, and some it may take: what makes room, for one. So each goes by itself.
-            Ok(None) => {
+            // It wrote none of them, and some it may take: what makes room, for one. So each goes by itself.
+            Ok(Told::TakesNoWrites { open }) => {
                 for (put, teller) in puts.into_iter().zip(tellers) {
                     let together = Arc::clone(self);
-                    tokio::spawn(async move { teller.send(together.alone(&put).await) });
+                    tokio::spawn(async move { teller.send(together.alone(&put, open).await) });
                 }
             }
             Err(error) => {
@@ -194,10 +200,15 @@ impl Drop for Worker {
 fn command(name: &str, code: &str, puts: &[Put]) -> Cmd {
     let bytes = |put: &Put| KEY_BYTES + VERSION_BYTES + put.sent.record.len() + put.sent.answer.len() + 40;
     let size = name.len() + code.len() + 20 + puts.iter().map(bytes).sum::<usize>();
-    let mut command = Cmd::with_capacity(5 + 4 * puts.len(), size);
-    command.arg(name).arg(code).arg(puts.len());
+    let mut command = Cmd::with_capacity(6 + 4 * puts.len(), size);
+    // Alone, for only so is it in a cluster. Of many, all that is theirs is on the one server.
+    let names_answer = matches!(puts, [put] if put.concerns_answer());
+    command.arg(name).arg(code).arg(puts.len() + usize::from(names_answer));
     for put in puts {
         command.arg(put.key.as_slice());
+    }
+    if names_answer {
+        command.arg(answer_of(&puts[0].key).as_slice());
     }
     for Put { over, sent, .. } in puts {
         let over = over.as_ref().map_or(&[][..], <[u8; _]>::as_slice);

@@ -23,6 +23,7 @@ pub(super) const VERSION_BYTES: usize = 17;
 
 /// The bytes of what is completed; the other stages' are the codec's. The scripts know 2, 5 and 6.
 const BESIDE: u8 = 2;
+const TOMBSTONE: u8 = 5;
 const WITHIN: u8 = 6;
 
 /// Where the record begins that has its answer within.
@@ -30,7 +31,11 @@ const WITHIN_HEAD: usize = VERSION_BYTES + 8 + 4;
 
 const BEGIN: &[u8] = b"onceward:{";
 
+const ANSWER: &[u8] = b":answer";
+
 pub(super) const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
+
+const ANSWER_KEY_BYTES: usize = KEY_BYTES + ANSWER.len();
 
 /// What a record takes without an answer, in bytes, unless its fingerprint takes many headers.
 const RECORD_TYPICAL: usize = 224;
@@ -99,8 +104,21 @@ pub(super) fn record_key(id: &RecordId) -> [u8; KEY_BYTES] {
 }
 
 /// The key of its answer, if that stands beside it. The scripts know it too.
-pub(super) fn answer_key(id: &RecordId) -> Vec<u8> {
-    [record_key(id).as_slice(), b":answer"].concat()
+pub(super) fn answer_key(id: &RecordId) -> [u8; ANSWER_KEY_BYTES] {
+    answer_of(&record_key(id))
+}
+
+/// The same, of the record with this key.
+pub(super) fn answer_of(record_key: &[u8; KEY_BYTES]) -> [u8; ANSWER_KEY_BYTES] {
+    let mut key = [0; ANSWER_KEY_BYTES];
+    key[..KEY_BYTES].copy_from_slice(record_key);
+    key[KEY_BYTES..].copy_from_slice(ANSWER);
+    key
+}
+
+/// Whether one whose version ends so has an answer, or had one.
+pub(super) fn has_had_answer(stage: u8) -> bool {
+    matches!(stage, BESIDE | TOMBSTONE)
 }
 
 /// What the first bytes of a record's key say, which are all that is asked of many at once.

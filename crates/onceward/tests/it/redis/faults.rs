@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::records::{LEASE, claim, completed, id, key};
 use super::{PERSISTENCE, connect};
 use crate::support::fault_proxy::{Fault, FaultProxy};
-use crate::support::redis::Redis;
+use crate::support::redis::{Cluster, Redis};
 use crate::support::waiting::{PATIENCE, poll};
 
 /// Within ten seconds of the heal.
@@ -61,6 +61,30 @@ async fn a_server_without_room_is_no_answer_to_a_claim() {
         server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
         assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
         assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_a_cluster_that_take_no_writes_tell_what_they_know() {
+    let cluster = Cluster::start(0);
+    let patience = Duration::from_millis(500);
+    let store = connect(&cluster.url(), patience).await;
+    for n in [1, 2] {
+        assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
+    }
+    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    for (setting, faulty, well) in [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")] {
+        let set = |value| cluster.nodes.iter().for_each(|node| drop(node.cli(0, &["CONFIG", "SET", setting, value])));
+        set(faulty);
+        store.insert(&id(3), &claim(1)).await.unwrap_err();
+        let told = async |n| store.insert(&id(n), &claim(2)).await.unwrap().expect("it is known");
+        assert_eq!(*told(1).await.record, completed(1), "{setting}");
+        assert_eq!(*told(2).await.record, claim(1), "{setting}");
+        store.replace(&id(2), claim(1).version(), &completed(1)).await.unwrap_err();
+        assert_eq!(*store.get(&id(2)).await.unwrap().unwrap().record, claim(1), "{setting}");
+        set(well);
+        recovers(&store, 3).await;
+        assert!(store.remove(&id(3), claim(1).version()).await.unwrap());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::{join_all, poll_immediate};
 use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Applied, Error, Replaced, Store};
 use tokio::time::Instant;
@@ -9,7 +10,8 @@ use tokio::time::Instant;
 use super::PERSISTENCE;
 use super::records::{claim, completed, id};
 use crate::support::certificates::certificates;
-use crate::support::redis::Redis;
+use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::redis::{Cluster, Redis, Sentinel};
 use crate::support::waiting::PATIENCE;
 
 async fn connect(url: &str) -> Result<RedisStore, Error> {
@@ -74,6 +76,28 @@ async fn a_server_that_begins_to_evict_takes_no_more_claims() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_evicts_takes_none_of_the_claims_that_waited_for_it() {
+    let (server, another) = (Redis::start(""), Redis::start("--maxmemory-policy allkeys-lru"));
+    let proxy = FaultProxy::before(server.address);
+    let url = format!("redis://{}", proxy.address);
+    let store = RedisStore::connect(Options::parse(&url).unwrap().timeout(PATIENCE)).await.unwrap();
+    proxy.set(Fault::Down);
+    let (ids, record): (Vec<_>, _) = ((0..20).map(id).collect(), claim(1));
+    let mut waiting: Vec<_> = ids.iter().map(|id| store.insert(id, &record)).collect();
+    for waits in &mut waiting {
+        assert!(poll_immediate(waits).await.is_none(), "nothing is there");
+    }
+    proxy.lead_to(another.address);
+    proxy.heal();
+    for told in join_all(waiting).await {
+        let error = told.expect_err("it was taken");
+        assert!(error.to_string().contains("allkeys-lru"), "{error:?}");
+    }
+    // One that was on its way when it was cut may be listed as a hint.
+    assert_eq!(another.cli(0, &["KEYS", "onceward:{*"]), "");
+}
+
 #[tokio::test]
 async fn the_promise_says_what_this_configuration_may_forget() {
     for (settings, says, survives_power_loss) in [
@@ -91,12 +115,30 @@ async fn the_promise_says_what_this_configuration_may_forget() {
     assert!(facts.promise.contains("Valkey 9."), "{}", facts.promise);
 }
 
+/// What a user needs, as the docs say; and in a cluster besides.
+const RIGHTS: &str = "+@read +@write +@scripting +info +config|get +time +dbsize";
+const RIGHTS_IN_A_CLUSTER: &str = "+cluster|slots +asking +ping";
+
+/// The user `onceward` with the password `p@ss`.
+fn let_in(server: &Redis, rights: &str) {
+    let user = "ACL SETUSER onceward on >p@ss resetchannels ~onceward:* -@all".split(' ').chain(rights.split(' '));
+    assert_eq!(server.cli(0, &user.collect::<Vec<_>>()), "OK");
+}
+
+async fn keeps(store: &RedisStore) {
+    for n in 0..20 {
+        assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
+        assert_eq!(store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        assert_eq!(*store.insert(&id(n), &claim(2)).await.unwrap().unwrap().record, completed(1));
+    }
+    assert_eq!(store.due(10).await.unwrap(), []);
+    assert_eq!(store.census().await.unwrap().completed, 20);
+}
+
 #[tokio::test]
 async fn a_user_needs_few_rights_and_a_wrong_password_is_said() {
     let server = Redis::start("");
-    let rights = "on >p@ss resetchannels ~onceward:* -@all +@read +@write +@scripting +info +config|get +time +dbsize";
-    let rights: Vec<&str> = ["ACL", "SETUSER", "onceward"].into_iter().chain(rights.split(' ')).collect();
-    server.cli(0, &rights);
+    let_in(&server, RIGHTS);
     server.cli(0, &["ACL", "SETUSER", "default", "off"]);
     let store = connect(&format!("redis://onceward:p%40ss@{}", server.address)).await.unwrap();
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
@@ -128,5 +170,70 @@ async fn tls_takes_a_ca_and_a_client_certificate() {
         (format!("redis://:geheim@localhost:{}", server.address.port()), "no TLS"),
     ] {
         assert!(connect(&url).await.is_err(), "{what} was let in");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_their_master_are_spoken_to_by_tls_and_each_with_its_own_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    certificates(at, "client");
+    let server = Redis::with_tls(at, "--requirepass geheim");
+    let_in(&server, RIGHTS);
+    let sentinel = Sentinel::with_tls(at, &server);
+    let file = |name: &str| at.join(name).display().to_string();
+    let files = format!("ca={}&cert={}&key={}", file("ca.pem"), file("client.pem"), file("client.key"));
+    let place = format!("localhost:{}/orders", sentinel.address.port());
+    let url = format!("redis-sentinel://onceward:p%40ss@{place}?tls=true&{files}");
+    let full = format!("{url}&sentinel-user=watcher&sentinel-password=wachsam");
+    keeps(&started(&full).await).await;
+    for (url, what) in [
+        (full.replace("p%40ss", "wrong"), "another password"),
+        (full.replace("wachsam", "wrong"), "another password of the Sentinel's"),
+        (url, "no password of the Sentinel's"),
+        (full.replace(&format!("?tls=true&{files}"), "?"), "no TLS"),
+        (
+            full.replace(&format!("cert={}&key={}&", file("client.pem"), file("client.key")), ""),
+            "no client certificate",
+        ),
+    ] {
+        assert!(connect(&url).await.is_err(), "{what} was let in");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_spoken_to_by_tls_and_with_a_user_of_few_rights() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    certificates(at, "client");
+    let cluster = Cluster::with_tls(at);
+    cluster.nodes.iter().for_each(|node| let_in(node, &format!("{RIGHTS} {RIGHTS_IN_A_CLUSTER}")));
+    let file = |name: &str| at.join(name).display().to_string();
+    let files = format!("ca={}&cert={}&key={}", file("ca.pem"), file("client.pem"), file("client.key"));
+    // The others are found by it.
+    let url = format!("redis-cluster://onceward:p%40ss@localhost:{}", cluster.nodes[0].address.port());
+    let full = format!("{url}?tls=true&{files}");
+    keeps(&started(&full).await).await;
+    for (url, what) in [
+        (full.replace("p%40ss", "wrong"), "another password"),
+        (full.replace("onceward:p%40ss@", ""), "nobody"),
+        (url, "no TLS"),
+        (
+            full.replace(&format!("&cert={}&key={}", file("client.pem"), file("client.key")), ""),
+            "no client certificate",
+        ),
+    ] {
+        assert!(connect(&url).await.is_err(), "{what} was let in");
+    }
+}
+
+/// Waits until the server is there.
+async fn started(url: &str) -> RedisStore {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match connect(url).await {
+            Ok(store) => return store,
+            Err(error) => assert!(Instant::now() < until, "{}", chain(&error)),
+        }
     }
 }

@@ -243,11 +243,68 @@ impl Drop for Redis {
     }
 }
 
+/// Watches a master, which it calls `orders`.
+#[derive(Debug)]
+pub(crate) struct Sentinel {
+    process: Child,
+    pub(crate) address: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Sentinel {
+    pub(crate) fn start(master: &Redis, quorum: usize) -> Self {
+        let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let settings = format!(
+            "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} {quorum}\n\
+             sentinel down-after-milliseconds orders 1000\nsentinel failover-timeout orders 5000\n",
+            address.port(),
+            folder.path().display(),
+            master.address.port()
+        );
+        Self::with(address, folder, &settings)
+    }
+
+    fn with(address: SocketAddr, folder: tempfile::TempDir, settings: &str) -> Self {
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, settings).unwrap();
+        let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
+        Self { process: watched(&line, folder.path()), address, _folder: folder }
+    }
+
+    /// One that speaks TLS alone, and lets in the user `watcher` with the password `wachsam`. Of the master it names `localhost`.
+    pub(crate) fn with_tls(certificates: &Path, master: &Redis) -> Self {
+        let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let at = certificates.display();
+        let settings = format!(
+            "port 0\ntls-port {}\nbind 127.0.0.1\ndir {}\ntls-cert-file {at}/server.pem\ntls-key-file {at}/server.key\n\
+             tls-client-cert-file {at}/client.pem\ntls-client-key-file {at}/client.key\ntls-ca-cert-file {at}/ca.pem\n\
+             tls-auth-clients yes\ntls-replication yes\nuser default off\nuser watcher on >wachsam ~* &* +@all\n\
+             sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
+             sentinel monitor orders localhost {} 1\nsentinel auth-pass orders geheim\n",
+            address.port(),
+            folder.path().display(),
+            master.address.port()
+        );
+        Self::with(address, folder, &settings)
+    }
+
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Option<String> {
+        cli_at(self.address, arguments)
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
 /// A master, a replica, and three Sentinels that watch them.
 #[derive(Debug)]
 pub(crate) struct Sentinels {
     pub(crate) servers: [Redis; 2],
-    sentinels: Vec<(Child, SocketAddr, tempfile::TempDir)>,
+    pub(crate) sentinels: Vec<Sentinel>,
 }
 
 impl Sentinels {
@@ -257,22 +314,7 @@ impl Sentinels {
         poll("a replica that follows", || {
             replica.cli(0, &["INFO", "replication"]).contains("master_link_status:up").then_some(())
         });
-        let sentinels: Vec<_> = (0..3)
-            .map(|_| {
-                let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
-                let settings = format!(
-                    "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor orders 127.0.0.1 {} 2\n\
-                 sentinel down-after-milliseconds orders 1000\nsentinel failover-timeout orders 5000\n",
-                    address.port(),
-                    folder.path().display(),
-                    master.address.port()
-                );
-                let file = folder.path().join("sentinel.conf");
-                std::fs::write(&file, settings).unwrap();
-                let line = format!("exec {} {} --sentinel", program("redis-server").display(), file.display());
-                (watched(&line, folder.path()), address, folder)
-            })
-            .collect();
+        let sentinels: Vec<_> = (0..3).map(|_| Sentinel::start(&master, 2)).collect();
         let group = Self { servers: [master, replica], sentinels };
         group.await_known();
         group
@@ -280,11 +322,11 @@ impl Sentinels {
 
     /// Each Sentinel knows the others, the master and a replica that is well.
     pub(crate) fn await_known(&self) {
-        for (_, address, _) in &self.sentinels {
+        for sentinel in &self.sentinels {
             poll("a Sentinel that knows all", || {
-                let said = cli_at(*address, &["SENTINEL", "MASTER", "orders"])?;
+                let said = sentinel.ask(&["SENTINEL", "MASTER", "orders"])?;
                 let field = |name: &str| said.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
-                let replicas = cli_at(*address, &["SENTINEL", "REPLICAS", "orders"])?;
+                let replicas = sentinel.ask(&["SENTINEL", "REPLICAS", "orders"])?;
                 let is_well = replicas.contains("master-link-status\nok") && !replicas.contains("s_down");
                 (is_well
                     && field("num-slaves")? == "1"
@@ -297,30 +339,32 @@ impl Sentinels {
 
     /// What the first Sentinel says.
     pub(crate) fn ask_first(&self, arguments: &[&str]) -> String {
-        cli_at(self.sentinels[0].1, arguments).unwrap()
+        self.sentinels[0].ask(arguments).unwrap()
     }
 
     pub(crate) fn url(&self, database: usize) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(|(_, address, _)| address.to_string()).collect();
+        let hosts: Vec<String> = self.sentinels.iter().map(|sentinel| sentinel.address.to_string()).collect();
         format!("redis-sentinel://{}/orders/{database}", hosts.join(","))
     }
 
-    /// Which of the two servers is the master, as the Sentinels say.
+    /// Waits until each Sentinel names this one.
+    pub(crate) fn await_master(&self, master: usize) {
+        for sentinel in &self.sentinels {
+            poll("a Sentinel that names the master", || (self.named_by(sentinel) == master).then_some(()));
+        }
+    }
+
+    /// Which of the two servers is the master, as the first Sentinel says.
     pub(crate) fn master(&self) -> usize {
+        self.named_by(&self.sentinels[0])
+    }
+
+    fn named_by(&self, sentinel: &Sentinel) -> usize {
         poll("a master", || {
-            let said = cli_at(self.sentinels[0].1, &["SENTINEL", "get-master-addr-by-name", "orders"])?;
+            let said = sentinel.ask(&["SENTINEL", "get-master-addr-by-name", "orders"])?;
             let port: u16 = said.lines().nth(1)?.parse().ok()?;
             self.servers.iter().position(|server| server.address.port() == port)
         })
-    }
-}
-
-impl Drop for Sentinels {
-    fn drop(&mut self) {
-        for (process, _, _) in &mut self.sentinels {
-            drop(process.stdin.take());
-            let _ = process.wait();
-        }
     }
 }
 
@@ -333,11 +377,26 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn start(replicas: usize) -> Self {
         let settings = "--cluster-enabled yes --cluster-node-timeout 1500 --cluster-require-full-coverage no";
-        let nodes: Vec<Redis> = (0..3 * (1 + replicas)).map(|_| Redis::start(settings)).collect();
+        Self::of((0..3 * (1 + replicas)).map(|_| Redis::start(settings)).collect(), replicas)
+    }
+
+    /// One that speaks TLS alone, also among its nodes, which are called `localhost`; each wants the password `geheim`.
+    pub(crate) fn with_tls(certificates: &Path) -> Self {
+        let at = certificates.display();
+        let settings = format!(
+            "--requirepass geheim --masterauth geheim --cluster-enabled yes --cluster-node-timeout 1500 \
+             --tls-cluster yes --tls-replication yes --tls-client-cert-file {at}/client.pem \
+             --tls-client-key-file {at}/client.key --cluster-announce-hostname localhost \
+             --cluster-preferred-endpoint-type hostname"
+        );
+        Self::of((0..3).map(|_| Redis::with_tls(certificates, &settings)).collect(), 0)
+    }
+
+    fn of(nodes: Vec<Redis>, replicas: usize) -> Self {
         let addresses: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
         let mut create = Command::new("redis-cli");
         create.args(["--cluster", "create"]).args(&addresses);
-        create.args(["--cluster-yes", "--cluster-replicas", &replicas.to_string()]);
+        create.args(["--cluster-yes", "--cluster-replicas", &replicas.to_string()]).args(&nodes[0].cli);
         let said = create.stdin(Stdio::null()).output().unwrap();
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
         let cluster = Self { nodes };

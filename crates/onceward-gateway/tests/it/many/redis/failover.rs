@@ -12,6 +12,10 @@ use crate::support::Gateway;
 /// How long a master takes writes that no replica confirms, where it is told to.
 const LAG: Duration = Duration::from_secs(2);
 
+/// What the servers keep on their disks: each write, each second's, now and then all of it, nothing.
+const PERSISTENCE: [&str; 4] =
+    ["--appendfsync always", "--appendfsync everysec", "--appendonly no --save '3600 1'", "--appendonly no"];
+
 /// A master, a replica that hears it by a way of its own, and two gateways with a way to the master each.
 struct Group {
     master: Redis,
@@ -22,10 +26,10 @@ struct Group {
 }
 
 impl Group {
-    fn start(settings: &str) -> Self {
-        let master = Redis::start(settings);
+    fn start(settings: &str, of_master: &str) -> Self {
+        let master = Redis::start(&format!("{settings} {of_master}"));
         let replication = FaultProxy::before(master.address);
-        let replica = Redis::start(&format!("--replicaof 127.0.0.1 {}", replication.address.port()));
+        let replica = Redis::start(&format!("{settings} --replicaof 127.0.0.1 {}", replication.address.port()));
         poll("a replica that follows", || {
             replica.cli(0, &["INFO", "replication"]).contains("master_link_status:up").then_some(())
         });
@@ -34,7 +38,7 @@ impl Group {
             master.cli(0, &["INFO", "replication"]).contains("state=online").then_some(())
         });
         let ways = [(); 2].map(|()| FaultProxy::before(master.address));
-        let urls = [0, 1].map(|n: usize| format!("redis://{}", ways[n].address));
+        let urls = [0, 1].map(|n: usize| format!("redis://{}/?accept=no-persistence", ways[n].address));
         let pair = Pair::by([&urls[0], &urls[1]], "[policy]\nlease = \"15s\"");
         Self { master, replica, replication, ways, pair }
     }
@@ -68,7 +72,11 @@ fn executed(group: &Group, key: &str, gateway: &Gateway) {
 
 #[test]
 fn a_failover_forgets_what_the_replica_had_not_received_and_that_executes_again() {
-    let mut group = Group::start("");
+    PERSISTENCE.into_iter().for_each(forgets_at_a_failover);
+}
+
+fn forgets_at_a_failover(settings: &str) {
+    let mut group = Group::start(settings, "");
     let status = group.pair.one.page("/status", "").1;
     assert!(status.contains("A failover forgets confirmed claims and answers that the replica had not"), "{status}");
     let received = order("received").send(&group.pair.one);
@@ -105,7 +113,11 @@ fn a_failover_forgets_what_the_replica_had_not_received_and_that_executes_again(
 
 #[test]
 fn a_master_that_is_cut_off_confirms_what_is_lost_when_it_comes_back() {
-    let group = Group::start("");
+    PERSISTENCE.into_iter().for_each(confirms_on_both_sides);
+}
+
+fn confirms_on_both_sides(settings: &str) {
+    let group = Group::start(settings, "");
     group.cut_off();
     group.promote();
     group.leads_to_the_replica(1);
@@ -129,8 +141,12 @@ fn a_master_that_is_cut_off_confirms_what_is_lost_when_it_comes_back() {
 
 #[test]
 fn a_master_that_must_be_heard_takes_no_claim_once_it_is_cut_off() {
+    PERSISTENCE.into_iter().for_each(takes_none_once_it_is_cut_off);
+}
+
+fn takes_none_once_it_is_cut_off(settings: &str) {
     let lag = LAG.as_secs();
-    let group = Group::start(&format!("--min-replicas-to-write 1 --min-replicas-max-lag {lag}"));
+    let group = Group::start(settings, &format!("--min-replicas-to-write 1 --min-replicas-max-lag {lag}"));
     let Pair { upstream, one, other } = &group.pair;
     let known = order("known").send(one);
     assert_answer(&known, 201, "stored");
