@@ -3,7 +3,7 @@
 use std::fmt;
 
 use http::HeaderMap;
-use http::header::{CONNECTION, HeaderName};
+use http::header::{CONNECTION, HeaderName, HeaderValue};
 
 /// The most bytes that a key may have, after unquoting.
 pub const KEY_BYTES_MAX: usize = 255;
@@ -20,7 +20,7 @@ pub const KEY_BYTES_MAX: usize = 255;
 /// assert!(Key::parse(b"").is_err());
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Key(Box<str>);
+pub struct Key(HeaderValue);
 
 impl Key {
     /// Parses the value of one header line.
@@ -34,8 +34,7 @@ impl Key {
             None => Err(Invalid::Empty),
             Some(b'"') => unquote(value),
             Some(_) => {
-                let bad = |b: &u8| !is_key_byte(*b) || matches!(b, b'"' | b',' | b';' | b'\\');
-                match value.iter().position(bad) {
+                match value.iter().position(|byte| !is_bare_byte(*byte)) {
                     Some(at) => Err(Invalid::Byte { at }),
                     None => checked(value),
                 }
@@ -58,26 +57,30 @@ impl Key {
         if crate::wire::names_in(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case(name.as_str())) {
             return Err(Invalid::Connection);
         }
-        Self::parse(line.as_bytes()).map(Some)
+        let value = line.as_bytes();
+        let is_bare = !value.is_empty() && value.len() <= KEY_BYTES_MAX && value.iter().all(|byte| is_bare_byte(*byte));
+        // The header's own bytes are shared, not copied.
+        if is_bare { Ok(Some(Self(line.clone()))) } else { Self::parse(value).map(Some) }
     }
 
     /// From what was made here of a prefix and hexadecimal digits, and so needs no check.
     #[cfg(feature = "layer")]
     pub(crate) fn visible(made: String) -> Self {
         debug_assert!((1..=KEY_BYTES_MAX).contains(&made.len()) && made.bytes().all(is_key_byte));
-        Self(made.into())
+        Self(HeaderValue::from_str(&made).unwrap_or_else(|_| unreachable!("what is made is visible ASCII")))
     }
 
     /// As an RFC 9651 string: what a header says of it.
     #[cfg(feature = "layer")]
-    pub(crate) fn header_value(&self) -> http::HeaderValue {
-        let quoted = format!("\"{}\"", self.0.replace('\\', "\\\\").replace('"', "\\\""));
-        http::HeaderValue::from_str(&quoted).unwrap_or_else(|_| unreachable!("a key is visible ASCII"))
+    pub(crate) fn header_value(&self) -> HeaderValue {
+        let quoted = format!("\"{}\"", self.as_str().replace('\\', "\\\\").replace('"', "\\\""));
+        HeaderValue::from_str(&quoted).unwrap_or_else(|_| unreachable!("a key is visible ASCII"))
     }
 
     /// The key, unquoted.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // It is visible ASCII.
+        self.0.to_str().unwrap_or_else(|_| unreachable!("a key is visible ASCII"))
     }
 }
 
@@ -165,12 +168,14 @@ fn unquote(value: &[u8]) -> Result<Key, Invalid> {
 fn checked(plain: &[u8]) -> Result<Key, Invalid> {
     match plain.len() {
         0 => Err(Invalid::Empty),
-        1..=KEY_BYTES_MAX => match std::str::from_utf8(plain) {
-            Ok(plain) => Ok(Key(plain.into())),
-            Err(error) => Err(Invalid::Byte { at: error.valid_up_to() }),
-        },
+        // Visible ASCII is always a header's value.
+        1..=KEY_BYTES_MAX => HeaderValue::from_bytes(plain).map(Key).map_err(|_| Invalid::Byte { at: 0 }),
         _ => Err(Invalid::TooLong),
     }
+}
+
+fn is_bare_byte(byte: u8) -> bool {
+    is_key_byte(byte) && !matches!(byte, b'"' | b',' | b';' | b'\\')
 }
 
 fn is_key_byte(byte: u8) -> bool {

@@ -228,6 +228,10 @@ struct Entry {
 
 const NEVER: u64 = u64::MAX;
 
+/// For so many there is room in a shard from its first one on, and in the list of a second.
+const FIRST_ENTRIES: usize = 56;
+const FIRST_DUE: usize = 32;
+
 impl Entry {
     fn found(&self, now: Duration) -> Found {
         // The clock may have been read before another thread's write.
@@ -248,13 +252,16 @@ impl Entry {
         }
         if let Some(at) = self.due().map(|at| at.as_secs()).filter(|at| *at < self.listed) {
             self.listed = at;
-            due.entry(at).or_default().push(*id);
+            due.entry(at).or_insert_with(|| Vec::with_capacity(FIRST_DUE)).push(*id);
         }
     }
 }
 
 impl Shard {
     fn insert(&mut self, id: &RecordId, record: Record, now: Duration) {
+        if self.entries.is_empty() {
+            self.entries.reserve(FIRST_ENTRIES);
+        }
         let mut entry = Box::new(Entry { record, written: now, listed: NEVER });
         entry.list(id, &mut self.due, &mut self.tombstones, &mut self.counts);
         self.entries.insert(*id, entry);
