@@ -33,12 +33,10 @@ impl Key {
         match value.first() {
             None => Err(Invalid::Empty),
             Some(b'"') => unquote(value),
-            Some(_) => {
-                match value.iter().position(|byte| !is_bare_byte(*byte)) {
-                    Some(at) => Err(Invalid::Byte { at }),
-                    None => checked(value),
-                }
-            }
+            Some(_) => match value.iter().position(|byte| !is_bare_byte(*byte)) {
+                Some(at) => Err(Invalid::Byte { at }),
+                None => checked(value),
+            },
         }
     }
 

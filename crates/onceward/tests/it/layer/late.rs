@@ -330,10 +330,23 @@ async fn a_late_word_is_refused_where_its_own_earlier_one_may_have_ended() {
         .open(made)
         .await;
     // It is kept, but nobody is told so until its time is over.
-    shop.store.fail("replace", Fault::LosesAnswer, 1);
-    assert_eq!(shop.order("order-7", "tea").await.told(), (201, "not-stored", "made 1"));
-    assert_eq!(shop.census().await.completed, 1);
+    shop.store.fail("replace", Fault::HangsAfter, 1);
+    let first = shop.sending(order("order-7", "tea", &[]));
+    soon("the answer in the store", async {
+        while shop.census().await.completed == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     shop.store.fail("replace", Fault::Fails, usize::MAX);
+    soon("the store's time", async {
+        while !first.is_finished() {
+            shop.clock.advance(Duration::from_millis(100));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(first.await.expect("an answer").told(), (201, "not-stored", "made 1"));
     shop.clock.advance(LEASE);
     while shop.layer.engine().sweep().await.expect("the store answers") > 0 {}
     assert_eq!(shop.census().await.bytes, 0);
@@ -356,7 +369,12 @@ async fn a_claim_that_a_store_forgot_is_made_anew_by_a_sign_of_life() {
     let asked = shop.store.calls("insert");
     shop.clock.advance(LEASE / 3);
     until("the claim made anew", || shop.store.calls("insert") > asked).await;
-    soon("the claim", async { while shop.census().await.in_flight == 0 {} }).await;
+    soon("the claim", async {
+        while shop.census().await.in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
     shop.kitchen.open();
     first.await.expect("an answer").stored(201, "made 1");
