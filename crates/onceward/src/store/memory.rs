@@ -229,8 +229,8 @@ struct Entry {
 const NEVER: u64 = u64::MAX;
 
 /// For so many there is room in a shard from its first one on, and in the list of a second.
-const FIRST_ENTRIES: usize = 56;
-const FIRST_DUE: usize = 32;
+const FIRST_ENTRIES: usize = 28;
+const FIRST_DUE: usize = 16;
 
 impl Entry {
     fn found(&self, now: Duration) -> Found {
