@@ -75,7 +75,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
 
 /// What one gateway promises over the store in its folder, by two over a store that they share.
 fn two_gateways_over(store: &'static str) -> Part {
-    let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain::";
+    let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain:: keys:: cors::";
     let mut part = part(&format!("gateway-{store}"), Tests, tests);
     part.env.extend([("ONCEWARD_TEST_STORE", store), ("ONCEWARD_TEST_GATEWAYS", "2")]);
     part
