@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use onceward::record::{AttemptId, Record};
+use onceward::record::{AttemptId, Record, Version};
 use onceward::secret::RecordId;
 use onceward::store::{Applied, PostgresStore, Replaced, Store};
 use tokio::task::JoinSet;
@@ -43,6 +43,27 @@ async fn insert_all(store: &PostgresStore, claims: &[(RecordId, Record)]) {
     }
 }
 
+/// Replaces all at once: of what is there, then of what is not, then of what another holds.
+async fn replace_all(
+    store: &PostgresStore,
+    all: &[(RecordId, Record)],
+    ends: &[(Version, Record)],
+    theirs: &[(RecordId, Record)],
+    url: &str,
+) {
+    let replaced = all.iter().zip(ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+    for (n, replaced) in join_all(replaced).await.into_iter().enumerate() {
+        match (n / MANY, replaced.unwrap()) {
+            (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
+            (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
+            (_, replaced) => panic!("{url}: {n} {replaced:?}"),
+        }
+    }
+    for ((id, _), (_, end)) in all.iter().zip(ends).take(MANY) {
+        assert_eq!(*store.get(id).await.unwrap().unwrap().record, *end, "{url}");
+    }
+}
+
 /// Over one connection, so that what is asked at once is not shared out.
 async fn over_one_connection(url: &str) -> PostgresStore {
     let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
@@ -76,17 +97,7 @@ async fn what_is_asked_at_once_is_one_statement() {
         let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
         let claims = [claims, gone, taken].concat();
         let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
-        let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
-        for (n, ended) in join_all(ended).await.into_iter().enumerate() {
-            match (n / MANY, ended.unwrap()) {
-                (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
-                (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
-                (_, ended) => panic!("{url}: {n} {ended:?}"),
-            }
-        }
-        for ((id, _), (_, end)) in claims.iter().zip(&ends).take(MANY) {
-            assert_eq!(*store.get(id).await.unwrap().unwrap().record, *end, "{url}");
-        }
+        replace_all(&store, &claims, &ends, &theirs, &url).await;
         let most = "SELECT string_agg(rows::text, ' ' ORDER BY kind) FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
         assert_eq!(server.sql(&database_of(&url), most), format!("{MANY} {MANY}"), "{url}");
     }
@@ -109,17 +120,7 @@ async fn what_is_replaced_and_removed_at_once_is_one_statement() {
         let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
         let all = [ours, gone, taken].concat();
         let lost: Vec<_> = all.iter().map(|(_, claim)| (claim.version(), unknown(claim.attempt))).collect();
-        let replaced = all.iter().zip(&lost).map(|((id, _), (over, lost))| store.replace(id, *over, lost));
-        for (n, replaced) in join_all(replaced).await.into_iter().enumerate() {
-            match (n / MANY, replaced.unwrap()) {
-                (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
-                (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
-                (_, replaced) => panic!("{url}: {n} {replaced:?}"),
-            }
-        }
-        for ((id, _), (_, lost)) in all.iter().zip(&lost).take(MANY) {
-            assert_eq!(*store.get(id).await.unwrap().unwrap().record, *lost, "{url}");
-        }
+        replace_all(&store, &all, &lost, &theirs, &url).await;
         let removed = all.iter().zip(&lost).map(|((id, _), (_, lost))| store.remove(id, lost.version()));
         for (n, removed) in join_all(removed).await.into_iter().enumerate() {
             assert_eq!(removed.unwrap(), n < MANY, "{url}: {n}");
