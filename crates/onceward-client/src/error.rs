@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use http::StatusCode;
 use onceward::problem::Executed;
 
 use crate::decide::{Kind, Reason};
@@ -20,16 +21,23 @@ pub struct Error {
     pub because: Reason,
     /// The problem's code, if somebody who knows of keys said no.
     pub code: Option<String>,
+    /// Status of the response to the first request with the key, where another request used it and the server tells.
+    pub first_status: Option<StatusCode>,
     source: Option<anyhow::Error>,
 }
 
 impl Error {
     pub(crate) fn new(kind: Kind, executed: Executed, because: Reason) -> Self {
-        Self { kind, executed, because, code: None, source: None }
+        Self { kind, executed, because, code: None, first_status: None, source: None }
     }
 
     pub(crate) fn code(mut self, code: Option<String>) -> Self {
         self.code = code;
+        self
+    }
+
+    pub(crate) fn first(mut self, status: Option<StatusCode>) -> Self {
+        self.first_status = status;
         self
     }
 

@@ -9,6 +9,7 @@ use reqwest::{Response, ResponseBuilderExt};
 use serde::Deserialize;
 
 use crate::decide::{Answered, Failure};
+use crate::redirects::Hops;
 
 /// The largest answer that is read whole before it is handed over, in bytes, so that one that is cut on its way is asked for
 /// again. Larger ones, and those that do not say how large they are, are handed over as they come.
@@ -60,15 +61,16 @@ async fn whole(mut response: Response) -> Result<(Response, bytes::Bytes), Failu
     if let Some(extensions) = head.extensions_mut() {
         extensions.extend(std::mem::take(response.extensions_mut()));
     }
-    let body = response.bytes().await.map_err(|error| failure(&error))?;
+    let body = response.bytes().await.map_err(|error| failure(&error, None))?;
     let response = head.body(body.clone()).map_err(|_| Failure::Network)?;
     Ok((response.into(), body))
 }
 
-/// Which failure an error is.
-pub(crate) fn failure(error: &reqwest::Error) -> Failure {
+/// Classifies an error. A connect error proves that nothing was sent only where the client's redirects are known: else it may
+/// be of a later hop, after the request executed.
+pub(crate) fn failure(error: &reqwest::Error, hops: Option<&Hops>) -> Failure {
     match error {
-        error if error.is_connect() => Failure::Unsent,
+        error if error.is_connect() && hops.is_some_and(|hops| !hops.answered()) => Failure::Unsent,
         error if error.is_timeout() => Failure::Timeout,
         _ => Failure::Network,
     }

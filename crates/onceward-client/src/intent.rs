@@ -1,4 +1,4 @@
-//! The key of a request: found in it, remembered of it, or made for it.
+//! The key of a request: found in it, remembered from an earlier send, or created for it.
 
 use std::time::SystemTime;
 
@@ -8,42 +8,66 @@ use onceward::wire::IDEMPOTENCY_KEY;
 use reqwest::Request;
 use uuid::Uuid;
 
-/// What a person or a program means to do once, in words of its own, such as `"order 7"`: as long as its outcome is open, a
-/// request with the same intent and the same content has the same key, also after a crash if there is a journal. Given by
+/// Name of an action that is meant once, such as `"order 7"`. Given by
 /// [`RequestBuilder::with_extension`](reqwest_middleware::RequestBuilder::with_extension).
+///
+/// One name is one action and one key, whatever the content, from the first send until 24 hours after its end. The process
+/// remembers it, and with a [`Journal`](crate::Journal) a later run does too. Sent again with equal content it gets the first
+/// response. With other content it is sent under the same key: a server that has seen the key refuses it, and the request
+/// fails with [`Kind::KeyReused`](crate::decide::Kind::KeyReused).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intent(pub(crate) String);
+pub struct Intent {
+    pub(crate) name: String,
+    pub(crate) repeatable: bool,
+}
 
 impl Intent {
-    /// Any words.
-    pub fn new(words: impl Into<String>) -> Self {
-        Self(words.into())
+    /// Returns an intent of any words.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), repeatable: false }
+    }
+
+    /// Releases the name as soon as its end was delivered, so that it may mean another action then.
+    pub fn repeatable(mut self) -> Self {
+        self.repeatable = true;
+        self
     }
 }
 
-/// A request with its key, and what is known of it so far.
+/// A request's key, and what is known of its sends so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Keyed {
     pub(crate) key: String,
     /// An IMF-fixdate.
     pub(crate) first_sent: String,
     /// Whether an earlier send may have been executed.
-    pub(crate) doubt: bool,
+    pub(crate) maybe_executed: bool,
     pub(crate) digest: Digest,
 }
 
-/// Of method, URL and body. `None` as a body: it is streamed, and cannot be looked at.
+/// Digest of method, URL and body. The digest of a streamed body, which cannot be read, equals no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest([u8; 32]);
 
 impl Digest {
     pub(crate) fn of(request: &Request) -> Self {
+        let body = match request.body() {
+            None => &[],
+            Some(body) => match body.as_bytes() {
+                Some(bytes) => bytes,
+                None => return Self::unequal(),
+            },
+        };
         let mut hasher = blake3::Hasher::new();
-        let body = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
         for part in [request.method().as_str().as_bytes(), request.url().as_str().as_bytes(), body] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
         Self(*hasher.finalize().as_bytes())
+    }
+
+    /// Returns a digest that equals no other.
+    pub(crate) fn unequal() -> Self {
+        Self(rand::random())
     }
 
     pub(crate) fn hex(self) -> String {
@@ -51,35 +75,35 @@ impl Digest {
     }
 }
 
-/// What a middleware outside of ours sends again has the key of its first send: it hands the same extensions in.
+/// Keys of the requests that a middleware outside of this one sent with these extensions.
 #[derive(Clone, Debug, Default)]
-struct Before(Vec<Keyed>);
+struct Earlier(Vec<Keyed>);
 
 impl Keyed {
-    /// One that is remembered of an earlier send of this very request.
-    pub(crate) fn before(extensions: &Extensions, digest: Digest) -> Option<Self> {
-        let Before(before) = extensions.get()?;
-        before.iter().find(|keyed| keyed.digest == digest).cloned()
+    /// Returns the key of an earlier send of this very request by a retrying middleware outside.
+    pub(crate) fn earlier(extensions: &Extensions, digest: Digest) -> Option<Self> {
+        let Earlier(earlier) = extensions.get()?;
+        earlier.iter().find(|keyed| keyed.digest == digest).cloned()
     }
 
     pub(crate) fn remember(&self, extensions: &mut Extensions) {
-        let Before(before) = extensions.get_or_insert_default();
-        before.retain(|keyed| keyed.digest != self.digest);
-        before.push(self.clone());
+        let Earlier(earlier) = extensions.get_or_insert_default();
+        earlier.retain(|keyed| keyed.digest != self.digest);
+        earlier.push(self.clone());
     }
 
-    /// A new one: UUIDv7, or what the caller wrote into the header.
+    /// Creates a key: the one in the request's header, else a UUIDv7.
     pub(crate) fn new(request: &Request, digest: Digest, now: SystemTime) -> Self {
         let own = request.headers().get(IDEMPOTENCY_KEY).and_then(|value| Key::parse(value.as_bytes()).ok());
         Self {
             key: own.map_or_else(|| Uuid::now_v7().to_string(), |key| key.as_str().to_owned()),
             first_sent: httpdate::fmt_http_date(now),
-            doubt: false,
+            maybe_executed: false,
             digest,
         }
     }
 
-    /// The key as an RFC 9651 string.
+    /// Returns the key as an RFC 9651 string.
     pub(crate) fn header(&self) -> Option<HeaderValue> {
         let quoted = format!("\"{}\"", self.key.replace('\\', "\\\\").replace('"', "\\\""));
         HeaderValue::from_str(&quoted).ok()

@@ -4,12 +4,13 @@
 //! Credentials are not written: `Authorization`, `Cookie` and `Proxy-Authorization`, and headers that are marked as
 //! sensitive. Whoever resumes sends through a client that adds them, by default headers or a middleware.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
@@ -20,12 +21,16 @@ use reqwest::{Request, Response, Url};
 use reqwest_middleware::ClientWithMiddleware;
 use serde::{Deserialize, Serialize};
 
-use crate::intent::{Digest, Keyed};
+use crate::intent::{Digest, Intent, Keyed};
+use crate::intents::{Intents, REMEMBERED};
 
-/// The version that is written.
+/// Version of the files that are written.
 const VERSION: u32 = 1;
 const LOCK: &str = "lock";
-const ENDING: &str = "json";
+/// File extension of requests without an outcome.
+const OPEN: &str = "json";
+/// File extension of ended names.
+const ENDED: &str = "ended";
 
 /// A folder of requests without an outcome. Clones share it; one process at a time has it.
 #[derive(Clone)]
@@ -38,6 +43,21 @@ struct Shared {
     /// Held as long as the journal is.
     _lock: File,
     open: Mutex<BTreeMap<String, Entry>>,
+    /// Files of ended names, the oldest first.
+    ended: Mutex<VecDeque<(SystemTime, PathBuf)>>,
+    intents: Intents,
+}
+
+/// The end of a named intent, as it is written: its name keeps its key for a day.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct End {
+    version: u32,
+    key: String,
+    intent: String,
+    first_sent: String,
+    /// Seconds since 1970 by this machine's clock.
+    ended: u64,
 }
 
 /// A request, as it is written.
@@ -75,23 +95,37 @@ impl Journal {
         let lock = File::create(folder.join(LOCK)).map_err(|error| failed("cannot be written", error))?;
         lock.try_lock()
             .map_err(|_| JournalError::new(folder, "is used by another process; give each its own", None))?;
-        let mut open = BTreeMap::new();
+        let (intents, mut open, mut ended) = (Intents::default(), BTreeMap::new(), Vec::new());
         for file in fs::read_dir(folder).map_err(|error| failed("cannot be read", error))? {
             let path = file.map_err(|error| failed("cannot be read", error))?.path();
-            if path.extension().is_none_or(|ending| ending != ENDING) {
-                continue;
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some(OPEN) => {
+                    let entry: Entry = read(&path, |entry: &Entry| entry.version)?;
+                    if let Some(name) = &entry.intent {
+                        intents.restore(name, entry.keyed(Digest::unequal()), None);
+                    }
+                    open.insert(entry.key.clone(), entry);
+                }
+                Some(ENDED) => ended.push((read(&path, |end: &End| end.version)?, path)),
+                _ => {}
             }
-            let text = fs::read(&path).map_err(|error| JournalError::new(&path, "cannot be read", Some(error)))?;
-            let entry: Entry = serde_json::from_slice(&text).map_err(|error| {
-                let what = "is damaged; look whether its request was executed, then move it away";
-                JournalError::new(&path, what, Some(error.into()))
-            })?;
-            if entry.version != VERSION {
-                return Err(JournalError::new(&path, "was written by another version of this program", None));
-            }
-            open.insert(entry.key.clone(), entry);
         }
-        Ok(Self { shared: Arc::new(Shared { folder: folder.into(), _lock: lock, open: Mutex::new(open) }) })
+        ended.sort_by_key(|(end, _)| end.ended);
+        let now = now();
+        let mut files = VecDeque::new();
+        for (end, path) in ended {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(end.ended);
+            // A clock that was set back makes an end look young, which keeps its name for longer.
+            let ago = now.duration_since(at).unwrap_or_default();
+            if ago < REMEMBERED {
+                let digest = Digest::unequal();
+                let keyed = Keyed { key: end.key, first_sent: end.first_sent, maybe_executed: true, digest };
+                intents.restore(&end.intent, keyed, Some(ago));
+            }
+            files.push_back((at, path));
+        }
+        let (open, ended) = (Mutex::new(open), Mutex::new(files));
+        Ok(Self { shared: Arc::new(Shared { folder: folder.into(), _lock: lock, open, ended, intents }) })
     }
 
     /// What has no outcome yet: begun by an earlier run that did not hear the end, or by this one.
@@ -99,20 +133,23 @@ impl Journal {
         self.shared.open.lock().values().map(|entry| Pending { entry: entry.clone() }).collect()
     }
 
-    /// Lets a request go whose fate a person has looked up.
+    /// Removes a request whose outcome a person has looked up, and releases its name.
     ///
     /// # Errors
     ///
-    /// The folder cannot be written.
+    /// The directory cannot be written.
     pub async fn settle(&self, pending: &Pending) -> Result<(), JournalError> {
-        self.forget(&pending.entry.key).await
+        let Entry { key, intent, .. } = &pending.entry;
+        self.forget(key).await?;
+        if let Some(name) = intent {
+            self.shared.intents.release(name, key);
+        }
+        Ok(())
     }
 
-    /// The key of an intent that is open, if it was for the same request.
-    pub(crate) fn open_intent(&self, intent: &str, digest: Digest) -> Option<Keyed> {
-        let open = self.shared.open.lock();
-        let is_it = |entry: &&Entry| entry.intent.as_deref() == Some(intent) && entry.digest == digest.hex();
-        open.values().find(is_it).map(|entry| entry.keyed(digest))
+    /// Returns the named intents of this journal.
+    pub(crate) fn intents(&self) -> &Intents {
+        &self.shared.intents
     }
 
     /// Writes a request down, durably.
@@ -131,15 +168,9 @@ impl Journal {
         };
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let path = shared.path(&entry.key);
-            let written = serde_json::to_vec(&entry).map_err(io::Error::from).and_then(|text| {
-                // Readable by its owner alone, as all temporary files are.
-                let mut file = tempfile::NamedTempFile::new_in(&shared.folder)?;
-                file.write_all(&text)?;
-                file.as_file().sync_all()?;
-                file.persist(&path)?;
-                shared.sync()
-            });
+            let path = shared.path(&entry.key, OPEN);
+            let written = serde_json::to_vec(&entry).map_err(io::Error::from);
+            let written = written.and_then(|text| shared.write(&path, &text));
             written.map_err(|error| JournalError::new(&path, "cannot be written, so nothing was sent", Some(error)))?;
             shared.open.lock().insert(entry.key.clone(), entry);
             Ok(())
@@ -147,12 +178,40 @@ impl Journal {
         .await
     }
 
-    /// Takes a request away whose outcome is definite. Should the process die before that is durable, its answer is asked for
+    /// Writes down that a named intent ended, durably, and removes its request.
+    pub(crate) async fn end(&self, name: &str, keyed: &Keyed) -> Result<(), JournalError> {
+        let now = now();
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let end = End {
+            version: VERSION,
+            key: keyed.key.clone(),
+            intent: name.to_owned(),
+            first_sent: keyed.first_sent.clone(),
+            ended: seconds,
+        };
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let path = shared.path(&end.key, ENDED);
+            // A replay does not prolong it.
+            if path.exists() {
+                return Ok(());
+            }
+            let written = serde_json::to_vec(&end).map_err(io::Error::from).and_then(|text| shared.write(&path, &text));
+            written.map_err(|error| JournalError::new(&path, "cannot be written", Some(error)))?;
+            shared.ended.lock().push_back((now, path));
+            shared.remove_old_ends(now);
+            Ok(())
+        })
+        .await?;
+        self.forget(&keyed.key).await
+    }
+
+    /// Removes a request whose outcome is definite. If the process dies before that is durable, its response is asked for
     /// once more.
     pub(crate) async fn forget(&self, key: &str) -> Result<(), JournalError> {
         let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
         blocking(move || {
-            let path = shared.path(&key);
+            let path = shared.path(&key, OPEN);
             let removed = match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => shared.sync(),
@@ -163,6 +222,24 @@ impl Journal {
         })
         .await
     }
+}
+
+/// Reads a file of the journal. One that is damaged is never skipped, since its request may have executed.
+fn read<T: serde::de::DeserializeOwned>(path: &Path, version: impl Fn(&T) -> u32) -> Result<T, JournalError> {
+    let text = fs::read(path).map_err(|error| JournalError::new(path, "cannot be read", Some(error)))?;
+    let parsed: T = serde_json::from_slice(&text).map_err(|error| {
+        let what = "is damaged; look whether its request was executed, then move it away";
+        JournalError::new(path, what, Some(error.into()))
+    })?;
+    match version(&parsed) {
+        VERSION => Ok(parsed),
+        _ => Err(JournalError::new(path, "was written by another version of this program", None)),
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "ends outlive the process, and so its monotonic clock")]
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 async fn blocking(work: impl FnOnce() -> Result<(), JournalError> + Send + 'static) -> Result<(), JournalError> {
@@ -176,9 +253,31 @@ async fn blocking(work: impl FnOnce() -> Result<(), JournalError> + Send + 'stat
 }
 
 impl Shared {
-    /// A key may have a slash in it.
-    fn path(&self, key: &str) -> PathBuf {
-        self.folder.join(format!("{}.{ENDING}", &blake3::hash(key.as_bytes()).to_hex()[..32]))
+    /// Returns the file of a key, which may have a slash in it.
+    fn path(&self, key: &str, extension: &str) -> PathBuf {
+        self.folder.join(format!("{}.{extension}", &blake3::hash(key.as_bytes()).to_hex()[..32]))
+    }
+
+    /// Writes a file, durably and as a whole.
+    fn write(&self, path: &Path, text: &[u8]) -> io::Result<()> {
+        // Readable by its owner only, as all temporary files are.
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        file.write_all(text)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        self.sync()
+    }
+
+    /// Removes the files of names that ended longer than a day ago. One that stays is removed the next time.
+    fn remove_old_ends(&self, now: SystemTime) {
+        let mut ended = self.ended.lock();
+        while let Some((at, path)) = ended.front() {
+            if now.duration_since(*at).unwrap_or_default() < REMEMBERED {
+                return;
+            }
+            let _ = fs::remove_file(path);
+            ended.pop_front();
+        }
     }
 
     /// Makes names durable.
@@ -222,7 +321,7 @@ impl Entry {
 
     /// It was written down, so that it may have been sent.
     fn keyed(&self, digest: Digest) -> Keyed {
-        Keyed { key: self.key.clone(), first_sent: self.first_sent.clone(), doubt: true, digest }
+        Keyed { key: self.key.clone(), first_sent: self.first_sent.clone(), maybe_executed: true, digest }
     }
 
     fn request(&self) -> Option<Request> {
@@ -265,6 +364,9 @@ impl Pending {
         let request = self.entry.request().ok_or_else(|| reqwest_middleware::Error::middleware(damaged()))?;
         let mut extensions = Extensions::new();
         extensions.insert(Resumed(self.entry.keyed(Digest::of(&request))));
+        if let Some(name) = &self.entry.intent {
+            extensions.insert(Intent::new(name));
+        }
         client.execute_with_extensions(request, &mut extensions).await
     }
 }

@@ -7,17 +7,20 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use http::{Extensions, HeaderName, HeaderValue, Method};
 use onceward::problem::Executed;
-use onceward::wire::{ENDPOINTS, IDEMPOTENCY_KEY, PREFER};
+use onceward::wire::{ENDPOINTS, IDEMPOTENCY_KEY, IDEMPOTENCY_OUTCOME, Outcome, PREFER};
 use parking_lot::Mutex;
+use reqwest::redirect::Policy;
 use reqwest::{Request, Response, Url};
-use reqwest_middleware::{Middleware, Next, Result};
-use tokio::time::{Instant, sleep};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::Error;
 use crate::decide::{Action, After, Answered, Decision, Failure, Given, Heard, Kind, Reason, backoff, decide};
 use crate::heard;
 use crate::intent::{Digest, Intent, Keyed};
-use crate::journal::{Journal, Resumed};
+use crate::intents::Intents;
+use crate::journal::{Journal, JournalError, Resumed};
+use crate::redirects::{Hops, recording};
 
 const FIRST_SENT: HeaderName = HeaderName::from_static("idempotency-first-sent");
 
@@ -27,10 +30,15 @@ pub struct Idempotent {
     deadline: Duration,
     endpoints: String,
     honoured: bool,
+    records_redirects: bool,
     journal: Option<Journal>,
+    intents: Intents,
     /// Whether keys are honoured at an origin, as far as that is known.
     known: Arc<Mutex<HashMap<String, bool>>>,
 }
+
+/// Upper bound on the last look-up of an outcome, after the deadline.
+const LAST_LOOK_UP: Duration = Duration::from_secs(3);
 
 /// Of so many origins it is remembered whether keys are honoured there.
 const ORIGINS_MAX: usize = 1024;
@@ -42,14 +50,36 @@ impl Default for Idempotent {
             deadline: Duration::from_secs(60),
             endpoints: ENDPOINTS.to_owned(),
             honoured: false,
+            records_redirects: false,
             journal: None,
+            intents: Intents::default(),
             known: Arc::default(),
         }
     }
 }
 
 impl Idempotent {
-    /// How long it is tried in all, from the first send on. A single attempt's patience is the client's own timeout.
+    /// Builds a client that records its redirects, with this middleware only. A connect error of that client proves that
+    /// nothing was sent. Give it a `connect_timeout` and a `read_timeout`; the deadline bounds each attempt in any case.
+    ///
+    /// # Errors
+    ///
+    /// As [`reqwest::ClientBuilder::build`].
+    pub fn build(self, client: reqwest::ClientBuilder) -> reqwest::Result<ClientWithMiddleware> {
+        let client = client.redirect(recording(Policy::default())).build()?;
+        Ok(ClientBuilder::new(client).with(self.records_redirects()).build())
+    }
+
+    /// Declares that the client records its redirects ([`recording`]) or follows none, and that no middleware inside of this
+    /// one sends a request again. Without it, a connect error is an unknown outcome: it may be of a page that the executed
+    /// request was redirected to.
+    pub fn records_redirects(mut self) -> Self {
+        self.records_redirects = true;
+        self
+    }
+
+    /// Upper bound on the time from the first send to the end, over all attempts, an attempt that hangs included. Zero:
+    /// one attempt, bounded by the client's own timeouts only.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -70,6 +100,7 @@ impl Idempotent {
     /// Writes each request down before it is sent.
     pub fn journal(mut self, journal: &Journal) -> Self {
         self.journal = Some(journal.clone());
+        self.intents = journal.intents().clone();
         self
     }
 
@@ -97,29 +128,66 @@ impl Middleware for Idempotent {
             return next.run(request, extensions).await;
         }
         let digest = Digest::of(&request);
-        let intent = extensions.get::<Intent>().map(|Intent(words)| words.clone());
-        let resumed = extensions.get::<Resumed>().cloned();
-        let opened = self.journal.as_ref().and_then(|journal| journal.open_intent(intent.as_deref()?, digest));
-        let keyed = resumed
-            .map(|Resumed(keyed)| keyed)
-            .or_else(|| Keyed::before(extensions, digest))
-            .or(opened)
-            .unwrap_or_else(|| Keyed::new(&request, digest, now()));
+        let intent = extensions.get::<Intent>().cloned();
+        let new = || Keyed::new(&request, digest, now());
+        let earlier = extensions
+            .get::<Resumed>()
+            .map(|Resumed(keyed)| keyed.clone())
+            .or_else(|| Keyed::earlier(extensions, digest));
+        let keyed = match (earlier, &intent) {
+            (Some(keyed), _) => keyed,
+            (None, Some(intent)) => Keyed { digest, ..self.intents.begin(&intent.name, new) },
+            (None, None) => new(),
+        };
         if let Some(journal) = &self.journal {
-            journal.write(&request, &keyed, intent).await.map_err(reqwest_middleware::Error::middleware)?;
+            let name = intent.as_ref().map(|intent| intent.name.clone());
+            if let Err(error) = journal.write(&request, &keyed, name).await {
+                if let Some(intent) = intent.filter(|_| !keyed.maybe_executed) {
+                    self.intents.release(&intent.name, &keyed.key);
+                }
+                return Err(reqwest_middleware::Error::middleware(error));
+            }
         }
         let mut attempt = Attempt { settings: self, request: dressed(request, &keyed), keyed, sends: 0 };
         let result = attempt.settle(extensions, &next).await;
         attempt.keyed.remember(extensions);
         let (ended, result) = match result {
             Ok(ended) => ended,
-            // What could not be built was not sent, now or earlier.
-            Err(error) => (Ended { keeps_key: attempt.keyed.doubt, executed: Executed::No }, Err(error)),
+            // A request that could not be built was not sent now. An earlier send may have executed.
+            Err(error) => {
+                let maybe_executed = attempt.keyed.maybe_executed;
+                let executed = if maybe_executed { Executed::Unknown } else { Executed::No };
+                (Ended { keeps_key: maybe_executed, executed }, Err(error))
+            }
         };
-        if let (Some(journal), true) = (&self.journal, ended.is_definite()) {
-            journal.forget(&attempt.keyed.key).await.map_err(reqwest_middleware::Error::middleware)?;
-        }
+        self.end(intent.as_ref(), &attempt.keyed, &ended).await.map_err(reqwest_middleware::Error::middleware)?;
         result
+    }
+}
+
+impl Idempotent {
+    /// Writes down what is known of the key now.
+    async fn end(
+        &self,
+        intent: Option<&Intent>,
+        keyed: &Keyed,
+        ended: &Ended,
+    ) -> std::result::Result<(), JournalError> {
+        if !ended.is_definite() {
+            return Ok(());
+        }
+        let stays = intent.filter(|intent| ended.executed != Executed::No && !intent.repeatable);
+        match (&self.journal, stays) {
+            (Some(journal), Some(intent)) => journal.end(&intent.name, keyed).await?,
+            (Some(journal), None) => journal.forget(&keyed.key).await?,
+            (None, _) => {}
+        }
+        match (intent, stays) {
+            (_, Some(intent)) => self.intents.end(&intent.name, &keyed.key),
+            (Some(intent), None) => self.intents.release(&intent.name, &keyed.key),
+            (None, None) => {}
+        }
+        Ok(())
     }
 }
 
@@ -145,17 +213,17 @@ struct Attempt<'m> {
 }
 
 /// What came of one send: what counts of it, and the thing itself.
-type Came = (Heard, std::result::Result<Response, Option<anyhow::Error>>);
+type Came = (Heard, std::result::Result<Response, Option<anyhow::Error>>, Hops);
 
 impl Attempt<'_> {
     async fn settle(&mut self, extensions: &mut Extensions, next: &Next<'_>) -> Result<(Ended, Result<Response>)> {
         let until = Instant::now() + self.settings.deadline;
         let url = self.request.url().clone();
         // Whoever resumes after a crash, or is sent by a middleware outside that already tried, sends again.
-        if self.keyed.doubt && self.settings.is_honoured(&url).is_none() {
+        if self.keyed.maybe_executed && self.settings.is_honoured(&url).is_none() {
             self.check(until, extensions, next).await;
         }
-        if self.keyed.doubt && self.settings.is_honoured(&url) != Some(true) {
+        if self.keyed.maybe_executed && self.settings.is_honoured(&url) != Some(true) {
             let because = match self.settings.is_honoured(&url) {
                 Some(_) => Reason::NotHonoured,
                 None => Reason::Deadline,
@@ -165,25 +233,29 @@ impl Attempt<'_> {
             return Ok((ended, Err(reqwest_middleware::Error::middleware(error))));
         }
         let mut asked = false;
+        // A streamed body cannot be sent twice: afterwards the outcome can only be looked up.
+        let mut is_sendable = true;
         loop {
             let sent = match asked {
                 false => self.request.try_clone(),
                 true => Some(self.question("operation")),
             };
-            // A body that is streamed cannot be sent twice.
-            let is_last = sent.is_none();
             let request = match sent {
                 Some(request) => request,
-                None => std::mem::replace(&mut self.request, Request::new(Method::GET, url.clone())),
+                None => {
+                    is_sendable = false;
+                    let question = self.question("operation");
+                    std::mem::replace(&mut self.request, question)
+                }
             };
             if !asked {
                 self.sends += 1;
             }
-            let (heard, came) = self.send(request, extensions, next).await?;
+            let (heard, came, hops) = self.send(request, until, extensions, next).await?;
             if let Heard::Answered(Answered { outcome: Some(_), .. }) = heard {
                 self.settings.learn(&url, true);
             }
-            let decision = loop {
+            let mut decision = loop {
                 let decision = decide(self.given(asked, until), &heard);
                 // Past its time it says something else by itself.
                 if decision.action != Action::Check {
@@ -191,22 +263,55 @@ impl Attempt<'_> {
                 }
                 self.check(until, extensions, next).await;
             };
-            self.keyed.doubt = decision.executed != Executed::No;
+            if self.is_of_another_url(&came) && decision.action == Action::Return {
+                decision = match self.settings.records_redirects && hops.answered() {
+                    // A redirect was the response to the request itself.
+                    true => Decision { keeps_key: false, executed: Executed::Yes, ..decision },
+                    false => Decision { keeps_key: true, executed: Executed::Unknown, ..decision },
+                };
+            }
+            self.keyed.maybe_executed = decision.executed != Executed::No;
             let Decision { keeps_key, executed, because, .. } = decision;
             let ended = Ended { keeps_key, executed };
-            let fail = |kind: Kind, source| {
+            let fail = |kind: Kind, source, first| {
                 let code = match &heard {
                     Heard::Answered(answered) => answered.code.clone(),
                     Heard::Failed(_) => None,
                 };
-                reqwest_middleware::Error::middleware(Error::new(kind, executed, because).code(code).because_of(source))
+                let error = Error::new(kind, executed, because).code(code).because_of(source).first(first);
+                reqwest_middleware::Error::middleware(error)
             };
             let after = match (decision.action, came) {
                 (Action::Return, Ok(response)) => return Ok((ended, Ok(response))),
-                (Action::Fail(kind), came) => return Ok((ended, Err(fail(kind, came.err().flatten())))),
-                (Action::Resend(_) | Action::Ask(_), came) if is_last => {
-                    let kind = if executed == Executed::No { Kind::NotSent } else { Kind::OutcomeUnknown };
-                    return Ok((ended, came.map_err(|source| fail(kind, source))));
+                (Action::Fail(kind), came) => {
+                    let first = match kind {
+                        // The deadline may have ended while this machine slept or was offline.
+                        Kind::OutcomeUnknown if because == Reason::Deadline => {
+                            match self.look_up(extensions, next).await {
+                                Some((heard, response)) if is_executed(&heard) => {
+                                    return Ok((Ended { keeps_key: false, executed: Executed::Yes }, Ok(response)));
+                                }
+                                _ => None,
+                            }
+                        }
+                        Kind::KeyReused => self.look_up(extensions, next).await.map(|(_, first)| first.status()),
+                        _ => None,
+                    };
+                    return Ok((ended, Err(fail(kind, came.err().flatten(), first))));
+                }
+                // A body that cannot be sent again: its outcome is looked up where keys are supported.
+                (Action::Resend(after), came) if !is_sendable => {
+                    let was_executed = asked && executed == Executed::Yes;
+                    if asked || executed == Executed::No || self.settings.is_honoured(&url) != Some(true) {
+                        let kind = match executed {
+                            Executed::No => Kind::NotSent,
+                            Executed::Yes if was_executed => Kind::AnswerNotKept,
+                            _ => Kind::OutcomeUnknown,
+                        };
+                        return Ok((ended, came.map_err(|source| fail(kind, source, None))));
+                    }
+                    asked = true;
+                    after
                 }
                 (Action::Resend(after), _) => {
                     asked = false;
@@ -216,14 +321,16 @@ impl Attempt<'_> {
                     asked = true;
                     after
                 }
-                // Only an answer is handed over, and a check was made.
+                // Only a response is handed over, and a check was made.
                 (Action::Return | Action::Check, came) => {
-                    return Ok((ended, came.map_err(|source| fail(Kind::OutcomeUnknown, source))));
+                    return Ok((ended, came.map_err(|source| fail(Kind::OutcomeUnknown, source, None))));
                 }
             };
             sleep(match after {
                 After::Time(time) => time,
-                After::Backoff => backoff(self.sends, rand::random()).min(until - Instant::now()),
+                After::Backoff => {
+                    backoff(self.sends, rand::random()).min(until.saturating_duration_since(Instant::now()))
+                }
             })
             .await;
         }
@@ -233,40 +340,86 @@ impl Attempt<'_> {
         Given {
             asked,
             honoured: self.settings.is_honoured(self.request.url()),
-            doubt: self.keyed.doubt,
+            doubt: self.keyed.maybe_executed,
             left: until.saturating_duration_since(Instant::now()),
         }
     }
 
-    async fn send(&self, request: Request, extensions: &mut Extensions, next: &Next<'_>) -> Result<Came> {
-        let response = match next.clone().run(request, extensions).await {
+    /// Returns true for a failure at another URL than the request's own, without an outcome of the key: the client followed a
+    /// redirect, so that the request itself may have executed.
+    fn is_of_another_url<E>(&self, came: &std::result::Result<Response, E>) -> bool {
+        came.as_ref().is_ok_and(|response| {
+            let is_failure = response.status().is_client_error() || response.status().is_server_error();
+            is_failure && response.url() != self.request.url() && !response.headers().contains_key(IDEMPOTENCY_OUTCOME)
+        })
+    }
+
+    /// Sends once. The deadline bounds it, unless it is zero.
+    async fn send(
+        &self,
+        request: Request,
+        until: Instant,
+        extensions: &mut Extensions,
+        next: &Next<'_>,
+    ) -> Result<Came> {
+        if self.settings.deadline.is_zero() {
+            return self.send_unbounded(request, extensions, next).await;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        match timeout(left, self.send_unbounded(request, extensions, next)).await {
+            Ok(came) => came,
+            Err(_) => Ok((Heard::Failed(Failure::Timeout), Err(None), Hops::default())),
+        }
+    }
+
+    async fn send_unbounded(&self, request: Request, extensions: &mut Extensions, next: &Next<'_>) -> Result<Came> {
+        let hops = Hops::default();
+        let is_web = matches!(request.url().scheme(), "http" | "https");
+        let response = match hops.record(next.clone().run(request, extensions)).await {
             Ok(response) => response,
-            // What could not be built was never sent, and will not be.
-            Err(reqwest_middleware::Error::Reqwest(error)) if error.is_builder() => return Err(error.into()),
-            Err(reqwest_middleware::Error::Reqwest(error)) => {
-                return Ok((Heard::Failed(heard::failure(&error)), Err(Some(error.into()))));
+            // A request that cannot be built was never sent, and will not be. The target of a redirect proves nothing.
+            Err(reqwest_middleware::Error::Reqwest(error))
+                if error.is_builder() && (!is_web || self.settings.records_redirects && !hops.answered()) =>
+            {
+                return Err(error.into());
             }
-            // A middleware inside gave up; what it had sent by then, nobody knows.
+            Err(reqwest_middleware::Error::Reqwest(error)) => {
+                let failure = heard::failure(&error, self.settings.records_redirects.then_some(&hops));
+                return Ok((Heard::Failed(failure), Err(Some(error.into())), hops));
+            }
+            // A middleware inside failed. Whether it had sent the request is unknown.
             Err(reqwest_middleware::Error::Middleware(error)) => {
-                return Ok((Heard::Failed(Failure::Network), Err(Some(error))));
+                return Ok((Heard::Failed(Failure::Network), Err(Some(error)), hops));
             }
         };
         Ok(match heard::read(response, now()).await {
-            Ok((response, answered)) => (Heard::Answered(answered), Ok(response)),
-            Err(failure) => (Heard::Failed(failure), Err(None)),
+            Ok((response, answered)) => (Heard::Answered(answered), Ok(response), hops),
+            Err(failure) => (Heard::Failed(failure), Err(None), hops),
         })
+    }
+
+    /// Asks once more what became of the key, for some seconds at most.
+    async fn look_up(&self, extensions: &mut Extensions, next: &Next<'_>) -> Option<(Heard, Response)> {
+        if self.settings.deadline.is_zero() || self.settings.is_honoured(self.request.url()) != Some(true) {
+            return None;
+        }
+        let question = self.question("operation");
+        let (heard, came, _) =
+            timeout(LAST_LOOK_UP, self.send_unbounded(question, extensions, next)).await.ok()?.ok()?;
+        Some((heard, came.ok()?))
     }
 
     /// Finds out whether keys are honoured at the origin: asks until somebody answers, or the time is over.
     async fn check(&self, until: Instant, extensions: &mut Extensions, next: &Next<'_>) {
         let mut asks = 0;
         while Instant::now() < until {
-            if let Some(honoured) = self.ask_policy(extensions, next).await {
+            let asked = timeout(until - Instant::now(), self.ask_policy(extensions, next)).await;
+            if let Some(honoured) = asked.unwrap_or_default() {
                 self.settings.learn(self.request.url(), honoured);
                 return;
             }
             asks += 1;
-            sleep(backoff(asks, rand::random()).min(until - Instant::now())).await;
+            sleep(backoff(asks, rand::random()).min(until.saturating_duration_since(Instant::now()))).await;
         }
     }
 
@@ -296,6 +449,11 @@ impl Attempt<'_> {
         }
         question
     }
+}
+
+/// Returns true for the stored response of an executed operation.
+fn is_executed(heard: &Heard) -> bool {
+    matches!(heard, Heard::Answered(Answered { outcome: Some(Outcome::Replayed), .. }))
 }
 
 /// The request as it is sent each time.

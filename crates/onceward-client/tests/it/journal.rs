@@ -12,7 +12,8 @@ fn client(journal: &Journal) -> ClientWithMiddleware {
 /// The texts of all that is open.
 fn written(folder: &std::path::Path) -> Vec<String> {
     let files = std::fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
-    files.filter(|path| path.extension().is_some()).map(|path| std::fs::read_to_string(path).expect("text")).collect()
+    let is_open = |path: &std::path::PathBuf| path.extension().is_some_and(|extension| extension == "json");
+    files.filter(is_open).map(|path| std::fs::read_to_string(path).expect("text")).collect()
 }
 
 #[tokio::test]

@@ -5,12 +5,12 @@ use std::time::Duration;
 use onceward::problem::Executed;
 use onceward_client::decide::{Kind, Reason};
 use onceward_client::{Error, Idempotent};
-use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use reqwest_middleware::ClientWithMiddleware;
 
 use crate::support::{Gateway, Lost, Road, Service, until};
 
 fn client(idempotent: Idempotent) -> ClientWithMiddleware {
-    ClientBuilder::new(reqwest::Client::new()).with(idempotent).build()
+    idempotent.build(reqwest::Client::builder()).expect("a client")
 }
 
 async fn order(client: &ClientWithMiddleware, url: String) -> reqwest_middleware::Result<(u16, String)> {
