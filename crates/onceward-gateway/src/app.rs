@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -156,6 +156,11 @@ fn is_no_request_for_us<B>(request: &Request<B>, path: &str) -> Option<(StatusCo
     let hosts = request.headers().get_all(HOST).iter().count();
     if request.method() == Method::CONNECT {
         return Some((StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n"));
+    }
+    // hyper undoes `chunked`; what is under it would reach the upstream as if it were the body.
+    let mut codings = wire::names_in(request.headers(), &TRANSFER_ENCODING);
+    if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
+        return Some((StatusCode::NOT_IMPLEMENTED, "of transfer codings only chunked is understood\n"));
     }
     // Two gateways that each take another for the one meant would know one request by two fingerprints.
     if hosts > 1 || hosts == 0 && request.version() == Version::HTTP_11 {

@@ -63,6 +63,12 @@ pub struct Config {
     pub limits: Limits,
     /// How long a connection to the upstream may have idled and still be used.
     pub upstream_idle: Duration,
+    /// How long a request without a key waits for the head of its response.
+    pub unkeyed_timeout: Duration,
+    /// Upper bound on the header lines of a request or a response.
+    pub header_lines: usize,
+    /// Upper bound on the bytes of a request's head.
+    pub header_size: usize,
     /// For every path that no route matches.
     pub policy: Policy,
     /// Patterns of paths, and what holds there.
@@ -239,6 +245,9 @@ impl Settings {
             origins: self.get("cors.origins", parse::origins)?,
             limits,
             upstream_idle: self.get("limits.upstream_idle", duration(Duration::ZERO, HOUR))?,
+            unkeyed_timeout: self.get("limits.unkeyed_timeout", duration(MS, DAY))?,
+            header_lines: self.get("limits.header_lines", |item| parse::count(item, 16, 10_000))?,
+            header_size: self.get("limits.header_size", |item| parse::size(item, 8 << 10, 16 << 20))?,
             policy: Policy::default(),
             routes: Vec::new(),
             sources: Vec::new(),
@@ -266,6 +275,19 @@ impl Settings {
         self.check_keys(&policy, window.is_some())?;
         policy.release_on = self.get("policy.release_on", parse::statuses)?;
         policy.unknown_on = self.get("policy.unknown_on", parse::statuses)?;
+        policy.stream = self.get("policy.stream", parse::stream)?;
+        policy.close_delimited = self.get("policy.close_delimited", parse::close_delimited)?;
+        policy.upstream_timeout = self.find("policy.upstream_timeout", duration(MS, DAY))?;
+        policy.request_body = self.find("policy.request_body", |item| parse::size(item, 1, GIB))?;
+        let capture = self.get("limits.capture_timeout", duration(MS, DAY))?;
+        if let Some(patience) = policy.upstream_timeout.filter(|patience| *patience > capture) {
+            let what = format!(
+                "\"{}\" is more than limits.capture_timeout, \"{}\": a client would wait for a response that nobody reads; raise capture_timeout",
+                Shown(patience),
+                Shown(capture)
+            );
+            return Err(self.refuse(&["policy.upstream_timeout", "limits.capture_timeout"], what));
+        }
         if let Some(status) = policy.release_on.common(&policy.unknown_on) {
             let what = format!(
                 "{status} is in release_on and in unknown_on; it can mean one of them, take it out of the other"

@@ -74,15 +74,17 @@ async fn serve(config: Config) -> Result<(), String> {
     let connections_max = server::connections_max();
     let admin = Arc::new(Admin::new(engine.clone(), metrics, Arc::clone(&config), connections_max));
 
+    let head = server::HeadLimits { lines: config.header_lines, bytes: config.header_size };
     let (stop, stopping) = watch::channel(false);
-    let accepting = tokio::spawn(server::accept(listener, connections_max, stopping, move |request, peer| {
+    let accepting = tokio::spawn(server::accept(listener, connections_max, head, stopping, move |request, peer| {
         Arc::clone(&app).call(request, peer)
     }));
     let (admin_stop, admin_stopping) = watch::channel(false);
-    tokio::spawn(server::accept(admin_listener, server::ADMIN_CONNECTIONS_MAX, admin_stopping, move |request, _| {
+    let answer = move |request, _| {
         let admin = Arc::clone(&admin);
         async move { admin.call(request).await }
-    }));
+    };
+    tokio::spawn(server::accept(admin_listener, server::ADMIN_CONNECTIONS_MAX, head, admin_stopping, answer));
     tracing::info!(
         listen = %listening,
         admin = %admin_listening,

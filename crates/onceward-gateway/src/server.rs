@@ -20,16 +20,22 @@ use tokio::sync::{Semaphore, watch};
 
 /// For a request's head, and for the pause before the next one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most bytes of a request's head; its lines are at most 100, which is hyper's own limit.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How long to wait where the machine has no more sockets: an accept that fails at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Upper bounds on the head of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadLimits {
+    pub(crate) lines: usize,
+    pub(crate) bytes: usize,
+}
 
 /// Accepts connections until `stop` says so, and serves each in a task of its own, which holds a clone of `stop` for as
 /// long as it lives.
 pub(crate) async fn accept<S, F, R>(
     listener: TcpListener,
     connections_max: usize,
+    head: HeadLimits,
     mut stop: watch::Receiver<bool>,
     serve: S,
 ) where
@@ -53,7 +59,7 @@ pub(crate) async fn accept<S, F, R>(
             Ok((socket, peer)) => {
                 let (serve, stop) = (serve.clone(), stop.clone());
                 tokio::spawn(async move {
-                    connection(socket, peer, stop, serve).await;
+                    connection(socket, peer, head, stop, serve).await;
                     drop(place);
                 });
             }
@@ -67,8 +73,13 @@ pub(crate) async fn accept<S, F, R>(
     }
 }
 
-async fn connection<S, F, R>(socket: TcpStream, peer: SocketAddr, mut stop: watch::Receiver<bool>, serve: S)
-where
+async fn connection<S, F, R>(
+    socket: TcpStream,
+    peer: SocketAddr,
+    head: HeadLimits,
+    mut stop: watch::Receiver<bool>,
+    serve: S,
+) where
     S: Fn(Request<Incoming>, SocketAddr) -> F + Send,
     F: Future<Output = Result<Response<R>, Infallible>> + Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
@@ -79,7 +90,10 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_header_size(HEAD_BYTES_MAX)
+        .max_headers(head.lines)
+        .max_header_size(head.bytes)
+        // A client may close its half after its request, and gets its response.
+        .half_close(true)
         .serve_connection(TokioIo::new(socket), service_fn(move |request| serve(request, peer)))
         .with_upgrades();
     let mut connection = pin!(connection);

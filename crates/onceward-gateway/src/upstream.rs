@@ -7,6 +7,7 @@
 mod body;
 mod connect;
 mod exchange;
+mod framing;
 mod headers;
 mod pool;
 mod tunnel;
@@ -27,7 +28,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
 use onceward::claim::Claim;
 use onceward::fault;
-use onceward::policy::Fate;
+use onceward::policy::{EndsWithConnection, Fate};
 use onceward::problem::{Code, Problem};
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
@@ -35,6 +36,7 @@ use tower_service::Service;
 use crate::config::{Config, Host, Upstream};
 use body::{Received, Sent};
 use connect::Connector;
+use framing::Framing;
 use headers::Hop;
 use pool::{Connection, Pool};
 
@@ -70,8 +72,10 @@ struct Shared<B> {
     connector: Connector,
     authority: HeaderValue,
     host: Host,
-    /// How long a request without a key waits for the head of its answer; of keyed ones the engine sees to it.
-    timeout: Duration,
+    /// How long a request without a key waits for the head of its response. The engine sees to keyed requests.
+    unkeyed_timeout: Duration,
+    /// The upstream speaks TLS, so that the end of a connection is authenticated.
+    is_tls: bool,
     endpoints: String,
 }
 
@@ -86,13 +90,14 @@ where
     ///
     /// One line, where TLS is asked for and cannot be had.
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
-        let Upstream { authority, .. } = &config.upstream;
+        let Upstream { authority, tls, .. } = &config.upstream;
         let shared = Shared {
             pool: Pool::new(config.upstream_idle),
-            connector: Connector::new(&config.upstream)?,
+            connector: Connector::new(&config.upstream)?.with_head_limits(config.header_lines, config.header_size),
             authority: authority.clone(),
             host: config.host,
-            timeout: config.limits.upstream_timeout,
+            unkeyed_timeout: config.unkeyed_timeout,
+            is_tls: *tls,
             endpoints: config.endpoints.clone(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -156,6 +161,7 @@ where
             upstream: &self.authority,
             host: self.host,
         };
+        let had_body = !body.is_end_stream();
         let mut onward = Request::new(Sent::new(body, claim.is_none()));
         *onward.method_mut() = parts.method.clone();
         *onward.uri_mut() = parts.uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
@@ -171,7 +177,15 @@ where
                     tunnel::open(upgrade, response, connection)
                 }
                 _ => {
-                    let mut answer = self.answer(response, connection, claim.is_some());
+                    let framing = match Framing::of(&parts.method, response.status(), response.headers()) {
+                        Ok(framing) => framing,
+                        Err(why) => return self.failed(&parts, claim.as_ref(), Failure::Lost(why.into())),
+                    };
+                    // An upstream that declines a request may have left its body unread.
+                    if !framing.is_reusable || had_body && !response.status().is_success() {
+                        connection.exchange.spoil();
+                    }
+                    let mut answer = self.answer(response, connection, &framing, claim.is_some());
                     if parts.headers.contains_key(ORIGIN) {
                         answer.extensions_mut().insert(FromUpstream);
                     }
@@ -213,6 +227,13 @@ where
             }
             request.body_mut().follow(&connection.exchange);
             connection.exchange.arm();
+            let exchange = Arc::clone(&connection.exchange);
+            hyper::ext::on_informational(&mut request, move |interim| {
+                // Its body, where one follows, would be taken for the next response.
+                if framing::claims_body(interim.headers()) {
+                    exchange.spoil();
+                }
+            });
             let sent = connection.sender.try_send_request(request);
             let result = match claim {
                 Some(_) => sent.await,
@@ -240,10 +261,10 @@ where
         let mut sent = pin!(sent);
         let started = Instant::now();
         loop {
-            let until = connection.exchange.last_write().unwrap_or(started) + self.timeout;
+            let until = connection.exchange.last_write().unwrap_or(started) + self.unkeyed_timeout;
             match timeout_at(until, &mut sent).await {
                 Ok(output) => return Some(output),
-                Err(_) if connection.exchange.last_write().unwrap_or(started) + self.timeout > until => {}
+                Err(_) if connection.exchange.last_write().unwrap_or(started) + self.unkeyed_timeout > until => {}
                 Err(_) => return None,
             }
         }
@@ -253,10 +274,14 @@ where
         &self,
         response: Response<hyper::body::Incoming>,
         connection: Connection<B>,
+        framing: &Framing,
         is_keyed: bool,
     ) -> Response<Answer> {
         let (mut parts, body) = response.into_parts();
-        parts.headers = headers::to_client(&parts.headers, is_keyed);
+        parts.headers = framing.applied_to(headers::to_client(&parts.headers, is_keyed));
+        if framing.ends_with_connection && !self.is_tls {
+            parts.extensions.insert(EndsWithConnection);
+        }
         parts.version = Version::HTTP_11;
         let back = Arc::clone(&self.pool).back(connection);
         Response::from_parts(parts, Answer::Upstream { received: Received::new(body, back) })

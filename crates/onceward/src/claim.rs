@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::decide::{self, Renew};
-use crate::engine::{Boxed, Shared};
+use crate::engine::{Boxed, End, Shared};
 use crate::fault;
 use crate::policy::{Fate, Policy};
 use crate::problem::Problem;
@@ -102,6 +102,20 @@ impl Claim {
         held.shared.retry_until(|| held.tell_cut()).await;
     }
 
+    /// Notes that the response has begun: from now on its client is not sent away by `upstream_timeout`.
+    pub(crate) fn response_began(&self) {
+        self.held.response_began.store(true, Ordering::Relaxed);
+    }
+
+    /// Postpones the end of the attempt: its response is handed on now, and its record stays in flight until the returned
+    /// handle says how it ended. A handle that is dropped says [`End::Unknown`].
+    pub(crate) fn end_later(&self) -> LaterEnd {
+        let (end, receiver) = oneshot::channel();
+        let (written, is_written) = oneshot::channel();
+        *self.held.later_end.lock() = Some((receiver, written));
+        LaterEnd { end, is_written }
+    }
+
     pub(crate) fn declared(&self) -> Option<Fate> {
         match self.held.declared.load(Ordering::Relaxed) {
             1 => Some(Fate::Released),
@@ -118,6 +132,21 @@ impl fmt::Debug for Claim {
             .field("attempt", &self.held.attempt)
             .field("earlier_attempt", &self.earlier_attempt())
             .finish_non_exhaustive()
+    }
+}
+
+/// Says how an attempt ended whose response was handed on before its end.
+pub(crate) struct LaterEnd {
+    end: oneshot::Sender<End>,
+    is_written: oneshot::Receiver<()>,
+}
+
+impl LaterEnd {
+    /// Says how it ended. The returned future resolves once that is stored.
+    pub(crate) fn send(self, end: End) -> oneshot::Receiver<()> {
+        // Nobody listens where the drain's limit is over: the end is written as unknown there.
+        let _ = self.end.send(end);
+        self.is_written
     }
 }
 
@@ -139,7 +168,10 @@ pub(crate) struct Held {
     overtaken: AtomicBool,
     /// The answer that was handed on as it came broke off.
     cut: AtomicBool,
+    response_began: AtomicBool,
     declared: AtomicU8,
+    /// Where the end of the attempt comes from if its response was handed on before, and whom to tell that it is stored.
+    later_end: Mutex<Option<(oneshot::Receiver<End>, oneshot::Sender<()>)>>,
     /// One renewal at a time: the loop's and the one before the first byte may meet.
     renewing: tokio::sync::Mutex<()>,
     /// What the client is told whose patience ends before the execution.
@@ -198,6 +230,8 @@ impl Held {
             sent: AtomicBool::new(false),
             overtaken: AtomicBool::new(false),
             cut: AtomicBool::new(false),
+            response_began: AtomicBool::new(false),
+            later_end: Mutex::default(),
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
             impatience: Impatience::default(),
@@ -250,6 +284,15 @@ impl Held {
     /// The record of this attempt where nobody knows whether it executed.
     pub(crate) fn record_unknown(&self) -> Record {
         self.record(Phase::Unknown { print: self.print.clone() })
+    }
+
+    pub(crate) fn has_response_begun(&self) -> bool {
+        self.response_began.load(Ordering::Relaxed)
+    }
+
+    /// Takes the channel of [`Claim::end_later`], if the end was postponed.
+    pub(crate) fn take_later_end(&self) -> Option<(oneshot::Receiver<End>, oneshot::Sender<()>)> {
+        self.later_end.lock().take()
     }
 
     pub(crate) fn was_overtaken(&self) -> bool {

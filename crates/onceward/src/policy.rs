@@ -63,6 +63,37 @@ impl Guarantee {
     }
 }
 
+/// How a response without a declared length passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stream {
+    /// A declared stream, by its content type or `X-Accel-Buffering: no`, passes as it comes and is not stored. Every other
+    /// response is read to its end and stored first.
+    #[default]
+    Auto,
+    /// Every response without a declared length passes as it comes. It is recorded without its body before its first byte.
+    Pass,
+    /// Every response without a declared length passes as it comes, and is stored once its end was seen. Its key is in
+    /// flight until then.
+    Keep,
+}
+
+/// How a response passes whose end is the end of its connection, so that a truncated one looks like a whole one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseDelimited {
+    /// It passes as it comes, and is recorded without its body.
+    #[default]
+    Pass,
+    /// It is stored like any other response.
+    Keep,
+}
+
+/// Marks a response whose end is the end of its connection. An inner service that forwards puts it into the response's
+/// extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndsWithConnection;
+
 /// The policy of one route. [`Default`] gives the documented defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -95,6 +126,18 @@ pub struct Policy {
     pub release_on: StatusSet,
     /// Statuses that a proxy may say after the service executed.
     pub unknown_on: StatusSet,
+    /// How a response without a declared length passes.
+    pub stream: Stream,
+    /// How a response passes whose end is the end of its connection.
+    pub close_delimited: CloseDelimited,
+    /// How long the client waits for a response to begin, instead of [`Limits::upstream_timeout`].
+    ///
+    /// [`Limits::upstream_timeout`]: crate::limits::Limits::upstream_timeout
+    pub upstream_timeout: Option<Duration>,
+    /// Upper bound on the body of a keyed request in bytes, instead of [`Limits::request_body`].
+    ///
+    /// [`Limits::request_body`]: crate::limits::Limits::request_body
+    pub request_body: Option<usize>,
 }
 
 impl Default for Policy {
@@ -118,6 +161,10 @@ impl Default for Policy {
                 .map(|status| (status, status))
                 .collect(),
             unknown_on: [(408, 408), (502, 504), (520, 527)].into_iter().collect(),
+            stream: Stream::Auto,
+            close_delimited: CloseDelimited::Pass,
+            upstream_timeout: None,
+            request_body: None,
         }
     }
 }

@@ -18,9 +18,6 @@ pub struct Reply {
     pub body: Bytes,
 }
 
-/// A body up to this length is copied when it is kept.
-const COPIED_MAX: usize = 4096;
-
 impl Reply {
     /// Keeps a whole answer.
     pub fn keep(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
@@ -31,9 +28,7 @@ impl Reply {
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
         let mut reply = Self { status, headers: kept, body };
-        if reply.body.len() <= COPIED_MAX {
-            reply.compact();
-        }
+        reply.compact();
         reply
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
 use onceward::fingerprint::Kind;
-use onceward::policy::{Guarantee, Keys, Missing, StatusSet};
+use onceward::policy::{CloseDelimited, Guarantee, Keys, Missing, StatusSet, Stream};
 use onceward::principal::{Part, Rule};
 #[cfg(feature = "redis")]
 use onceward::store::redis;
@@ -398,6 +398,14 @@ pub(crate) fn origins(item: &Item) -> Parsed<Vec<String>> {
 pub(crate) fn guarantee(item: &Item) -> Parsed<Guarantee> {
     let all = [Guarantee::AtMostOnce, Guarantee::AtLeastOnce];
     one_of(item, &all.map(|guarantee| (guarantee.as_str(), guarantee)))
+}
+
+pub(crate) fn stream(item: &Item) -> Parsed<Stream> {
+    one_of(item, &[("auto", Stream::Auto), ("pass", Stream::Pass), ("keep", Stream::Keep)])
+}
+
+pub(crate) fn close_delimited(item: &Item) -> Parsed<CloseDelimited> {
+    one_of(item, &[("pass", CloseDelimited::Pass), ("keep", CloseDelimited::Keep)])
 }
 
 pub(crate) fn fingerprint(item: &Item) -> Parsed<Kind> {

@@ -30,16 +30,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of it, for one of several addresses.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most bytes of an answer's head.
+/// Upper bound on the bytes of a response's head, unless the one of requests is larger.
 const HEAD_BYTES_MAX: usize = 256 << 10;
-/// The most header lines of an answer.
-const HEADERS_MAX: usize = 256;
+/// Upper bound on the header lines of a response, unless a setting says otherwise.
+const HEADER_LINES_MAX: usize = 1000;
 
 /// Connects to the upstream.
 pub(crate) struct Connector {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    header_lines: usize,
+    head_bytes: usize,
 }
 
 impl fmt::Debug for Connector {
@@ -54,7 +56,13 @@ impl Connector {
             true => Some((tls()?, server_name(&upstream.host)?)),
             false => None,
         };
-        Ok(Self { host: upstream.host.clone(), port: upstream.port, tls })
+        let (header_lines, head_bytes) = (HEADER_LINES_MAX, HEAD_BYTES_MAX);
+        Ok(Self { host: upstream.host.clone(), port: upstream.port, tls, header_lines, head_bytes })
+    }
+
+    /// Takes responses with up to `lines` header lines, and heads of up to `bytes` if that is more than the default.
+    pub(crate) fn with_head_limits(self, lines: usize, bytes: usize) -> Self {
+        Self { header_lines: lines, head_bytes: bytes.max(HEAD_BYTES_MAX), ..self }
     }
 
     pub(crate) async fn connect<B>(&self) -> io::Result<Connection<B>>
@@ -68,8 +76,12 @@ impl Connector {
         let exchange = Arc::<Exchange>::default();
         let watched = TokioIo::new(Watched::new(stream, Arc::clone(&exchange)));
         let (sender, connection) = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
-            .max_header_size(HEAD_BYTES_MAX)
+            .max_headers(self.header_lines)
+            .max_header_size(self.head_bytes)
+            // As other proxies do: what is no header line is dropped, and the rest of the response counts.
+            .ignore_invalid_headers_in_responses(true)
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
             .handshake(watched)
             .await
             .map_err(io::Error::other)?;

@@ -25,6 +25,8 @@ struct State {
     is_sent: bool,
     /// The answer began before that: the rest of the request may still lie there unread, and would be taken for the next.
     is_early: bool,
+    /// More than the response may follow on the connection, or the request's body may lie there unread.
+    is_spoilt: bool,
     last_write: Option<Instant>,
 }
 
@@ -68,10 +70,15 @@ impl Exchange {
         }
     }
 
+    /// Says that the connection must not carry another request.
+    pub(crate) fn spoil(&self) {
+        self.0.lock().is_spoilt = true;
+    }
+
     /// The answer was read to its end. Returns whether the connection may carry another request.
     pub(crate) fn rest(&self) -> bool {
         let mut state = self.0.lock();
-        let may = state.stage == Stage::Answering && state.is_sent && !state.is_early;
+        let may = state.stage == Stage::Answering && state.is_sent && !state.is_early && !state.is_spoilt;
         state.stage = if may { Stage::Idle } else { Stage::Sealed };
         may
     }

@@ -74,7 +74,7 @@ fn what_is_printed_is_read_back_unchanged() {
     let uncommented: String = printed
         .lines()
         .map(|line| {
-            format!("{}\n", line.strip_prefix("# upstream").map_or(line.into(), |rest| format!("upstream{rest}")))
+            format!("{}\n", line.strip_prefix("# upstream ").map_or(line.into(), |rest| format!("upstream {rest}")))
         })
         .collect();
     let with = of_file(&uncommented).unwrap();
@@ -198,6 +198,13 @@ fn wrong_settings_are_named_with_mend_and_place() {
         ("[limits]\nwaiters_per_key = \"many\"", "limits.waiters_per_key", "digits", 3),
         ("[limits]\ncapture_timeout = \"59s\"", "limits.capture_timeout", "raise capture_timeout", 3),
         ("[limits]\nupstream_timeout = \"1h\"", "limits.upstream_timeout", "raise capture_timeout", 3),
+        ("[limits]\nunkeyed_timeout = \"0s\"", "limits.unkeyed_timeout", "between \"1ms\"", 3),
+        ("[limits]\nheader_lines = 1", "limits.header_lines", "between 16", 3),
+        ("[limits]\nheader_size = \"1KiB\"", "limits.header_size", "between 8192", 3),
+        ("[[route]]\npath = \"/a\"\nupstream_timeout = \"1h\"", "route.upstream_timeout", "raise capture_timeout", 4),
+        ("[[route]]\npath = \"/a\"\nrequest_body = 0", "route.request_body", "between 1 and", 4),
+        ("[[route]]\npath = \"/a\"\nstream = \"store\"", "route.stream", "\"auto\" or \"pass\" or \"keep\"", 4),
+        ("[policy]\nclose_delimited = true", "policy.close_delimited", "quotes", 3),
         ("[limits]\nwait_max = \"1.5s\"", "limits.wait_max", "no duration", 3),
         ("listen = \"8080\"", "listen", "127.0.0.1:8080", 2),
         ("listen = \"127.0.0.1:8081\"", "listen", "another port", 2),

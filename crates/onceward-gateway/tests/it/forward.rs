@@ -458,7 +458,7 @@ fn an_answer_that_does_not_begin_in_time_is_not_waited_for() {
         conversation.request();
         conversation.request();
     });
-    let gateway = Gateway::start(&upstream.url(), "[limits]\nupstream_timeout = \"200ms\"");
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nunkeyed_timeout = \"200ms\"");
     assert_unkeyed_problem(&gateway.send(get("/")), 504, "upstream_timeout");
     assert_eq!(upstream.seen().len(), 1);
 }

@@ -28,6 +28,7 @@ mod postgres;
 #[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 #[path = "../../../onceward/tests/it/support/redis.rs"]
 mod redis;
+mod responses;
 mod rows;
 mod serve;
 mod stores;

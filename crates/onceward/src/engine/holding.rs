@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::poll_immediate;
+use tokio::sync::oneshot;
 
 use super::claiming::{Begun, Ended};
 use super::writing::Wrote;
@@ -53,6 +54,12 @@ pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> E
     if let (Some(observer), Some(started)) = (&shared.observer, started) {
         observer.executed(&held.policy.route, shared.clock.now().saturating_sub(started));
     }
+    if let Some((end, written)) = held.take_later_end()
+        && let Watched::Ended(Execution { answer, .. }) = watched
+    {
+        let told = own(shared, held, answer, Outcome::NotStored);
+        return Ended { begun: Begun::Answered(told), rest: Some(hold_on(held, end, written)) };
+    }
     let ending = Ending::of(held, watched);
     if fault::planted("lost-completion") {
         return Begun::Answered(ending.told(held, &Wrote::Here { audited: false })).into();
@@ -95,7 +102,7 @@ async fn watch_from<O: Operation>(
 ) -> Watched<O::Answer> {
     let third = held.policy.lease / 3;
     let listen_until = started + shared.limits.capture_timeout;
-    let answer_until = started + shared.limits.upstream_timeout;
+    let answer_until = started + held.policy.upstream_timeout.unwrap_or(shared.limits.upstream_timeout);
     let mut given_up = shared.give_up.subscribe();
     let mut renew_at = held.confirmed() + third;
     let mut renewal = None;
@@ -128,6 +135,10 @@ async fn watch_from<O: Operation>(
                 }
                 if now >= answer_until && patient {
                     patient = false;
+                    // What began in time is waited for to its end.
+                    if held.has_response_begun() {
+                        continue;
+                    }
                     let left = held.policy.lease.saturating_sub(now.saturating_sub(held.confirmed())).as_secs();
                     let age = now.saturating_sub(started).as_secs();
                     let problem = shared.problem(Code::UpstreamTimeout, &held.id).retry_after(age.min(left).max(1));
@@ -139,6 +150,49 @@ async fn watch_from<O: Operation>(
                 }
             }
         }
+    }
+}
+
+/// Holds the claim of a response that was handed on before its end: renews, and keeps how it ended.
+fn hold_on(held: &Arc<Held>, end: oneshot::Receiver<End>, written: oneshot::Sender<()>) -> Boxed<'static, ()> {
+    let running = Running::begin(&held.shared);
+    let held = Arc::clone(held);
+    Box::pin(async move {
+        let _running = running;
+        let end = renew_until(&held, end).await.unwrap_or(End::Unknown);
+        let ending = Ending::of(&held, Watched::Ended(Execution { answer: Ok(()), end }));
+        keep_writing(&held, ending.record, ending.end).await;
+        // An error only says that nobody waits for it.
+        let _ = written.send(());
+    })
+}
+
+/// Renews a claim until its end comes. `None`: nobody will say it, or the drain's limit is over.
+async fn renew_until(held: &Arc<Held>, mut end: oneshot::Receiver<End>) -> Option<End> {
+    let clock = &held.shared.clock;
+    let third = held.policy.lease / 3;
+    let mut given_up = held.shared.give_up.subscribe();
+    let mut renew_at = held.confirmed() + third;
+    loop {
+        tokio::select! {
+            biased;
+            end = &mut end => return end.ok(),
+            () = over(&mut given_up) => return None,
+            () = clock.sleep_until(renew_at) => {}
+        }
+        let renewal = held.renew();
+        let is_renewed = tokio::select! {
+            biased;
+            end = &mut end => return end.ok(),
+            () = over(&mut given_up) => return None,
+            is_renewed = renewal => is_renewed,
+        };
+        renew_at = match is_renewed {
+            true => held.confirmed() + third,
+            // A superseded holder has nothing to renew; a store that failed is asked again soon.
+            false if held.was_overtaken() => Duration::MAX,
+            false => clock.now() + third / 4,
+        };
     }
 }
 

@@ -9,23 +9,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, request};
-use tokio::sync::mpsc;
+use http::{Request, Response, StatusCode, request, response};
+use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
 
 use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
 use super::keys::{self, Known, Settled, Source};
-use crate::claim::Claim;
+use crate::claim::{Claim, LaterEnd};
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
 use crate::limits::Limits;
-use crate::policy::{Fate, Keys, Policy};
+use crate::policy::{CloseDelimited, EndsWithConnection, Fate, Keys, Policy, Stream};
 use crate::problem::{Code, Problem};
 use crate::reply::Reply;
 use crate::secret::HashKeys;
@@ -150,7 +150,8 @@ impl<S, B> Call<S, B> {
         let Ok(principal) = policy.principal.identify(&head.headers) else {
             return Err(refused(Code::PrincipalUnknown));
         };
-        if declared_length(&head.headers).is_some_and(|length| length > engine.limits().request_body as u64) {
+        let most = policy.request_body.unwrap_or(engine.limits().request_body);
+        if declared_length(&head.headers).is_some_and(|length| length > most as u64) {
             return Err(refused(Code::RequestTooLarge));
         }
         Ok(Ask { key, principal, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) })
@@ -216,7 +217,8 @@ where
             let mut body = pin!(body);
             let engine = &self.settings.engine;
             let patience = Some((&**engine.clock(), STALLED));
-            let refused = match read(body.as_mut(), engine.limits().request_body, patience).await {
+            let most = ask.policy.request_body.unwrap_or(engine.limits().request_body);
+            let refused = match read(body.as_mut(), most, patience).await {
                 Read::Whole(body, trailers) => {
                     (self.body, self.trailers) = (body, trailers);
                     None
@@ -321,6 +323,7 @@ where
             Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
         };
         fault::reach("executed");
+        claim.response_began();
         let (head, body) = response.into_parts();
         let fate = claim
             .declared()
@@ -328,21 +331,26 @@ where
             .or_else(|| settings.policy.fate(head.status, &head.headers));
         let response_limit = settings.engine.limits().response_body;
         let length = declared_length(&head.headers);
-        // One whose length is known has an end to wait for, whatever its kind.
-        let passes = match length.or_else(|| http_body::Body::size_hint(&body).exact()) {
-            Some(length) => length > response_limit as u64,
-            None => is_declared_stream(&head.headers),
+        let known = length.or_else(|| http_body::Body::size_hint(&body).exact());
+        let keeps_later = |claim: &Claim| {
+            let (status, headers) = (head.status, head.headers.clone());
+            Keeper { status, headers, data: BytesMut::new(), limit: response_limit, end: claim.end_later() }
         };
-        let (whole, body) = match () {
-            () if passes => (None, spill(Bytes::new(), Box::pin(body), &claim, &settings.engine, fate)),
-            () => match read(Box::pin(body), response_limit, None).await {
+        let spilled = |prefix, rest, keeper| spill(prefix, rest, &claim, &settings.engine, fate, keeper);
+        let (whole, body) = match flow(&settings.policy, &head, known, response_limit) {
+            Flow::Passes => (None, spilled(Bytes::new(), Box::pin(body), None)),
+            Flow::IsKeptLater if fate.is_none() => {
+                (None, spilled(Bytes::new(), Box::pin(body), Some(keeps_later(&claim))))
+            }
+            Flow::IsKeptLater => (None, spilled(Bytes::new(), Box::pin(body), None)),
+            Flow::IsHeld => match read(Box::pin(body), response_limit, None).await {
                 Read::Whole(data, _)
                     if length.is_some_and(|length| length != data.len() as u64 && carries_body(head.status)) =>
                 {
                     return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
                 }
                 Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
-                Read::Larger(prefix, rest) => (None, spill(prefix, rest, &claim, &settings.engine, fate)),
+                Read::Larger(prefix, rest) => (None, spilled(prefix, rest, None)),
                 Read::Cut if fault::planted("partial-kept") => (Some(Bytes::new()), Body::buffered(Bytes::new(), None)),
                 Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             },
@@ -358,10 +366,73 @@ where
     }
 }
 
+/// How a response goes to its client.
+enum Flow {
+    /// Whole, once it is stored.
+    IsHeld,
+    /// As it comes, and it is not stored.
+    Passes,
+    /// As it comes, and it is stored once its end was seen.
+    IsKeptLater,
+}
+
+/// Decides how a response goes to its client. `known`: the length of its body, if it is known before its end.
+fn flow(policy: &Policy, head: &response::Parts, known: Option<u64>, limit: usize) -> Flow {
+    // A response whose length is known has an end to wait for, whatever its kind.
+    if let Some(length) = known {
+        return if length > limit as u64 { Flow::Passes } else { Flow::IsHeld };
+    }
+    let ends_with_connection = head.extensions.get::<EndsWithConnection>().is_some();
+    if ends_with_connection && policy.close_delimited == CloseDelimited::Pass {
+        return Flow::Passes;
+    }
+    match policy.stream {
+        Stream::Auto if !is_declared_stream(&head.headers) => Flow::IsHeld,
+        Stream::Auto | Stream::Pass => Flow::Passes,
+        Stream::Keep => Flow::IsKeptLater,
+    }
+}
+
+/// Collects a response that is handed on as it comes, to store it once its end was seen.
+struct Keeper {
+    status: StatusCode,
+    headers: HeaderMap,
+    data: BytesMut,
+    limit: usize,
+    end: LaterEnd,
+}
+
+impl Keeper {
+    /// Collects a piece. A response that grows over the limit ends without its body, and is collected no further.
+    fn take(mut self, data: Option<&Bytes>) -> Option<Self> {
+        let data = data.map_or(&[][..], |data| data);
+        if self.data.len() + data.len() > self.limit {
+            let head = Reply::head(self.status, &self.headers);
+            drop(self.end.send(End::NotKept(head)));
+            return None;
+        }
+        self.data.extend_from_slice(data);
+        Some(self)
+    }
+
+    /// Stores what was collected. The future resolves once it is stored.
+    fn keep(self) -> oneshot::Receiver<()> {
+        let reply = Reply::keep(self.status, &self.headers, self.data.freeze());
+        self.end.send(End::Completed(Arc::new(reply)))
+    }
+}
+
 /// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is
 /// read to its end, or as long as an answer is listened for. What breaks off was not executed to its end, as far as anybody
 /// knows.
-fn spill<R>(prefix: Bytes, mut rest: Pin<Box<R>>, claim: &Claim, engine: &Engine, fate: Option<Fate>) -> Body<R>
+fn spill<R>(
+    prefix: Bytes,
+    mut rest: Pin<Box<R>>,
+    claim: &Claim,
+    engine: &Engine,
+    fate: Option<Fate>,
+    mut keeper: Option<Keeper>,
+) -> Body<R>
 where
     R: http_body::Body + Send + 'static,
     R::Error: Send,
@@ -398,7 +469,19 @@ where
                 Ok(None) => Piece::End,
                 Err(panic) => break Some(Piece::Panicked(panic)),
             };
+            if let Piece::Frame(frame) = &piece {
+                keeper = keeper.and_then(|keeper| keeper.take(frame.data_ref()));
+            }
             let ended = matches!(piece, Piece::End);
+            // The client sees the end once a retry would be a replay, unless the store takes its time.
+            if ended && let Some(keeper) = keeper.take() {
+                let stored = keeper.keep();
+                tokio::select! {
+                    _ = stored => {}
+                    () = clock.sleep_until(clock.now() + engine.limits().store_timeout) => {}
+                    () = &mut given_up => {}
+                }
+            }
             if alone.is_none() {
                 let sent = tokio::select! {
                     biased;
@@ -413,8 +496,9 @@ where
                 return;
             }
         };
-        // An answer that was said to be kept in part, or not at all, is now known to be cut.
-        if matches!(fate, None | Some(Fate::NotKept)) {
+        // A response that was recorded without its body is now known to be truncated. One that was to be stored is unknown
+        // as soon as its keeper is gone.
+        if keeper.take().is_none() && matches!(fate, None | Some(Fate::NotKept)) {
             claim.tell_cut().await;
         }
         if let Some(piece) = cut {
@@ -524,20 +608,51 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
     wire::line(headers, &CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Whether an answer says of itself that it has no end to wait for.
+/// Returns true if a response says of itself that it is a stream, whose pieces are to reach the client as they come.
 fn is_declared_stream(headers: &HeaderMap) -> bool {
     const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-    const STREAMS: [&str; 5] = [
-        "text/event-stream",
-        "multipart/x-mixed-replace",
-        "application/x-ndjson",
-        "application/grpc",
-        "application/json-seq",
-    ];
     let kind = wire::line(headers, &CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    STREAMS.iter().any(|stream| kind.eq_ignore_ascii_case(stream))
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    is_stream_type(&kind)
         || wire::line(headers, &X_ACCEL_BUFFERING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
+}
+
+/// Returns true if a media type, in lower case and without parameters, is that of a stream.
+fn is_stream_type(kind: &str) -> bool {
+    const STREAMS: [&str; 24] = [
+        // Events.
+        "text/event-stream",
+        "application/x-dom-event-stream",
+        "application/vnd.amazon.eventstream",
+        // Parts.
+        "multipart/mixed",
+        "multipart/x-mixed-replace",
+        // JSON, a value a line or a record.
+        "application/jsonl",
+        "application/x-jsonl",
+        "application/jsonlines",
+        "application/x-jsonlines",
+        "application/json-lines",
+        "application/x-json-lines",
+        "application/jsonl+json",
+        "application/ndjson",
+        "application/x-ndjson",
+        "application/x-ldjson",
+        "application/ldjson",
+        "text/x-ndjson",
+        "text/ndjson",
+        "text/jsonl",
+        "application/json-seq",
+        "application/x-json-stream",
+        "application/stream+json",
+        "application/json-stream",
+        "application/x-json-seq",
+    ];
+    // gRPC and gRPC-web name their codec behind a plus; Connect's streams always do.
+    let is_grpc = ["application/grpc", "application/grpc-web", "application/grpc-web-text"]
+        .iter()
+        .any(|grpc| kind.strip_prefix(grpc).is_some_and(|codec| codec.is_empty() || codec.starts_with('+')));
+    is_grpc || kind.starts_with("application/connect+") || kind.ends_with("+json-seq") || STREAMS.contains(&kind)
 }
 
 fn carries_body(status: StatusCode) -> bool {

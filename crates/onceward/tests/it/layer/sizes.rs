@@ -219,7 +219,25 @@ async fn read_until(shop: &Shop, text: &str) -> crate::shop::Sent {
 
 #[tokio::test]
 async fn a_declared_stream_passes_as_it_comes_and_is_on_record_before_its_first_byte() {
-    for kind in ["text/event-stream", "Text/Event-Stream; charset=utf-8", "application/x-ndjson", "application/grpc"] {
+    for kind in [
+        "text/event-stream",
+        "Text/Event-Stream; charset=utf-8",
+        "application/x-ndjson",
+        "application/jsonl",
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc-web",
+        "application/grpc-web+json",
+        "application/grpc-web-text",
+        "application/grpc-web-text+proto",
+        "application/connect+json",
+        "application/connect+proto",
+        "application/stream+json",
+        "application/vnd.amazon.eventstream",
+        "application/geo+json-seq",
+        "multipart/mixed; boundary=x",
+        "multipart/x-mixed-replace;boundary=x",
+    ] {
         let (shop, frames) = live(kind, StatusCode::OK).await;
         frames.send(piece("data: 1\n\n")).await.expect("the shop listens");
         let mut sent = read_until(&shop, "data: 1").await;
