@@ -104,6 +104,13 @@ const PROGRAMS: &[Program] = &[
         needed_by: &["lib-all"],
     },
     Program {
+        name: "/usr/sbin/nginx",
+        package: "nginx-light",
+        at_least: (1, 18),
+        purpose: "stands before the gateway, and sends uploads on",
+        needed_by: &["gateway"],
+    },
+    Program {
         name: "/usr/lib/postgresql/15/bin/postgres",
         package: "postgresql-15",
         at_least: (15, 0),

@@ -2,10 +2,11 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use onceward::engine::Engine;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::{Config, Origin};
 use crate::metrics::Metrics;
+use crate::target;
 
 /// Probes that come faster than this are answered from the last one.
 const READY_FOR: Duration = Duration::from_secs(1);
@@ -29,17 +31,31 @@ pub(crate) struct Admin {
     metrics: Arc<Metrics>,
     config: Arc<Config>,
     connections_max: usize,
+    /// The process was told to stop, and may still take new claims for `drain_delay`.
+    leaving: Arc<AtomicBool>,
     started: Instant,
     /// When the store was last asked, and what it said.
     ready: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl Admin {
-    pub(crate) fn new(engine: Engine, metrics: Arc<Metrics>, config: Arc<Config>, connections_max: usize) -> Self {
-        Self { engine, metrics, config, connections_max, started: Instant::now(), ready: Mutex::default() }
+    pub(crate) fn new(
+        engine: Engine,
+        metrics: Arc<Metrics>,
+        config: Arc<Config>,
+        connections_max: usize,
+        leaving: Arc<AtomicBool>,
+    ) -> Self {
+        Self { engine, metrics, config, connections_max, leaving, started: Instant::now(), ready: Mutex::default() }
     }
 
     pub(crate) async fn call<B>(&self, request: Request<B>) -> Result<Page, Infallible> {
+        // A page of another origin may let a name of its own lead here, and read what it gets (DNS rebinding).
+        let hosts = request.headers().get_all(HOST);
+        if self.config.admin.token.is_none() && !hosts.iter().all(target::is_local_or_literal) {
+            let why = "without a token in [admin] this listener answers to localhost and to addresses alone; use one in the URL, or set the token\n";
+            return Ok(text(StatusCode::MISDIRECTED_REQUEST, why));
+        }
         Ok(match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
             (&Method::GET | &Method::HEAD, "/readyz") => self.readyz().await,
@@ -69,7 +85,7 @@ impl Admin {
 
     /// Goes to the store with writes and reads: one that only answers reads is not ready.
     async fn readyz(&self) -> Page {
-        if self.engine.is_draining() {
+        if self.engine.is_draining() || self.leaving.load(Ordering::Relaxed) {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
         // Whoever comes while it is asked waits for the same answer.

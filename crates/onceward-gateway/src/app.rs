@@ -6,23 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, CONTENT_TYPE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use onceward::endpoints::Endpoints;
 use onceward::layer::{self, Idempotency, IdempotencyLayer};
+use onceward::paths;
+use onceward::problem::{Code, Problem};
 use onceward::wire::{self, Outcome};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::config::Config;
+use crate::config::{Config, TrustedProxies};
 use crate::cors::{Asked, Cors};
+use crate::forwarded::Sender;
+use crate::loops::{Looped, Loops};
 use crate::metrics::RECORD;
-use crate::upstream::{Forwarder, Peer, RequestId};
+use crate::target;
+use crate::upstream::{Forwarder, RequestId};
 
 type Protected = Idempotency<Forwarder<layer::Body<Incoming>>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -37,7 +42,11 @@ pub(crate) struct App {
     /// The first one holds where no route matches.
     protected: Vec<(Arc<str>, Protected)>,
     endpoints: (String, Endpoints),
+    /// Where the endpoints are, in the normal form of paths.
+    mount: String,
     cors: Cors,
+    trusted_proxies: TrustedProxies,
+    loops: Arc<Loops>,
     requests: AtomicU64,
 }
 
@@ -59,7 +68,8 @@ impl App {
         protect(&config.policy);
         for (pattern, policy) in &config.routes {
             // The settings were read with the same router, so what it refuses was refused there.
-            let _ = routes.insert(pattern, protect(policy));
+            let normal = paths::pattern(pattern).unwrap_or_else(|_| pattern.clone());
+            let _ = routes.insert(normal, protect(policy));
         }
         let endpoints = layer.with_policy(config.policy.clone()).endpoints_at(&config.endpoints, config.routes.clone());
         // Ids of several processes shall not look alike.
@@ -68,7 +78,10 @@ impl App {
             routes,
             protected,
             endpoints: (config.endpoints.clone(), endpoints),
+            mount: paths::normal(&config.endpoints).into_owned(),
             cors,
+            trusted_proxies: config.trusted_proxies.clone(),
+            loops: Loops::new(),
             requests: AtomicU64::new(first),
         }
     }
@@ -79,33 +92,38 @@ impl App {
         peer: SocketAddr,
     ) -> Result<Response<Out>, Infallible> {
         let id = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(Sender { address: peer, is_trusted: self.trusted_proxies.contains(peer.ip()) });
         request.extensions_mut().insert(id);
 
-        let path = unescaped(request.uri().path());
-        if let Some((status, why)) = is_no_request_for_us(&request, &path) {
-            let mut response = plain(status, why);
-            if request.headers().contains_key(wire::IDEMPOTENCY_KEY) {
-                response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Rejected.value());
-            }
-            return Ok(response);
+        if let Err(refusal) = self.check(&request, id) {
+            return Ok(*refusal);
         }
+        let place = self.place(request.uri());
         let asked = Asked::of(&request);
-        let (mount, endpoints) = &self.endpoints;
-        if is_below(&path, mount) {
-            if let Some(asked) = asked.as_ref().filter(|asked| asked.is_preflight) {
-                return Ok(self.cors.preflight(asked, request.headers(), boxed(Full::default())).await);
+        let at = match place {
+            // What the operators' listener has is not to be reached from here, nor passed on as if it were the service's.
+            Place::Hidden => return Ok(rejected(&request, plain(StatusCode::NOT_FOUND, "not found\n"))),
+            Place::Own(path) => {
+                if let Some(asked) = asked.as_ref().filter(|asked| asked.is_preflight) {
+                    return Ok(self.cors.preflight(asked, request.headers(), boxed(Full::default())).await);
+                }
+                if let Some(path) = path {
+                    *request.uri_mut() = path;
+                }
+                let Ok(mut response) = self.endpoints.1.clone().call(request).await;
+                if let Some(asked) = &asked {
+                    self.cors.complete_own(asked, &mut response).await;
+                }
+                return Ok(response.map(boxed));
             }
-            let Ok(mut response) = endpoints.clone().call(request).await;
-            if let Some(asked) = &asked {
-                self.cors.complete_own(asked, &mut response).await;
-            }
-            return Ok(response.map(boxed));
-        }
-        let (route, protected) = &self.protected[self.routes.at(&path).map_or(0, |found| *found.value)];
+            Place::Route(at) => at,
+        };
+        let (route, protected) = &self.protected[at];
         if asked.as_ref().is_some_and(|asked| asked.is_preflight) {
             Cors::to_upstream(request.headers_mut());
         }
+        let mark = self.loops.mark(&request);
+        request.extensions_mut().insert(mark);
 
         let started = Instant::now();
         let method = request.method().clone();
@@ -115,6 +133,9 @@ impl App {
             (response, RECORD.with(|record| *record.lock()))
         };
         let (Ok(mut response), record) = RECORD.scope(Mutex::new(None), answered).await;
+        if response.extensions().get::<Looped>().is_some() && Outcome::of(response.headers()).is_some() {
+            response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Rejected.value());
+        }
         if let Some(asked) = &asked {
             self.cors.complete(asked, &mut response).await;
         }
@@ -135,6 +156,72 @@ impl App {
         }
         Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
     }
+
+    /// Refuses what is not for anybody behind this gateway, before anybody looks whether there is a key.
+    fn check<B>(&self, request: &Request<B>, id: RequestId) -> Result<(), Box<Response<Out>>> {
+        if request.method() == Method::CONNECT {
+            let response = plain(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n");
+            return Err(Box::new(rejected(request, response)));
+        }
+        // hyper undoes `chunked`; what is under it would reach the upstream as if it were the body.
+        let mut codings = wire::names_in(request.headers(), &TRANSFER_ENCODING);
+        if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
+            let response = plain(StatusCode::NOT_IMPLEMENTED, "of transfer codings only chunked is understood\n");
+            return Err(Box::new(rejected(request, response)));
+        }
+        if wire::names_in(request.headers(), &UPGRADE).any(|protocol| protocol.eq_ignore_ascii_case("h2c")) {
+            tracing::info!(request = %id, "a client asked to upgrade to h2c; it gets its response in HTTP/1.1");
+        }
+        if let Err((code, detail)) = target::check(request) {
+            return Err(Box::new(self.refuse(request, id, code, Some(detail))));
+        }
+        if self.loops.has_come_back(request) {
+            tracing::error!(
+                request = %id,
+                method = %request.method(),
+                "the gateway is its own upstream: a request that it sent came back; set upstream to the address of the service"
+            );
+            return Err(Box::new(self.refuse(request, id, Code::LoopDetected, None)));
+        }
+        Ok(())
+    }
+
+    /// A problem for a request that nobody looked up.
+    fn refuse<B>(&self, request: &Request<B>, id: RequestId, code: Code, detail: Option<&str>) -> Response<Out> {
+        let mut problem = Problem::new(code, format!("urn:onceward:request:{id}")).endpoints(Some(&self.endpoints.0));
+        if let Some(detail) = detail {
+            problem = problem.detail(detail);
+        }
+        if !request.headers().contains_key(wire::IDEMPOTENCY_KEY) {
+            problem = problem.without_key();
+        }
+        let mut response = problem.into_response().map(|body| boxed(Full::new(body)));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+
+    /// Looks a path up by its normal form.
+    fn place(&self, uri: &Uri) -> Place {
+        let normal = paths::normal(uri.path());
+        if is_below(&normal, "/.onceward") {
+            return Place::Hidden;
+        }
+        if let Some(rest) = normal.strip_prefix(&*self.mount).filter(|_| is_below(&normal, &self.mount)) {
+            let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+            return Place::Own(Uri::try_from(format!("{}{rest}{query}", self.endpoints.0)).ok());
+        }
+        Place::Route(self.routes.at(&normal).map_or(0, |found| *found.value))
+    }
+}
+
+/// Where a path leads.
+enum Place {
+    /// To what only operators have.
+    Hidden,
+    /// To the gateway's own paths, in their usual spelling where that is a target.
+    Own(Option<Uri>),
+    /// To the upstream, under the route of this number.
+    Route(usize),
 }
 
 fn boxed(body: Full<Bytes>) -> Out {
@@ -151,73 +238,21 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Out> {
     response
 }
 
-/// What is answered before anybody looks whether there is a key.
-fn is_no_request_for_us<B>(request: &Request<B>, path: &str) -> Option<(StatusCode, &'static str)> {
-    let hosts = request.headers().get_all(HOST).iter().count();
-    if request.method() == Method::CONNECT {
-        return Some((StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n"));
+/// Labels a refusal of a request with a key.
+fn rejected<B>(request: &Request<B>, mut response: Response<Out>) -> Response<Out> {
+    if request.headers().contains_key(wire::IDEMPOTENCY_KEY) {
+        response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Rejected.value());
     }
-    // hyper undoes `chunked`; what is under it would reach the upstream as if it were the body.
-    let mut codings = wire::names_in(request.headers(), &TRANSFER_ENCODING);
-    if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
-        return Some((StatusCode::NOT_IMPLEMENTED, "of transfer codings only chunked is understood\n"));
-    }
-    // Two gateways that each take another for the one meant would know one request by two fingerprints.
-    if hosts > 1 || hosts == 0 && request.version() == Version::HTTP_11 {
-        return Some((StatusCode::BAD_REQUEST, "send one Host header\n"));
-    }
-    // What the operators' listener has is not to be reached from here, nor passed on as if it were the service's.
-    is_below(path, "/.onceward").then_some((StatusCode::NOT_FOUND, "not found\n"))
+    response
 }
 
 fn is_below(path: &str, mount: &str) -> bool {
     path.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// A path with needless escapes undone (RFC 3986, 6.2.2.2), so that `/%6frders` is held to what is said of `/orders`.
-fn unescaped(path: &str) -> std::borrow::Cow<'_, str> {
-    if !path.contains('%') {
-        return path.into();
-    }
-    let bytes = path.as_bytes();
-    let mut plain = String::with_capacity(path.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escape = path.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        match escape.and_then(|digits| u8::from_str_radix(digits, 16).ok()).map(char::from) {
-            Some(c) if c.is_ascii_alphanumeric() || "-._~".contains(c) => {
-                plain.push(c);
-                at += 3;
-            }
-            _ => {
-                let c = path[at..].chars().next().unwrap_or_default();
-                plain.push(c);
-                at += c.len_utf8().max(1);
-            }
-        }
-    }
-    plain.into()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{is_below, unescaped};
-
-    #[test]
-    fn needless_escapes_are_undone_and_no_others() {
-        for (path, plain) in [
-            ("/orders", "/orders"),
-            ("/%6frders", "/orders"),
-            ("/%2Eonceward/x", "/.onceward/x"),
-            ("/a%2Fb%25%3f", "/a%2Fb%25%3f"),
-            ("/a%", "/a%"),
-            ("/a%6", "/a%6"),
-            ("/%+6", "/%+6"),
-            ("/%zz%6F", "/%zzo"),
-        ] {
-            assert_eq!(unescaped(path), plain, "{path}");
-        }
-    }
+    use super::is_below;
 
     #[test]
     fn a_mount_has_only_what_is_below_it() {

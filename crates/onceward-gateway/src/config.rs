@@ -25,6 +25,7 @@ use onceward::limits::Limits;
 use onceward::policy::{Keys, Missing, Policy};
 use onceward::principal::Rule;
 
+pub use crate::forwarded::TrustedProxies;
 #[cfg(feature = "redis")]
 pub use parse::RedisOptions;
 pub use parse::{Host, StoreUrl, Upstream};
@@ -49,10 +50,14 @@ pub struct Config {
     pub secret_file: Option<PathBuf>,
     /// Which `Host` the upstream sees.
     pub host: Host,
+    /// Whose `Forwarded`, `X-Real-IP` and `X-Forwarded-*` are believed.
+    pub trusted_proxies: TrustedProxies,
     /// Under which path the public paths are.
     pub endpoints: String,
     /// How long a stopping process finishes what it executes.
     pub drain: Duration,
+    /// How long of `drain` new claims are still taken, while `/readyz` is red already.
+    pub drain_delay: Duration,
     /// The operators' listener.
     pub admin: Admin,
     /// How keys are issued.
@@ -69,6 +74,8 @@ pub struct Config {
     pub header_lines: usize,
     /// Upper bound on the bytes of a request's head.
     pub header_size: usize,
+    /// The largest age of a connection to the upstream; a new one looks the name up again.
+    pub upstream_max_age: Duration,
     /// For every path that no route matches.
     pub policy: Policy,
     /// Patterns of paths, and what holds there.
@@ -235,8 +242,10 @@ impl Settings {
             namespace: self.get("namespace", parse::namespace)?,
             secret_file: (!secret_file.is_empty()).then(|| secret_file.into()),
             host: self.get("host", parse::host)?,
+            trusted_proxies: self.get("trusted_proxies", parse::trusted_proxies)?,
             endpoints: self.get("endpoints", parse::endpoints)?,
             drain: self.get("drain", duration(Duration::ZERO, HOUR))?,
+            drain_delay: self.get("drain_delay", duration(Duration::ZERO, HOUR))?,
             admin: Admin {
                 listen: self.get("admin.listen", parse::address)?,
                 token: (!token.is_empty()).then_some(token),
@@ -248,6 +257,7 @@ impl Settings {
             unkeyed_timeout: self.get("limits.unkeyed_timeout", duration(MS, DAY))?,
             header_lines: self.get("limits.header_lines", |item| parse::count(item, 16, 10_000))?,
             header_size: self.get("limits.header_size", |item| parse::size(item, 8 << 10, 16 << 20))?,
+            upstream_max_age: self.get("limits.upstream_max_age", duration(Duration::ZERO, DAY))?,
             policy: Policy::default(),
             routes: Vec::new(),
             sources: Vec::new(),
@@ -333,10 +343,8 @@ impl Settings {
             let Some(path) = route.get("path") else { continue };
             let refuse = |what: String| Invalid::new("route.path", what, path.origin.clone());
             let pattern = parse::text(&path.item).map_err(refuse)?;
-            if !pattern.starts_with('/') {
-                return Err(refuse(format!("{pattern:?} does not begin with a slash; write \"/orders\", for example")));
-            }
-            patterns.insert(pattern, ()).map_err(|error| refuse(pattern_error(pattern, &error)))?;
+            let normal = onceward::paths::pattern(pattern).map_err(refuse)?;
+            patterns.insert(&*normal, ()).map_err(|error| refuse(pattern_error(pattern, &normal, &error, &found)))?;
             self.layers.push(route.clone());
             let policy = self.policy(pattern);
             self.layers.pop();
@@ -362,6 +370,14 @@ impl Settings {
                 config.admin.listen
             );
             return Err(Invalid::new("admin.token", what, self.origin("admin.listen")));
+        }
+        if config.drain_delay > config.drain {
+            let what = format!(
+                "drain_delay, \"{}\", is more than drain, \"{}\", of which it is a part; raise drain, or lower drain_delay",
+                Shown(config.drain_delay),
+                Shown(config.drain)
+            );
+            return Err(self.refuse(&["drain_delay", "drain"], what));
         }
         if config.listen == config.admin.listen && config.listen.port() != 0 {
             return Err(
@@ -432,10 +448,20 @@ fn without_password(url: &str) -> String {
     }
 }
 
-fn pattern_error(pattern: &str, error: &matchit::InsertError) -> String {
+/// Says why a pattern, in its normal form, cannot stand beside those that were `found` before.
+fn pattern_error(pattern: &str, normal: &str, error: &matchit::InsertError, found: &[(String, Policy)]) -> String {
     match error {
-        matchit::InsertError::Conflict { with } if with == pattern => {
-            format!("{pattern:?} stands twice; merge the two routes")
+        matchit::InsertError::Conflict { with } if with == normal => {
+            let other = found
+                .iter()
+                .map(|(other, _)| other.as_str())
+                .find(|other| onceward::paths::pattern(other).is_ok_and(|other| other == normal));
+            match other.filter(|other| *other != pattern) {
+                Some(other) => format!(
+                    "{pattern:?} and {other:?} are one pattern, {normal:?}: case, a last slash and needless escapes do not count; merge the two routes"
+                ),
+                None => format!("{pattern:?} stands twice; merge the two routes"),
+            }
         }
         matchit::InsertError::Conflict { with } => {
             format!(

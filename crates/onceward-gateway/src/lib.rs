@@ -5,15 +5,20 @@ pub mod config;
 mod admin;
 mod app;
 mod cli;
+mod client_socket;
 mod cors;
 #[cfg(feature = "demo")]
 mod demo;
+mod forwarded;
 mod logging;
+mod loops;
 mod metrics;
 #[cfg(feature = "postgres")]
 mod migrate;
 mod serve;
 mod server;
+mod signals;
+mod target;
 mod upstream;
 
 use std::error::Error;

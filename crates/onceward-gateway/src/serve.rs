@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use onceward::layer::IdempotencyLayer;
@@ -12,7 +13,6 @@ use onceward::secret::Secret;
 use onceward::store::RedisStore;
 use onceward::store::{EmbeddedStore, MemoryStore, Store};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -21,7 +21,8 @@ use crate::app::App;
 use crate::config::{Config, StoreUrl};
 use crate::cors::Cors;
 use crate::metrics::Metrics;
-use crate::server;
+use crate::server::{self, Bounds};
+use crate::signals::Signals;
 use crate::upstream::Forwarder;
 
 /// What answers have to reach their clients when the drain limit is over.
@@ -72,11 +73,14 @@ async fn serve(config: Config) -> Result<(), String> {
     let cors = Cors::new(Forwarder::new(&config)?, &config);
     let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, cors, &config));
     let connections_max = server::connections_max();
-    let admin = Arc::new(Admin::new(engine.clone(), metrics, Arc::clone(&config), connections_max));
+    let leaving = Arc::<AtomicBool>::default();
+    let admin =
+        Arc::new(Admin::new(engine.clone(), metrics, Arc::clone(&config), connections_max, Arc::clone(&leaving)));
 
     let head = server::HeadLimits { lines: config.header_lines, bytes: config.header_size };
     let (stop, stopping) = watch::channel(false);
-    let accepting = tokio::spawn(server::accept(listener, connections_max, head, stopping, move |request, peer| {
+    let bounds = Bounds { connections_max, head_timeout: server::HEAD_TIMEOUT, head };
+    let accepting = tokio::spawn(server::accept(listener, bounds, stopping, move |request, peer| {
         Arc::clone(&app).call(request, peer)
     }));
     let (admin_stop, admin_stopping) = watch::channel(false);
@@ -84,7 +88,9 @@ async fn serve(config: Config) -> Result<(), String> {
         let admin = Arc::clone(&admin);
         async move { admin.call(request).await }
     };
-    tokio::spawn(server::accept(admin_listener, server::ADMIN_CONNECTIONS_MAX, head, admin_stopping, answer));
+    let bounds =
+        Bounds { connections_max: server::ADMIN_CONNECTIONS_MAX, head_timeout: server::ADMIN_HEAD_TIMEOUT, head };
+    tokio::spawn(server::accept(admin_listener, bounds, admin_stopping, answer));
     tracing::info!(
         listen = %listening,
         admin = %admin_listening,
@@ -94,16 +100,30 @@ async fn serve(config: Config) -> Result<(), String> {
         "listening on {listening}"
     );
 
-    let name = signals.next().await;
-    engine.drain();
-    tracing::info!(in_flight = engine.in_flight(), "{name}: draining, for at most {:?}", config.drain);
+    let told = signals.stop().await;
+    let deadline = Instant::now() + config.drain;
+    let in_flight = engine.in_flight();
+    leaving.store(true, Ordering::Relaxed);
+    let delay = if told.skips_delay() { Duration::ZERO } else { config.drain_delay };
+    match delay.is_zero() {
+        true => {
+            engine.drain();
+            tracing::info!(in_flight, "{told}: draining, for at most {:?}", config.drain);
+        }
+        false => tracing::info!(
+            in_flight,
+            "{told}: not ready, and draining in {delay:?}, for at most {:?} in all",
+            config.drain
+        ),
+    }
     // Whoever asks twice does not want to wait.
     tokio::spawn(async move {
-        let name = signals.next().await;
-        tracing::warn!("{name} again: stopped at once");
+        let told = signals.stop().await;
+        tracing::warn!("{told} again: stopped at once");
         std::process::exit(1);
     });
-    let deadline = Instant::now() + config.drain;
+    tokio::time::sleep(delay).await;
+    engine.drain();
     // The listener stays: replays and refusals go on, and what a load balancer still sends gets an answer.
     if timeout_at(deadline, engine.drained()).await.is_err() {
         tracing::warn!(
@@ -193,23 +213,4 @@ fn unhex(digits: &[u8]) -> Option<[u8; 32]> {
         *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
     }
     Some(secret)
-}
-
-/// The two signals that stop it.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

@@ -1,27 +1,50 @@
 //! Listeners and their connections: accepted, served, and closed when the process ends.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::client_socket::{ClientSocket, ClientStream, Protocol};
+use crate::target::HadFragment;
 
 /// For a request's head, and for the pause before the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for operators, whose requests are small.
+pub(crate) const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait where the machine has no more sockets: an accept that fails at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection that has to leave may take to hand over what it has for its client.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a new connection may take to bring its first request once the listener is to close: it may be on its way.
+const FIRST_REQUEST_AT_STOP: Duration = Duration::from_millis(200);
+
+/// How many connections a listener has, and how long each may take for a head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) connections_max: usize,
+    pub(crate) head_timeout: Duration,
+    pub(crate) head: HeadLimits,
+}
 
 /// Upper bounds on the head of a request.
 #[derive(Clone, Copy, Debug)]
@@ -32,36 +55,31 @@ pub(crate) struct HeadLimits {
 
 /// Accepts connections until `stop` says so, and serves each in a task of its own, which holds a clone of `stop` for as
 /// long as it lives.
-pub(crate) async fn accept<S, F, R>(
-    listener: TcpListener,
-    connections_max: usize,
-    head: HeadLimits,
-    mut stop: watch::Receiver<bool>,
-    serve: S,
-) where
+pub(crate) async fn accept<S, F, R>(listener: TcpListener, bounds: Bounds, mut stop: watch::Receiver<bool>, serve: S)
+where
     S: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<R>, Infallible>> + Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let places = Arc::new(Semaphore::new(connections_max));
+    let places = Places::new(bounds.connections_max);
+    let spawn = |socket: TcpStream, peer, place: Place, stop: watch::Receiver<bool>| {
+        let serve = serve.clone();
+        tokio::spawn(async move { connection(socket, peer, bounds, place, stop, serve).await });
+    };
     loop {
-        let accepted = async {
-            // Taken before the connection is, so that whoever finds no place waits in the kernel's queue.
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            accepted = accepted => accepted,
-            () = stopped(&mut stop) => return,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => break,
         };
         match accepted {
             Ok((socket, peer)) => {
-                let (serve, stop) = (serve.clone(), stop.clone());
-                tokio::spawn(async move {
-                    connection(socket, peer, head, stop, serve).await;
-                    drop(place);
-                });
+                // Others that find no place wait in the kernel's queue, behind this one.
+                let place = tokio::select! {
+                    place = places.take() => place,
+                    () = stopped(&mut stop) => break,
+                };
+                spawn(socket, peer, place, stop.clone());
             }
             // The client was gone before it was accepted.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -71,12 +89,145 @@ pub(crate) async fn accept<S, F, R>(
             }
         }
     }
+    // Closing the listener would reset the connections that the kernel has accepted for it.
+    while let Ok(Ok((socket, peer))) = timeout(Duration::ZERO, listener.accept()).await {
+        match places.try_take() {
+            Some(place) => spawn(socket, peer, place, stop.clone()),
+            None => break,
+        }
+    }
+}
+
+/// The connections of a listener, at most so many.
+struct Places {
+    free: Arc<Semaphore>,
+    taken: Mutex<HashMap<usize, Arc<Seat>>>,
+    next: AtomicUsize,
+}
+
+/// What is known of one connection.
+#[derive(Debug)]
+struct Seat {
+    /// It has not brought a request yet.
+    is_new: AtomicBool,
+    /// Requests whose response has not been handed over whole.
+    running: AtomicUsize,
+    idle_since: Mutex<Instant>,
+    is_leaving: AtomicBool,
+    leave: Notify,
+}
+
+/// A connection's right to be there, given back when dropped.
+struct Place {
+    places: Arc<Places>,
+    number: usize,
+    seat: Arc<Seat>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken.lock().remove(&self.number);
+    }
+}
+
+impl Places {
+    fn new(connections_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            free: Arc::new(Semaphore::new(connections_max)),
+            taken: Mutex::default(),
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    fn try_take(self: &Arc<Self>) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let seat = Arc::new(Seat {
+            is_new: AtomicBool::new(true),
+            running: AtomicUsize::new(0),
+            idle_since: Mutex::new(Instant::now()),
+            is_leaving: AtomicBool::new(false),
+            leave: Notify::new(),
+        });
+        self.taken.lock().insert(number, Arc::clone(&seat));
+        Some(Place { places: Arc::clone(self), number, seat, _permit: permit })
+    }
+
+    /// Takes a place. Where there is none, the connection that has been idle for longest has to leave.
+    async fn take(self: &Arc<Self>) -> Place {
+        loop {
+            if let Some(place) = self.try_take() {
+                return place;
+            }
+            self.evict_idle();
+            // One that is busy now may be idle then.
+            let freed = timeout(ACCEPT_PAUSE, Arc::clone(&self.free).acquire_owned()).await;
+            drop(freed);
+        }
+    }
+
+    fn evict_idle(&self) {
+        let taken = self.taken.lock();
+        let idle = taken
+            .values()
+            .filter(|seat| seat.running.load(Ordering::Acquire) == 0 && !seat.is_leaving.load(Ordering::Acquire));
+        if let Some(seat) = idle.min_by_key(|seat| *seat.idle_since.lock()) {
+            seat.is_leaving.store(true, Ordering::Release);
+            seat.leave.notify_one();
+        }
+    }
+}
+
+/// Counts a request as running until dropped.
+struct Running(Arc<Seat>);
+
+impl Running {
+    fn begin(seat: &Arc<Seat>) -> Self {
+        seat.is_new.store(false, Ordering::Release);
+        seat.running.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(seat))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *self.0.idle_since.lock() = Instant::now();
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pin_project! {
+    /// The body of a response, whose request is running until it is dropped.
+    struct Guarded<R> {
+        #[pin]
+        body: R,
+        _running: Running,
+    }
+}
+
+impl<R: Body> Body for Guarded<R> {
+    type Data = R::Data;
+    type Error = R::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 async fn connection<S, F, R>(
-    socket: TcpStream,
+    tcp: TcpStream,
     peer: SocketAddr,
-    head: HeadLimits,
+    bounds: Bounds,
+    place: Place,
     mut stop: watch::Receiver<bool>,
     serve: S,
 ) where
@@ -85,31 +236,76 @@ async fn connection<S, F, R>(
     R: Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    // Without it small answers wait for the client's acknowledgements; where it fails, they do.
-    let _ = socket.set_nodelay(true);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(head.lines)
-        .max_header_size(head.bytes)
-        // A client may close its half after its request, and gets its response.
-        .half_close(true)
-        .serve_connection(TokioIo::new(socket), service_fn(move |request| serve(request, peer)))
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    // Without it small responses wait for the client's acknowledgements; where it fails, they do.
+    let _ = tcp.set_nodelay(true);
+    let socket = ClientSocket::new(tcp);
+    let seat = &place.seat;
+    let result = {
+        let (socket_of_requests, seat_of_requests) = (Arc::clone(&socket), Arc::clone(seat));
+        let service = service_fn(move |mut request| {
+            if socket_of_requests.had_fragment(&request) {
+                request.extensions_mut().insert(HadFragment);
+            }
+            let running = Running::begin(&seat_of_requests);
+            let response = serve(request, peer);
+            async move { response.await.map(|response| response.map(|body| Guarded { body, _running: running })) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(bounds.head_timeout)
+            .max_headers(bounds.head.lines)
+            .max_header_size(bounds.head.bytes)
+            // A client may close its half after its request, and gets its response.
+            .half_close(true)
+            .serve_connection(TokioIo::new(ClientStream::new(&socket)), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = stopped(&mut stop) => {
+                // What a client sent before it could know is served, and a connection that never began is not kept.
+                let first = match socket.is_untouched() {
+                    true => timeout(FIRST_REQUEST_AT_STOP, connection.as_mut()).await.ok(),
+                    false => None,
+                };
+                match first {
+                    Some(result) => result,
+                    None => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+            () = seat.leave.notified() => {
+                connection.as_mut().graceful_shutdown();
+                // Half of a head is not waited for; a response that is on its way to the client is, for a while.
+                let patience = if seat.is_new.load(Ordering::Acquire) { Duration::ZERO } else { LEAVE_TIMEOUT };
+                match timeout(patience, connection.as_mut()).await {
+                    Ok(result) => result,
+                    Err(_) if seat.running.load(Ordering::Acquire) > 0 => connection.await,
+                    Err(_) => Ok(()),
+                }
+            }
         }
     };
-    if let Err(error) = result {
+    let protocol = match &result {
+        Err(error) if error.is_parse_version_h2() => Some(Protocol::Http2),
+        _ => socket.protocol(),
+    };
+    if let Some(protocol) = protocol {
+        tracing::warn!(%peer, "{}", protocol.sentence());
+        socket.say(protocol.refusal());
+    } else if let Err(error) = result {
         tracing::debug!(error = crate::chain(&error), "a connection broke");
+    }
+    tokio::select! {
+        () = socket.linger(&mut stop) => {}
+        () = seat.leave.notified() => {}
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Returns when the process is to stop.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // Whoever could say it is gone: that is the end too.
     let _ = stop.wait_for(|stop| *stop).await;
 }

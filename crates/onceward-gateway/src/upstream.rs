@@ -16,7 +16,6 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,10 +29,12 @@ use onceward::claim::Claim;
 use onceward::fault;
 use onceward::policy::{EndsWithConnection, Fate};
 use onceward::problem::{Code, Problem};
+use onceward::wire::Outcome;
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
 use crate::config::{Config, Host, Upstream};
+use crate::loops::{Looped, Mark};
 use body::{Received, Sent};
 use connect::Connector;
 use framing::Framing;
@@ -41,12 +42,9 @@ use headers::Hop;
 use pool::{Connection, Pool};
 
 pub(crate) use body::Answer;
+pub(crate) use connect::Tcp;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// Who sent a request: put into its extensions by whoever accepted the connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Marks an answer to a page of a browser as the upstream's own, and no word of the gateway.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +90,7 @@ where
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
         let Upstream { authority, tls, .. } = &config.upstream;
         let shared = Shared {
-            pool: Pool::new(config.upstream_idle),
+            pool: Pool::new(config.upstream_idle, config.upstream_max_age),
             connector: Connector::new(&config.upstream)?.with_head_limits(config.header_lines, config.header_size),
             authority: authority.clone(),
             host: config.host,
@@ -168,7 +166,11 @@ where
         *onward.version_mut() = Version::HTTP_11;
         *onward.headers_mut() = headers::to_upstream(&parts, &hop);
 
-        match self.send(onward, claim.as_ref()).await {
+        let sent = self.send(onward, claim.as_ref()).await;
+        if parts.extensions.get::<Mark>().is_some_and(Mark::has_come_back) {
+            return self.looped(&parts, claim.as_ref());
+        }
+        match sent {
             Ok((response, _)) if response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_none() => {
                 self.failed(&parts, claim.as_ref(), Failure::Lost("it switched protocols without being asked".into()))
             }
@@ -185,7 +187,13 @@ where
                     if !framing.is_reusable || had_body && !response.status().is_success() {
                         connection.exchange.spoil();
                     }
+                    // Another gateway says that the request came back to it.
+                    let is_loop = response.status() == StatusCode::LOOP_DETECTED
+                        && Outcome::of(response.headers()) == Some(Outcome::Rejected);
                     let mut answer = self.answer(response, connection, &framing, claim.is_some());
+                    if is_loop {
+                        answer.extensions_mut().insert(Fate::Released);
+                    }
                     if parts.headers.contains_key(ORIGIN) {
                         answer.extensions_mut().insert(FromUpstream);
                     }
@@ -273,11 +281,12 @@ where
     fn answer(
         &self,
         response: Response<hyper::body::Incoming>,
-        connection: Connection<B>,
+        mut connection: Connection<B>,
         framing: &Framing,
         is_keyed: bool,
     ) -> Response<Answer> {
         let (mut parts, body) = response.into_parts();
+        connection.heed(&parts.headers);
         parts.headers = framing.applied_to(headers::to_client(&parts.headers, is_keyed));
         if framing.ends_with_connection && !self.is_tls {
             parts.extensions.insert(EndsWithConnection);
@@ -285,6 +294,21 @@ where
         parts.version = Version::HTTP_11;
         let back = Arc::clone(&self.pool).back(connection);
         Response::from_parts(parts, Answer::Upstream { received: Received::new(body, back) })
+    }
+
+    /// The response to a request that came back here instead of reaching a service.
+    fn looped(&self, parts: &request::Parts, claim: Option<&Claim>) -> Response<Answer> {
+        let problem = match claim {
+            Some(claim) => Problem::new(Code::LoopDetected, claim.instance()),
+            None => {
+                let id = parts.extensions.get::<RequestId>().map_or_else(String::new, ToString::to_string);
+                Problem::new(Code::LoopDetected, format!("urn:onceward:request:{id}")).without_key()
+            }
+        };
+        let mut response = problem.endpoints(Some(&self.endpoints)).into_response().map(Answer::own);
+        response.extensions_mut().insert(Fate::NotSent);
+        response.extensions_mut().insert(Looped);
+        response
     }
 
     fn failed(&self, parts: &request::Parts, claim: Option<&Claim>, failure: Failure) -> Response<Answer> {

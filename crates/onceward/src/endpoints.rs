@@ -18,6 +18,7 @@ use tower_service::Service;
 use crate::engine::{Engine, Look};
 use crate::fingerprint::Kind;
 use crate::key::{KEY_BYTES_MAX, Key};
+use crate::paths;
 use crate::policy::{Keys, Missing, Policy};
 use crate::principal::Principal;
 use crate::problem::Code;
@@ -35,19 +36,20 @@ struct Shared {
     policy: Policy,
     routes: Vec<(String, Policy)>,
     /// Which of `routes` a path belongs to.
-    paths: matchit::Router<usize>,
+    routes_by_path: matchit::Router<usize>,
 }
 
 impl Endpoints {
     pub(crate) fn new(engine: Engine, policy: Policy, routes: Vec<(String, Policy)>) -> Self {
-        let mut paths = matchit::Router::new();
+        let mut routes_by_path = matchit::Router::new();
         for (at, (pattern, _)) in routes.iter().enumerate() {
             // A pattern that is none, or stands twice, matches nothing: its paths are under the policy of all others.
-            if paths.insert(pattern, at).is_err() {
+            let normal = paths::pattern(pattern).unwrap_or_else(|_| pattern.clone());
+            if routes_by_path.insert(normal, at).is_err() {
                 tracing::warn!(pattern, "the pattern cannot be matched, so no keys are issued for it");
             }
         }
-        Self { shared: Arc::new(Shared { engine, policy, routes, paths }) }
+        Self { shared: Arc::new(Shared { engine, policy, routes, routes_by_path }) }
     }
 }
 
@@ -142,7 +144,7 @@ impl Shared {
     async fn issue(&self, head: &request::Parts) -> Response<Bytes> {
         let query = head.uri.query().unwrap_or_default();
         let path = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "path").map(|(_, path)| path);
-        let route = path.and_then(|path| self.paths.at(&path).ok().map(|found| *found.value));
+        let route = path.and_then(|path| self.routes_by_path.at(&paths::normal(&path)).ok().map(|found| *found.value));
         let policy = route.and_then(|at| self.routes.get(at)).map_or(&self.policy, |(_, policy)| policy);
         let Ok(principal) = policy.principal.identify(&head.headers) else {
             return self.engine.refusal(Code::PrincipalUnknown).into_response();

@@ -60,6 +60,8 @@ pub mod layer;
 pub mod limits;
 #[cfg(feature = "engine")]
 pub mod observe;
+#[cfg(feature = "layer")]
+pub mod paths;
 #[cfg(feature = "engine")]
 pub mod policy;
 #[cfg(feature = "engine")]

@@ -61,6 +61,8 @@ pub enum Code {
     KeyMissing,
     KeyInvalid,
     RequestIncomplete,
+    TargetInvalid,
+    HostInvalid,
     KeyForged,
     PrincipalUnknown,
     KeyForeign,
@@ -79,6 +81,7 @@ pub enum Code {
     StoreUnavailable,
     Draining,
     UpstreamTimeout,
+    LoopDetected,
 }
 
 /// One row of the table.
@@ -102,10 +105,12 @@ pub struct Row {
 
 impl Code {
     /// Every code, in the order of their statuses.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::KeyMissing,
         Self::KeyInvalid,
         Self::RequestIncomplete,
+        Self::TargetInvalid,
+        Self::HostInvalid,
         Self::KeyForged,
         Self::PrincipalUnknown,
         Self::KeyForeign,
@@ -124,6 +129,7 @@ impl Code {
         Self::StoreUnavailable,
         Self::Draining,
         Self::UpstreamTimeout,
+        Self::LoopDetected,
     ];
 
     /// What a code stands for.
@@ -140,6 +146,10 @@ impl Code {
                 "The Idempotency-Key is malformed."),
             Self::RequestIncomplete => (S::BAD_REQUEST, "request_incomplete", O::Rejected, E::Unknown, R::SameKey, "The request was cut",
                 "The request's body ended before it was whole. Send the request again with the same key."),
+            Self::TargetInvalid => (S::BAD_REQUEST, "target_invalid", O::Rejected, E::No, R::NewKey, "The request target is invalid",
+                "The target of the request line is neither a path that begins with a slash nor an http:// or https:// URL without user, password and fragment (RFC 9112, section 3.2). Send the path and the query alone."),
+            Self::HostInvalid => (S::BAD_REQUEST, "host_invalid", O::Rejected, E::No, R::NewKey, "The Host header is invalid",
+                "A request has one Host header: a name or an address, and a port if it is not the usual one (RFC 9112, section 3.2). Send one such line."),
             Self::PrincipalUnknown => (S::FORBIDDEN, "principal_unknown", O::Rejected, E::Unknown, R::Stop, "Nobody said who is asking",
                 "The request has credentials, and no rule says which of them tells who is asking. The operator sets `principal` in [policy]: [\"authorization\"] where each caller has one lasting Authorization header, [\"header:NAME\"] or [\"cookie:NAME\"] for the part that names the caller and does not change, [] where all callers are one."),
             Self::KeyForged => (S::BAD_REQUEST, "key_forged", O::Rejected, E::Unknown, R::Stop, "The key was not issued here",
@@ -176,6 +186,8 @@ impl Code {
                 "This process takes no new requests with a key. Send it again with the same key after Retry-After."),
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout", O::InFlight, E::Unknown, R::Wait, "The answer takes longer than you can wait",
                 "The request was sent and is still running; its answer will be kept. Ask again with the same key after Retry-After."),
+            Self::LoopDetected => (S::LOOP_DETECTED, "loop_detected", O::Rejected, E::No, R::Stop, "The gateway is its own upstream",
+                "The request came back to the gateway that had sent it, so no service executed it. The operator sets `upstream` to the address of the service, not to that of the gateway or of a proxy that leads back to it."),
         };
         Row { status, code, outcome, executed, retry, title, detail }
     }

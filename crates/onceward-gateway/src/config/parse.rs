@@ -15,6 +15,7 @@ use onceward::principal::{Part, Rule};
 use onceward::store::redis;
 
 use super::source::Item;
+use crate::forwarded::TrustedProxies;
 
 pub(crate) type Parsed<T> = Result<T, String>;
 
@@ -344,6 +345,11 @@ pub enum Host {
 
 pub(crate) fn host(item: &Item) -> Parsed<Host> {
     one_of(item, &[("preserve", Host::Preserve), ("upstream", Host::Upstream)])
+}
+
+/// Addresses and networks of proxies.
+pub(crate) fn trusted_proxies(item: &Item) -> Parsed<TrustedProxies> {
+    list(item)?.iter().map(|proxy| TrustedProxies::network(proxy)).collect::<Parsed<Vec<_>>>().map(TrustedProxies::new)
 }
 
 /// What is done without a key; `window` is how long a derived one counts, if that is said.

@@ -16,6 +16,9 @@ const WITHOUT_DEFAULT: [&str; 5] =
 /// Variables that tell how to log, before any setting is read.
 const OF_THE_LOG: [&str; 2] = [crate::logging::FILTER, crate::logging::FORMAT];
 
+/// Settings of `[limits]` that may also stand at the top, beside `upstream`.
+const ALSO_AT_THE_TOP: [(&str, &str); 1] = [("upstream_max_age", "limits.upstream_max_age")];
+
 const PREFIX: &str = "ONCEWARD_";
 
 /// Where a value was found.
@@ -201,8 +204,9 @@ impl File {
                     ));
                 }
                 value => {
-                    check_known(name, None, known, || origin(at))?;
-                    file.put(name.into(), name.into(), value, origin(at));
+                    let path = ALSO_AT_THE_TOP.iter().find(|(top, _)| *top == name).map_or(name, |(_, path)| path);
+                    check_known(path, None, known, || origin(at))?;
+                    file.put(path.into(), name.into(), value, origin(at));
                 }
             }
         }
@@ -258,7 +262,8 @@ pub(crate) fn environment(variables: impl Iterator<Item = (String, String)>) -> 
     let mut layer = Layer::new();
     let mut unknown = Vec::new();
     for (name, text) in variables.filter(|(name, _)| name.starts_with(PREFIX)) {
-        let path = known.iter().find(|path| variable(path) == name);
+        let top = ALSO_AT_THE_TOP.iter().find(|(top, _)| variable(top) == name).map(|(_, path)| *path);
+        let path = known.iter().find(|path| variable(path) == name || top == Some(path.as_str()));
         match path {
             Some(path) => {
                 let value = Value { name: path.clone(), item: Item::Plain(text), origin: Origin::Variable(name) };

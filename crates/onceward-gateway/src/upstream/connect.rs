@@ -1,5 +1,6 @@
 //! New connections: name, TCP, TLS, all within one time.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
@@ -12,11 +13,13 @@ use bytes::Bytes;
 use http_body::Body;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -27,8 +30,10 @@ use crate::config::Upstream;
 
 /// For the name, TCP and TLS together. A service that takes longer is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of it, for one of several addresses.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one of several addresses is tried before the next one is tried beside it (RFC 8305, 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// How long an address that failed, or was slow, is tried after all others.
+const FAILED_FOR: Duration = Duration::from_secs(60);
 
 /// Upper bound on the bytes of a response's head, unless the one of requests is larger.
 const HEAD_BYTES_MAX: usize = 256 << 10;
@@ -42,6 +47,7 @@ pub(crate) struct Connector {
     tls: Option<(TlsConnector, ServerName<'static>)>,
     header_lines: usize,
     head_bytes: usize,
+    failed: FailedAddresses,
 }
 
 impl fmt::Debug for Connector {
@@ -57,7 +63,8 @@ impl Connector {
             false => None,
         };
         let (header_lines, head_bytes) = (HEADER_LINES_MAX, HEAD_BYTES_MAX);
-        Ok(Self { host: upstream.host.clone(), port: upstream.port, tls, header_lines, head_bytes })
+        let failed = FailedAddresses::default();
+        Ok(Self { host: upstream.host.clone(), port: upstream.port, tls, header_lines, head_bytes, failed })
     }
 
     /// Takes responses with up to `lines` header lines, and heads of up to `bytes` if that is more than the default.
@@ -87,7 +94,7 @@ impl Connector {
             .map_err(io::Error::other)?;
         // Its errors come to whoever sent the request.
         tokio::spawn(connection.with_upgrades());
-        Ok(Connection { sender, exchange, socket })
+        Ok(Connection { sender, exchange, socket, opened: Instant::now(), announced: None })
     }
 
     async fn stream(&self) -> io::Result<(Stream, Arc<TcpStream>)> {
@@ -101,19 +108,84 @@ impl Connector {
         Ok((stream, socket))
     }
 
+    /// Connects to the first address that takes a connection. The name is looked up each time, for it may have moved.
     async fn tcp(&self) -> io::Result<TcpStream> {
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((self.host.as_str(), self.port)).await?.collect();
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
+        let addresses = self.failed.last(interleaved(found.collect()));
+        let mut rest = addresses.into_iter();
+        let mut attempts = JoinSet::new();
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        let count = addresses.len();
-        for address in addresses {
-            let each = if count > 1 { ADDRESS_TIMEOUT } else { CONNECT_TIMEOUT };
-            match timeout(each, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => return Ok(tcp),
-                Ok(Err(error)) => failed = error,
-                Err(_) => failed = io::Error::new(io::ErrorKind::TimedOut, "no connection in time"),
+        loop {
+            let newest = rest.next();
+            if let Some(address) = newest {
+                attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+            }
+            let ended = match (rest.len(), newest) {
+                // An attempt that ends frees the way for the next one at once.
+                (1.., Some(newest)) => match timeout(ATTEMPT_DELAY, attempts.join_next()).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        self.failed.note(newest);
+                        continue;
+                    }
+                },
+                _ => attempts.join_next().await,
+            };
+            match ended {
+                Some(Ok((address, Ok(tcp)))) => {
+                    self.failed.forget(address);
+                    return Ok(tcp);
+                }
+                Some(Ok((address, Err(error)))) => {
+                    self.failed.note(address);
+                    failed = error;
+                }
+                Some(Err(error)) => failed = io::Error::other(error),
+                None => return Err(failed),
             }
         }
-        Err(failed)
+    }
+}
+
+/// Orders addresses so that the two families take turns, beginning with that of the first one (RFC 8305, 4).
+fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_first_family =
+        |address: &SocketAddr| addresses.first().is_some_and(|first| first.is_ipv6() == address.is_ipv6());
+    let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
+        addresses.iter().partition(|address| is_first_family(address));
+    let mut second = second.into_iter();
+    let mut ordered = Vec::with_capacity(addresses.len());
+    for address in first {
+        ordered.push(address);
+        ordered.extend(second.next());
+    }
+    ordered.extend(second);
+    ordered
+}
+
+/// Addresses that took no connection lately.
+#[derive(Debug, Default)]
+struct FailedAddresses(Mutex<HashMap<SocketAddr, Instant>>);
+
+impl FailedAddresses {
+    fn note(&self, address: SocketAddr) {
+        let mut failed = self.0.lock();
+        // A name that moves often leaves nothing behind.
+        failed.retain(|_, since| since.elapsed() < FAILED_FOR);
+        failed.insert(address, Instant::now());
+    }
+
+    fn forget(&self, address: SocketAddr) {
+        self.0.lock().remove(&address);
+    }
+
+    /// Moves those that failed behind all others. They are not left out: they may be the only ones.
+    fn last(&self, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let failed = self.0.lock();
+        if !failed.is_empty() {
+            addresses.sort_by_key(|address| failed.get(address).is_some_and(|since| since.elapsed() < FAILED_FOR));
+        }
+        addresses
     }
 }
 
@@ -249,6 +321,10 @@ impl AsyncWrite for Tcp {
 }
 
 impl Tcp {
+    pub(crate) fn new(socket: Arc<TcpStream>) -> Self {
+        Self(socket)
+    }
+
     fn when_writable(
         &self,
         cx: &mut Context<'_>,
@@ -261,5 +337,38 @@ impl Tcp {
                 result => return Poll::Ready(result),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::{FailedAddresses, interleaved};
+
+    fn addresses(all: &[&str]) -> Vec<SocketAddr> {
+        all.iter().map(|address| format!("{address}:80").parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn address_families_take_turns() {
+        for (found, ordered) in [
+            (&["[::1]", "[::2]", "[::3]", "1.1.1.1"][..], &["[::1]", "1.1.1.1", "[::2]", "[::3]"][..]),
+            (&["1.1.1.1", "2.2.2.2", "[::1]"], &["1.1.1.1", "[::1]", "2.2.2.2"]),
+            (&["1.1.1.1", "2.2.2.2"], &["1.1.1.1", "2.2.2.2"]),
+            (&[], &[]),
+        ] {
+            assert_eq!(interleaved(addresses(found)), addresses(ordered));
+        }
+    }
+
+    #[test]
+    fn failed_addresses_come_last_until_they_take_a_connection() {
+        let failed = FailedAddresses::default();
+        let found = addresses(&["[::1]", "1.1.1.1", "[::2]"]);
+        failed.note(found[0]);
+        assert_eq!(failed.last(found.clone()), addresses(&["1.1.1.1", "[::2]", "[::1]"]));
+        failed.forget(found[0]);
+        assert_eq!(failed.last(found.clone()), found);
     }
 }

@@ -5,12 +5,9 @@ use http::request;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use onceward::wire::{self, ONCEWARD_CLAIM, PREFER};
 
-use super::Peer;
 use crate::config::Host;
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+use crate::forwarded::{self, Sender};
+use crate::loops::Mark;
 
 const OUR_VIA: HeaderValue = HeaderValue::from_static("1.1 onceward");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
@@ -45,32 +42,19 @@ pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap 
     for (name, value) in wire::end_to_end(clients) {
         // `Expect` is answered here; `Prefer: wait` of a keyed request too.
         let is_answered = *name == HOST || *name == EXPECT || *name == PREFER && is_keyed;
-        if !is_answered && *name != X_FORWARDED_FOR && !is_ours(name) {
+        if !is_answered && !forwarded::is_forwarding(name) && !is_ours(name) {
             headers.append(name.clone(), value.clone());
         }
     }
     if is_keyed && let Some(preferences) = wire::prefer_without_wait(clients) {
         headers.insert(PREFER, preferences);
     }
-    if let Some(Peer(peer)) = request.extensions.get() {
-        let mut chain: Vec<u8> = Vec::new();
-        for line in clients.get_all(X_FORWARDED_FOR) {
-            chain.extend_from_slice(line.as_bytes());
-            chain.extend_from_slice(b", ");
-        }
-        chain.extend_from_slice(peer.ip().to_canonical().to_string().as_bytes());
-        if let Ok(chain) = HeaderValue::from_maybe_shared(bytes::Bytes::from(chain)) {
-            headers.insert(X_FORWARDED_FOR, chain);
-        }
+    // Questions of the gateway's own have no sender.
+    if let Some(sender) = request.extensions.get::<Sender>() {
+        forwarded::describe(*sender, clients, asked.as_ref(), &mut headers);
     }
-    // Where a proxy before this one terminated TLS, it knows better.
-    if !headers.contains_key(&X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-    if let Some(asked) = asked
-        && !headers.contains_key(&X_FORWARDED_HOST)
-    {
-        headers.insert(X_FORWARDED_HOST, asked);
+    if let Some(mark) = request.extensions.get::<Mark>() {
+        mark.write(clients, &mut headers);
     }
     headers.append(VIA, OUR_VIA);
     if let Some(claim) = &hop.claim {

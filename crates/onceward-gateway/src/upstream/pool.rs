@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
 use http_body::Body;
 use hyper::client::conn::http1::SendRequest;
+use onceward::wire;
 use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -26,9 +28,27 @@ pub(crate) struct Connection<B> {
     pub(crate) sender: SendRequest<Sent<B>>,
     pub(crate) exchange: Arc<Exchange>,
     pub(crate) socket: Arc<TcpStream>,
+    /// When it was made.
+    pub(crate) opened: Instant,
+    /// How long it may idle by what the upstream announced.
+    pub(crate) announced: Option<Duration>,
 }
 
 impl<B> Connection<B> {
+    /// Heeds `Keep-Alive: timeout=`. Half of it, for the upstream counts from when its response left, and a request takes a
+    /// while to arrive.
+    pub(crate) fn heed(&mut self, headers: &HeaderMap) {
+        const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+        let seconds = wire::names_in(headers, &KEEP_ALIVE)
+            .filter_map(|parameter| parameter.split_once('='))
+            .filter(|(name, _)| name.trim().eq_ignore_ascii_case("timeout"))
+            .filter_map(|(_, seconds)| seconds.trim().trim_matches('"').parse::<u32>().ok())
+            .min();
+        if let Some(seconds) = seconds {
+            self.announced = Some(Duration::from_secs(seconds.into()) / 2);
+        }
+    }
+
     /// Whether the upstream neither closed it nor said something: asked of the kernel, for the news may not yet have
     /// reached the task that reads.
     pub(crate) fn is_quiet(&self) -> bool {
@@ -41,6 +61,7 @@ impl<B> Connection<B> {
 pub(crate) struct Pool<B> {
     idle: Mutex<VecDeque<(Instant, Connection<B>)>>,
     idle_max: Duration,
+    age_max: Duration,
 }
 
 impl<B> fmt::Debug for Pool<B> {
@@ -54,9 +75,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    /// A pool whose connections idle at most for `idle_max`.
-    pub(crate) fn new(idle_max: Duration) -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::default(), idle_max })
+    /// A pool whose connections idle at most for `idle_max`, and are used until they are `age_max` old.
+    pub(crate) fn new(idle_max: Duration, age_max: Duration) -> Arc<Self> {
+        Arc::new(Self { idle: Mutex::default(), idle_max, age_max })
     }
 
     /// The connection that idled least, if it idled short enough and is quiet.
@@ -68,7 +89,9 @@ where
                 self.idle.lock().clear();
                 return None;
             }
-            if connection.sender.is_ready() && connection.is_quiet() {
+            let is_young = connection.opened.elapsed() < self.age_max
+                && connection.announced.is_none_or(|announced| since.elapsed() < announced);
+            if is_young && connection.sender.is_ready() && connection.is_quiet() {
                 return Some(connection);
             }
         }
@@ -77,7 +100,8 @@ where
     /// What an answer calls at its end.
     pub(crate) fn back(self: Arc<Self>, mut connection: Connection<B>) -> Back {
         Box::new(move || {
-            if self.idle_max.is_zero() || !connection.exchange.rest() {
+            let is_old = connection.opened.elapsed() >= self.age_max;
+            if self.idle_max.is_zero() || is_old || !connection.exchange.rest() {
                 return;
             }
             if connection.sender.is_ready() {

@@ -222,10 +222,12 @@ pub(crate) fn assert_replay(answer: &Answer, first: &Answer) {
 }
 
 /// The table of DESIGN.md, section 5, and the rows that it forgot.
-const TABLE: [(&str, u16, &str, &str, &str); 21] = [
+const TABLE: [(&str, u16, &str, &str, &str); 24] = [
     ("key_missing", 400, "rejected", "no", "new-key"),
     ("key_invalid", 400, "rejected", "no", "new-key"),
     ("request_incomplete", 400, "rejected", "unknown", "same-key"),
+    ("target_invalid", 400, "rejected", "no", "new-key"),
+    ("host_invalid", 400, "rejected", "no", "new-key"),
     ("key_forged", 400, "rejected", "unknown", "stop"),
     ("principal_unknown", 403, "rejected", "unknown", "stop"),
     ("key_foreign", 403, "rejected", "unknown", "stop"),
@@ -244,6 +246,7 @@ const TABLE: [(&str, u16, &str, &str, &str); 21] = [
     ("store_unavailable", 503, "rejected", "unknown", "same-key"),
     ("draining", 503, "rejected", "unknown", "same-key"),
     ("upstream_timeout", 504, "in-flight", "unknown", "wait"),
+    ("loop_detected", 508, "rejected", "no", "stop"),
 ];
 
 /// A refusal, exactly as its row says, with nothing of the key in it.

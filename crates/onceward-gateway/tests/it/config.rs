@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceward::limits::Limits;
 use onceward::policy::{Guarantee, Missing, Policy};
 use onceward::principal::{Part, Rule};
-use onceward_gateway::config::{Config, Given, Host, Origin, StoreUrl, defaults};
+use onceward_gateway::config::{Config, Given, Host, Origin, StoreUrl, TrustedProxies, defaults};
 use proptest::prelude::*;
 
 const UPSTREAM: &str = "upstream = \"http://127.0.0.1:3000\"\n";
@@ -46,7 +46,9 @@ fn what_is_printed_is_what_holds() {
     assert_eq!(config.store, StoreUrl::Embedded { folder: "onceward-data".into() });
     assert_eq!((config.host, config.endpoints.as_str()), (Host::Preserve, "/.idempotency"));
     assert_eq!((config.secret_file, config.admin.token), (None, None));
-    assert_eq!((config.drain, config.upstream_idle), (Duration::from_secs(30), Duration::from_secs(2)));
+    assert_eq!((config.drain, config.upstream_idle), (Duration::from_secs(30), Duration::from_secs(1)));
+    assert_eq!((config.drain_delay, config.upstream_max_age), (Duration::ZERO, Duration::from_secs(60)));
+    assert_eq!(config.trusted_proxies, TrustedProxies::default());
     assert_eq!(config.warnings, [""; 0]);
 }
 
@@ -187,6 +189,19 @@ fn wrong_settings_are_named_with_mend_and_place() {
         ("[policy]\nunknown_on = [99]", "policy.unknown_on", "200 to 599", 3),
         ("[[route]]\npath = \"/a\"\nunknown_on = [429]", "route.unknown_on", "429", 4),
         ("[[route]]\npath = \"orders\"", "route.path", "slash", 3),
+        ("[[route]]\npath = \"/users/:id\"", "route.path", "write \"/users/{id}\"", 3),
+        ("[[route]]\npath = \"/orders/*\"", "route.path", "write \"/orders/{*rest}\"", 3),
+        ("[[route]]\npath = \"/**\"", "route.path", "write \"/{*rest}\"", 3),
+        ("[[route]]\npath = \"/users/<int:id>\"", "route.path", "write \"/users/{id}\"", 3),
+        ("[[route]]\npath = \"/users/[0-9]+\"", "route.path", "write \"/users/{id}\"", 3),
+        ("[[route]]\npath = \"/orders?x=1\"", "route.path", "write \"/orders\"", 3),
+        ("[[route]]\npath = \"/orders\"\n[[route]]\npath = \"/Orders/\"", "route.path", "one pattern", 5),
+        ("[[route]]\npath = \"/a/{x}\"\n[[route]]\npath = \"//A/{y}\"", "route.path", "merge", 5),
+        ("trusted_proxies = [\"proxy\"]", "trusted_proxies", "10.0.0.0/8", 2),
+        ("trusted_proxies = [\"10.0.0.1/8\"]", "trusted_proxies", "\"10.0.0.0/8\"", 2),
+        ("drain_delay = \"1m\"", "drain_delay", "drain", 2),
+        ("upstream_max_age = \"1\"", "upstream_max_age", "unit", 2),
+        ("[limits]\nupstream_max_age = 60", "limits.upstream_max_age", "60s", 3),
         ("[[route]]\npath = \"/a/{\"", "route.path", "/users/{id}", 3),
         ("[[route]]\npath = \"/{*rest}/a\"", "route.path", "/files/{*rest}", 3),
         ("[[route]]\npath = \"/a\"\n[[route]]\npath = \"/a\"", "route.path", "twice", 5),

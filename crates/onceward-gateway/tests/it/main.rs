@@ -13,6 +13,7 @@ mod drain;
 mod fault_proxy;
 mod faults;
 mod forward;
+mod front;
 mod keys;
 mod kills;
 #[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]

@@ -119,6 +119,28 @@ impl Gateway {
         Self::spawn(folder, command)
     }
 
+    /// With these settings, and names of its own, which it alone sees and which can be changed.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn with_names(settings: &str, names: &str) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+        std::fs::write(folder.path().join("names"), names).unwrap();
+        let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+        let mut command = Command::new("unshare");
+        command.arg(if is_root { "-m" } else { "-rm" });
+        let script = "mount --bind names /etc/hosts && exec \"$0\" serve \"$@\"";
+        command.args(["sh", "-c", script, env!("CARGO_BIN_EXE_onceward")]);
+        command.current_dir(folder.path()).env("ONCEWARD_LOG_FORMAT", "json").stderr(Stdio::piped());
+        Self::in_folder(folder, command, &[])
+    }
+
+    /// Changes those names.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn set_names(&self, names: &str) {
+        std::fs::write(self.folder.path().join("names"), names).unwrap();
+    }
+
     fn in_folder(folder: tempfile::TempDir, command: Command, environment: &[(&str, &str)]) -> Self {
         Self::at("127.0.0.1:0", folder, command, environment)
     }
@@ -246,7 +268,8 @@ impl Gateway {
 
     /// The status and the body of an operators' page; of two, the first one's.
     pub(crate) fn page(&self, path: &str, headers: &str) -> (u16, String) {
-        let answer = Client::connect(self.admin).ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n"));
+        let answer =
+            Client::connect(self.admin).ask(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
         (answer.status, String::from_utf8(answer.body).unwrap())
     }
 }

@@ -14,10 +14,12 @@ type Row = (Code, u16, &'static str, &'static str, Executed, Retry);
 
 /// What is promised on the wire.
 #[rustfmt::skip]
-const TABLE: [Row; 21] = [
+const TABLE: [Row; 24] = [
     (Code::KeyMissing,          400, "key_missing",          "rejected",   No,      NewKey),
     (Code::KeyInvalid,          400, "key_invalid",          "rejected",   No,      NewKey),
     (Code::RequestIncomplete,   400, "request_incomplete",   "rejected",   Unknown, SameKey),
+    (Code::TargetInvalid,       400, "target_invalid",       "rejected",   No,      NewKey),
+    (Code::HostInvalid,         400, "host_invalid",         "rejected",   No,      NewKey),
     (Code::KeyForged,           400, "key_forged",           "rejected",   Unknown, Stop),
     (Code::PrincipalUnknown,    403, "principal_unknown",    "rejected",   Unknown, Stop),
     (Code::KeyForeign,          403, "key_foreign",          "rejected",   Unknown, Stop),
@@ -36,6 +38,7 @@ const TABLE: [Row; 21] = [
     (Code::StoreUnavailable,    503, "store_unavailable",    "rejected",   Unknown, SameKey),
     (Code::Draining,            503, "draining",             "rejected",   Unknown, SameKey),
     (Code::UpstreamTimeout,     504, "upstream_timeout",     "in-flight",  Unknown, Wait),
+    (Code::LoopDetected,        508, "loop_detected",        "rejected",   No,      Stop),
 ];
 
 fn answer(problem: Problem) -> (StatusCode, HeaderMap, Value) {
