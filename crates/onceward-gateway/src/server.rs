@@ -298,9 +298,11 @@ async fn connection<S, F, R>(
     } else if let Err(error) = result {
         tracing::debug!(error = crate::chain(&error), "a connection broke");
     }
-    tokio::select! {
-        () = socket.linger(&mut stop) => {}
-        () = seat.leave.notified() => {}
+    if !seat.is_leaving.load(Ordering::Acquire) {
+        tokio::select! {
+            () = socket.linger(&mut stop) => {}
+            () = seat.leave.notified() => {}
+        }
     }
 }
 
