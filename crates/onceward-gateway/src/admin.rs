@@ -33,6 +33,8 @@ pub(crate) struct Admin {
     connections_max: usize,
     /// The process was told to stop, and may still take new claims for `drain_delay`.
     leaving: Arc<AtomicBool>,
+    /// What is wrong since the start.
+    faults: Vec<String>,
     started: Instant,
     /// When the store was last asked, and what it said.
     ready: Mutex<Option<(Instant, Result<(), String>)>>,
@@ -45,8 +47,10 @@ impl Admin {
         config: Arc<Config>,
         connections_max: usize,
         leaving: Arc<AtomicBool>,
+        faults: Vec<String>,
     ) -> Self {
-        Self { engine, metrics, config, connections_max, leaving, started: Instant::now(), ready: Mutex::default() }
+        let (started, ready) = (Instant::now(), Mutex::default());
+        Self { engine, metrics, config, connections_max, leaving, faults, started, ready }
     }
 
     pub(crate) async fn call<B>(&self, request: Request<B>) -> Result<Page, Infallible> {
@@ -142,6 +146,8 @@ impl Admin {
                 "methods": policy.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
                 "guarantee": policy.guarantee.as_str(),
                 "holds": holds,
+                "principal": policy.principal.to_string(),
+                "scope": policy.scope.to_string(),
             })
         };
         let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
@@ -162,6 +168,7 @@ impl Admin {
             warnings
                 .push("the store forgets all keys when this process ends; a retry after that executes again".into());
         }
+        warnings.extend(self.metrics.principal_warnings());
         let body = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
@@ -180,6 +187,7 @@ impl Admin {
             "census": census,
             "settings": config.sources.iter().map(source).collect::<Vec<_>>(),
             "warnings": warnings,
+            "errors": self.faults,
         });
         let mut page = text(StatusCode::OK, pretty(&body));
         page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

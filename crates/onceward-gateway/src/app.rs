@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use onceward::endpoints::Endpoints;
 use onceward::layer::{self, Idempotency, IdempotencyLayer};
 use onceward::paths;
+use onceward::policy::Policy;
 use onceward::problem::{Code, Problem};
 use onceward::wire::{self, Outcome};
 use parking_lot::Mutex;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::callers::Callers;
 use crate::config::{Config, TrustedProxies};
 use crate::cors::{Asked, Cors};
 use crate::forwarded::Sender;
@@ -40,13 +42,14 @@ pub(crate) struct App {
     /// Which of `protected` a path belongs to.
     routes: matchit::Router<usize>,
     /// The first one holds where no route matches.
-    protected: Vec<(Arc<str>, Protected)>,
+    protected: Vec<(Arc<Policy>, Protected)>,
     endpoints: (String, Endpoints),
     /// Where the endpoints are, in the normal form of paths.
     mount: String,
     cors: Cors,
     trusted_proxies: TrustedProxies,
     loops: Arc<Loops>,
+    callers: Callers,
     requests: AtomicU64,
 }
 
@@ -56,13 +59,14 @@ impl App {
         layer: &IdempotencyLayer,
         forwarder: &Forwarder<layer::Body<Incoming>>,
         cors: Cors,
+        callers: Callers,
         config: &Config,
     ) -> Self {
         let mut routes = matchit::Router::new();
         let mut protected = Vec::new();
         let mut protect = |policy: &onceward::policy::Policy| {
             let service = layer.with_policy(policy.clone()).layer(forwarder.clone());
-            protected.push((Arc::clone(&policy.route), service));
+            protected.push((Arc::new(policy.clone()), service));
             protected.len() - 1
         };
         protect(&config.policy);
@@ -82,6 +86,7 @@ impl App {
             cors,
             trusted_proxies: config.trusted_proxies.clone(),
             loops: Loops::new(),
+            callers,
             requests: AtomicU64::new(first),
         }
     }
@@ -110,15 +115,17 @@ impl App {
                 if let Some(path) = path {
                     *request.uri_mut() = path;
                 }
-                let Ok(mut response) = self.endpoints.1.clone().call(request).await;
+                let caller = self.callers.endpoint(&self.protected[0].0, &mut request).await;
+                let Ok(response) = self.endpoints.1.clone().call(request).await;
+                let mut response = self.callers.may_see(caller, response.map(boxed)).await;
                 if let Some(asked) = &asked {
                     self.cors.complete_own(asked, &mut response).await;
                 }
-                return Ok(response.map(boxed));
+                return Ok(response);
             }
             Place::Route(at) => at,
         };
-        let (route, protected) = &self.protected[at];
+        let (policy, protected) = &self.protected[at];
         if asked.as_ref().is_some_and(|asked| asked.is_preflight) {
             Cors::to_upstream(request.headers_mut());
         }
@@ -128,11 +135,15 @@ impl App {
         let started = Instant::now();
         let method = request.method().clone();
         let mut protected = protected.clone();
+        let caller = self.callers.request(policy, &mut request).await;
         let answered = async {
             let response = protected.call(request).await;
             (response, RECORD.with(|record| *record.lock()))
         };
-        let (Ok(mut response), record) = RECORD.scope(Mutex::new(None), answered).await;
+        let (Ok(response), record) = RECORD.scope(Mutex::new(None), answered).await;
+        let response = response.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut response = self.callers.response(policy, caller, response).await;
+        let route = &policy.route;
         if response.extensions().get::<Looped>().is_some() && Outcome::of(response.headers()).is_some() {
             response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Rejected.value());
         }
@@ -154,7 +165,7 @@ impl App {
             ),
             None => tracing::debug!(request = %id, %method, route = &**route, status, ms, "request"),
         }
-        Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        Ok(response)
     }
 
     /// Refuses what is not for anybody behind this gateway, before anybody looks whether there is a key.

@@ -53,7 +53,7 @@ pub(crate) struct Serve {
     /// Where /healthz, /readyz, /status and /metrics are [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<String>,
-    /// Who is asking: authorization, header:NAME or cookie:NAME; may be repeated; empty says that all callers are one
+    /// What names the caller: authorization, header:NAME, cookie:NAME or jwt:CLAIM; may be repeated; empty says that all callers are one
     #[arg(long, value_name = "PART")]
     pub(crate) principal: Vec<String>,
     /// The file with settings [default: ./onceward.toml, if it is there]

@@ -11,9 +11,11 @@
 //! );
 //! ```
 
+mod callers;
 mod parse;
 mod source;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use onceward::policy::{Keys, Missing, Policy};
 use onceward::principal::Rule;
 
 pub use crate::forwarded::TrustedProxies;
+pub use callers::{AuthorizeReplays, JwtSettings, KeySource, TokenSource};
 #[cfg(feature = "redis")]
 pub use parse::RedisOptions;
 pub use parse::{Host, StoreUrl, Upstream};
@@ -62,6 +65,12 @@ pub struct Config {
     pub admin: Admin,
     /// How keys are issued.
     pub issuing: Issuing,
+    /// How the tokens that name callers are checked.
+    pub jwt: JwtSettings,
+    /// Raised by whoever accepts that another rule for callers forgets the keys of the last one.
+    pub principal_generation: u32,
+    /// By the name of a route: what the upstream is asked before a replay.
+    pub authorize_replays: BTreeMap<Arc<str>, AuthorizeReplays>,
     /// Whose pages may read what the gateway says itself; none: those that the upstream allows.
     pub origins: Vec<String>,
     /// How much, how many, how long.
@@ -151,8 +160,21 @@ impl Config {
             settings.default("policy.tombstone", tombstone);
         }
         config.policy = settings.policy("default")?;
+        let timeout = config.limits.upstream_timeout;
+        if let Some(target) = settings.authorize_replays(timeout)? {
+            config.authorize_replays.insert(Arc::clone(&config.policy.route), target);
+        }
         config.routes = settings.routes(&file.routes)?;
+        for (route, (_, policy)) in file.routes.iter().zip(&config.routes) {
+            settings.layers.push(route.clone());
+            let target = settings.authorize_replays(timeout);
+            settings.layers.pop();
+            if let Some(target) = target? {
+                config.authorize_replays.insert(Arc::clone(&policy.route), target);
+            }
+        }
         settings.check(&config)?;
+        settings.check_callers(&config)?;
         config.sources = settings.sources();
         config.sources.extend(file.routes.iter().flat_map(|route| route.values().map(shown)));
         config.warnings = settings.warnings;
@@ -251,6 +273,9 @@ impl Settings {
                 token: (!token.is_empty()).then_some(token),
             },
             issuing,
+            jwt: self.jwt()?,
+            principal_generation: self.get("principal_generation", |item| parse::count(item, 1, 1_000_000))? as u32,
+            authorize_replays: BTreeMap::new(),
             origins: self.get("cors.origins", parse::origins)?,
             limits,
             upstream_idle: self.get("limits.upstream_idle", duration(Duration::ZERO, HOUR))?,
@@ -279,7 +304,7 @@ impl Settings {
         policy.tombstone = self.get("policy.tombstone", duration(Duration::ZERO, YEARS))?;
         policy.lease = self.get("policy.lease", duration(SECOND, HOUR))?;
         policy.wait = self.get("policy.wait", duration(Duration::ZERO, HOUR))?;
-        policy.principal = self.find("policy.principal", parse::principal)?.unwrap_or(Rule::Unset);
+        self.callers(&mut policy)?;
         policy.fingerprint =
             Arc::new(Rules { kind: self.get("policy.fingerprint", parse::fingerprint)?, ..Rules::default() });
         self.check_keys(&policy, window.is_some())?;

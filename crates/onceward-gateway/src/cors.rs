@@ -2,8 +2,11 @@
 //!
 //! The upstream alone says which origins, methods and headers it takes. Where it answers a preflight, the request headers
 //! that clients of ours send are added to what it allows, and our response headers to what it exposes. What the gateway says
-//! itself, refusals, replays and its own paths, bears what the upstream last gave to that origin and path; where that is not
-//! known, as after a restart, the upstream is asked by a preflight of our own. `[cors] origins` says it instead.
+//! itself, refusals, replays and its own paths, has what the upstream last gave to that host, origin, path and method; where
+//! that is not known, as after a restart, the upstream is asked by a preflight of our own. `[cors] origins` says it instead.
+//!
+//! A yes is learned from any response of the upstream to that origin. A no is learned only from our own preflight: one that a
+//! client makes up may ask for a header that the service does not allow, and so take a page's rights away.
 
 mod learned;
 
@@ -22,9 +25,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use crate::config::Config;
+use crate::config::{Config, Host};
 use crate::upstream::{Forwarder, FromUpstream};
-use learned::{Given, Learned};
+use learned::{Given, Learned, Place};
 
 /// What our clients send besides what a service knows.
 const SENT: &str = "idempotency-key, prefer, idempotency-first-sent";
@@ -46,6 +49,8 @@ const MAX_AGE_SECONDS: u64 = 600;
 /// What a request from a page asks.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    /// The host that the client named.
+    host: HeaderValue,
     origin: HeaderValue,
     path: String,
     method: Method,
@@ -63,17 +68,24 @@ impl Asked {
         if path.len() > PATH_BYTES_MAX {
             return None;
         }
-        let host = headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+        let host = match request.uri().authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok()?,
+            None => headers.get(HOST).cloned().unwrap_or_else(|| HeaderValue::from_static("")),
+        };
+        if host.len() > ORIGIN_BYTES_MAX {
+            return None;
+        }
         let authority =
             origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
         let preflight = headers.get(ACCESS_CONTROL_REQUEST_METHOD).filter(|_| *request.method() == Method::OPTIONS);
         Some(Self {
+            host: HeaderValue::from_bytes(&host.as_bytes().to_ascii_lowercase()).ok()?,
             origin: origin.clone(),
             path: path.to_owned(),
             method: preflight
                 .and_then(|method| Method::from_bytes(method.as_bytes()).ok())
                 .unwrap_or(request.method().clone()),
-            is_own: authority.is_some_and(|authority| authority.as_bytes().eq_ignore_ascii_case(host)),
+            is_own: authority.is_some_and(|authority| authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())),
             is_preflight: preflight.is_some(),
         })
     }
@@ -87,6 +99,10 @@ pub(crate) struct Cors {
     asks: Semaphore,
     /// What the upstream is asked about for the gateway's own paths.
     probe: String,
+    /// The method of it.
+    probe_method: Method,
+    /// The host that the upstream sees, whatever the client named.
+    upstream_host: Option<HeaderValue>,
 }
 
 impl Cors {
@@ -98,6 +114,11 @@ impl Cors {
             forwarder,
             asks: Semaphore::new(ASKS_AT_ONCE_MAX),
             probe: plain.map_or_else(|| "/".to_owned(), Clone::clone),
+            probe_method: config.policy.methods.first().cloned().unwrap_or(Method::POST),
+            upstream_host: match config.host {
+                Host::Preserve => None,
+                Host::Upstream => Some(config.upstream.authority.clone()),
+            },
         }
     }
 
@@ -117,10 +138,10 @@ impl Cors {
     /// Completes an answer to a page, whoever made it.
     pub(crate) async fn complete<B>(&self, asked: &Asked, response: &mut Response<B>) {
         if response.extensions().get::<FromUpstream>().is_none() {
-            self.give(asked, &asked.path, response.headers_mut()).await;
+            self.give(asked, response.headers_mut()).await;
             return;
         }
-        self.learned.learn(asked, response.status(), response.headers());
+        self.learned.learn(self.place(asked), asked, response.headers());
         let is_keyed = Outcome::of(response.headers()).is_some();
         let headers = response.headers_mut();
         if !Given::of(headers).is_some_and(|given| given.allows(&asked.origin)) {
@@ -135,7 +156,21 @@ impl Cors {
 
     /// Completes an answer of the gateway's own paths.
     pub(crate) async fn complete_own<B>(&self, asked: &Asked, response: &mut Response<B>) {
-        self.give(asked, &self.probe, response.headers_mut()).await;
+        self.give(&self.probing(asked), response.headers_mut()).await;
+    }
+
+    /// What is asked of the upstream on behalf of a page that asks one of the gateway's own paths.
+    fn probing(&self, asked: &Asked) -> Asked {
+        Asked { path: self.probe.clone(), method: self.probe_method.clone(), is_preflight: false, ..asked.clone() }
+    }
+
+    fn place(&self, asked: &Asked) -> Place {
+        Place {
+            host: self.upstream_host.clone().unwrap_or_else(|| asked.host.clone()),
+            origin: asked.origin.clone(),
+            path: asked.path.clone(),
+            method: asked.method.clone(),
+        }
     }
 
     /// Answers a preflight for one of the gateway's own paths.
@@ -143,7 +178,7 @@ impl Cors {
         let mut response = Response::new(empty);
         *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
-        self.give(asked, &self.probe, headers).await;
+        self.give(&self.probing(asked), headers).await;
         if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
             headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST"));
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(MAX_AGE_SECONDS));
@@ -156,15 +191,15 @@ impl Cors {
     }
 
     /// Puts in what the page's origin may read.
-    async fn give(&self, asked: &Asked, path: &str, headers: &mut HeaderMap) {
+    async fn give(&self, asked: &Asked, headers: &mut HeaderMap) {
         let listed = || self.origins.iter().any(|origin| origin.as_bytes() == asked.origin.as_bytes());
         let given = match self.origins.is_empty() {
             false => listed().then(|| Given::to(&asked.origin)),
-            true => match self.learned.find(&asked.origin, path) {
+            true => match self.learned.find(&self.place(asked)) {
                 Some(known) => known,
                 // A page of the same host asks for nothing, and its refusals need not wait for an answer.
                 None if asked.is_own => None,
-                None => self.ask(asked, path).await,
+                None => self.ask(asked).await,
             },
         };
         let Some(given) = given else { return };
@@ -182,11 +217,12 @@ impl Cors {
     }
 
     /// Asks the upstream as a browser would, and remembers what it says.
-    async fn ask(&self, asked: &Asked, path: &str) -> Option<Given> {
+    async fn ask(&self, asked: &Asked) -> Option<Given> {
         let _permit = self.asks.try_acquire().ok()?;
         let request = Request::builder()
             .method(Method::OPTIONS)
-            .uri(path)
+            .uri(asked.path.as_str())
+            .header(HOST, &asked.host)
             .header(ORIGIN, &asked.origin)
             .header(ACCESS_CONTROL_REQUEST_METHOD, asked.method.as_str())
             .body(Empty::new())
@@ -194,9 +230,17 @@ impl Cors {
         let Ok(Ok(response)) = timeout(ASK_MAX, self.forwarder.clone().call(request)).await else { return None };
         // What the forwarder says itself, for want of an answer, is nothing to remember.
         response.extensions().get::<FromUpstream>()?;
-        let asked = Asked { path: path.to_owned(), is_preflight: true, ..asked.clone() };
-        self.learned.learn(&asked, response.status(), response.headers());
-        self.learned.find(&asked.origin, path).flatten()
+        let place = self.place(asked);
+        let asked = Asked { is_preflight: true, ..asked.clone() };
+        match Given::of(response.headers()) {
+            Some(given) if given.allows(&asked.origin) => {
+                self.learned.learn(place.clone(), &asked, response.headers());
+            }
+            // An error of the service, or of something in between, says nothing about origins.
+            _ if response.status().is_server_error() => {}
+            _ => self.learned.refuse(place.clone()),
+        }
+        self.learned.find(&place).flatten()
     }
 }
 

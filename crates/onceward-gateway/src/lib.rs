@@ -4,12 +4,15 @@ pub mod config;
 
 mod admin;
 mod app;
+mod authorize;
+mod callers;
 mod cli;
 mod client_socket;
 mod cors;
 #[cfg(feature = "demo")]
 mod demo;
 mod forwarded;
+mod jwt;
 mod logging;
 mod loops;
 mod metrics;

@@ -1,15 +1,16 @@
 //! What is counted, under the names that alerts are written with.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use onceward::observe::Observer;
+use onceward::observe::{Observer, PrincipalChange};
 use onceward::policy::Policy;
 use onceward::secret::RecordId;
 use onceward::wire::Outcome;
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +35,11 @@ struct OfRoute {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfChange {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfStore {
     op: &'static str,
 }
@@ -48,6 +54,9 @@ pub(crate) struct Metrics {
     store_errors: Family<OfStore, Counter>,
     claims_in_flight: Gauge<u64, AtomicU64>,
     keys_unknown: Gauge<u64, AtomicU64>,
+    principal_changes: Family<OfChange, Counter>,
+    /// The last change of each kind: its route, and what changed.
+    last_changes: Mutex<BTreeMap<&'static str, (String, String)>>,
 }
 
 struct OneRoute {
@@ -70,7 +79,12 @@ impl Metrics {
             store_errors: Family::default(),
             claims_in_flight: Gauge::default(),
             keys_unknown: Gauge::default(),
+            principal_changes: Family::default(),
+            last_changes: Mutex::default(),
         };
+        for change in PrincipalChange::ALL {
+            let _ = metrics.principal_changes.get_or_create(&OfChange { kind: change.as_str() });
+        }
         for policy in policies {
             let route = || OfRoute { route: policy.route.to_string() };
             let answered = |outcome: Outcome| {
@@ -106,6 +120,11 @@ impl Metrics {
             "Executions that another attempt had overtaken",
             metrics.second_executions.clone(),
         );
+        registry.register(
+            "onceward_principal_changes",
+            "Callers that became, or may become, another caller",
+            metrics.principal_changes.clone(),
+        );
         registry.register("onceward_store_seconds", "How long the store took", metrics.store_seconds.clone());
         registry.register("onceward_store_errors", "What the store failed to do", metrics.store_errors.clone());
         registry.register("onceward_upstream_seconds", "How long executions took", upstream_seconds);
@@ -116,6 +135,23 @@ impl Metrics {
     pub(crate) fn set_census(&self, in_flight: u64, unknown: u64) {
         self.claims_in_flight.set(in_flight);
         self.keys_unknown.set(unknown);
+    }
+
+    /// Counts a rule that differs from the one that the store's keys were made with.
+    pub(crate) fn count_rule_change(&self) {
+        self.principal_changes.get_or_create(&OfChange { kind: PrincipalChange::Rule.as_str() }).inc();
+    }
+
+    /// What was noticed about callers, for operators.
+    pub(crate) fn principal_warnings(&self) -> Vec<String> {
+        let changes = self.last_changes.lock();
+        let warning = |change: PrincipalChange| {
+            let (route, name) = changes.get(change.as_str())?;
+            let count = self.principal_changes.get_or_create(&OfChange { kind: change.as_str() }).get();
+            let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+            Some(format!("{}: {route}{name}, {count} times: {}", change.as_str(), change.advice()))
+        };
+        PrincipalChange::ALL.into_iter().filter_map(warning).collect()
     }
 
     /// All of it in the text format that Prometheus reads.
@@ -154,6 +190,11 @@ impl Observer for Metrics {
         if let Some(one) = self.routes.get(route) {
             one.prevented.inc();
         }
+    }
+
+    fn principal_changed(&self, route: &str, change: PrincipalChange, name: &str) {
+        self.principal_changes.get_or_create(&OfChange { kind: change.as_str() }).inc();
+        self.last_changes.lock().insert(change.as_str(), (route.to_owned(), name.to_owned()));
     }
 
     fn executed(&self, route: &str, took: Duration) {

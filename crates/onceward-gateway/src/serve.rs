@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use onceward::layer::IdempotencyLayer;
+use onceward::policy::Policy;
 use onceward::secret::Secret;
 #[cfg(feature = "redis")]
 use onceward::store::RedisStore;
@@ -18,8 +19,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admin::Admin;
 use crate::app::App;
+use crate::authorize::Authorizer;
+use crate::callers::Callers;
 use crate::config::{Config, StoreUrl};
 use crate::cors::Cors;
+use crate::jwt::Jwt;
 use crate::metrics::Metrics;
 use crate::server::{self, Bounds};
 use crate::signals::Signals;
@@ -54,8 +58,7 @@ async fn serve(config: Config) -> Result<(), String> {
     let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
 
     let store = open_store(&config.store, config.limits.store_timeout).await?;
-    let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
-    let metrics = Arc::new(Metrics::new(policies));
+    let metrics = Arc::new(Metrics::new(policies(&config)));
     let mut builder = IdempotencyLayer::builder(store)
         .namespace(config.namespace.clone())
         .limits(config.limits.clone())
@@ -70,12 +73,36 @@ async fn serve(config: Config) -> Result<(), String> {
     engine.start().await.map_err(|error| format!("store: {}", crate::chain(&error)))?;
     engine.self_test().await.map_err(|error| format!("store: the self-test failed: {}", crate::chain(&error)))?;
 
+    let mut faults = Vec::new();
+    for change in
+        engine.pin_rules(policies(&config), config.principal_generation).await.map_err(|error| error.to_string())?
+    {
+        tracing::error!("{change}");
+        metrics.count_rule_change();
+        faults.push(change);
+    }
+    let names_claims = policies(&config).any(|policy| policy.principal.names_a_claim());
+    let jwt = match names_claims {
+        true => Some(Arc::new(Jwt::open(&config.jwt, &config).await?)),
+        false => None,
+    };
+    if let Some(jwt) = jwt.clone() {
+        tokio::spawn(async move { jwt.refresh_forever().await });
+    }
+    let authorizer = Authorizer::new(Forwarder::new(&config)?, config.endpoints.clone());
+    let callers = Callers::new(engine.clone(), jwt, authorizer, &config);
     let cors = Cors::new(Forwarder::new(&config)?, &config);
-    let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, cors, &config));
+    let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, cors, callers, &config));
     let connections_max = server::connections_max();
     let leaving = Arc::<AtomicBool>::default();
-    let admin =
-        Arc::new(Admin::new(engine.clone(), metrics, Arc::clone(&config), connections_max, Arc::clone(&leaving)));
+    let admin = Arc::new(Admin::new(
+        engine.clone(),
+        metrics,
+        Arc::clone(&config),
+        connections_max,
+        Arc::clone(&leaving),
+        faults,
+    ));
 
     let head = server::HeadLimits { lines: config.header_lines, bytes: config.header_size };
     let (stop, stopping) = watch::channel(false);
@@ -149,6 +176,11 @@ async fn serve(config: Config) -> Result<(), String> {
     drop(admin_stop);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Every policy: the default one first.
+fn policies(config: &Config) -> impl Iterator<Item = &Policy> {
+    std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy))
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr), String> {

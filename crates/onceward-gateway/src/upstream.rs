@@ -50,6 +50,10 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FromUpstream;
 
+/// Marks a request that the gateway makes itself, whose response is marked [`FromUpstream`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own;
+
 /// What names a request in logs and in the problems of requests without a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestId(pub(crate) u64);
@@ -194,7 +198,7 @@ where
                     if is_loop {
                         answer.extensions_mut().insert(Fate::Released);
                     }
-                    if parts.headers.contains_key(ORIGIN) {
+                    if parts.headers.contains_key(ORIGIN) || parts.extensions.get::<Own>().is_some() {
                         answer.extensions_mut().insert(FromUpstream);
                     }
                     answer

@@ -13,6 +13,7 @@ use crate::decide::{self, Renew};
 use crate::engine::{Boxed, End, Shared};
 use crate::fault;
 use crate::policy::{Fate, Policy};
+use crate::principal::Principal;
 use crate::problem::Problem;
 use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
 use crate::secret::{KeyHash, RecordId, hex};
@@ -154,6 +155,7 @@ impl LaterEnd {
 pub(crate) struct Held {
     pub(crate) shared: Arc<Shared>,
     pub(crate) id: RecordId,
+    pub(crate) principal: Principal,
     pub(crate) key_hash: KeyHash,
     pub(crate) attempt: AttemptId,
     pub(crate) print: Print,
@@ -212,6 +214,7 @@ impl Held {
     pub(crate) fn new(
         shared: Arc<Shared>,
         id: RecordId,
+        principal: Principal,
         key_hash: KeyHash,
         print: Print,
         policy: Arc<Policy>,
@@ -220,6 +223,7 @@ impl Held {
         Arc::new(Self {
             shared,
             id,
+            principal,
             key_hash,
             attempt: AttemptId::random(),
             print,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, Uri, request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tower_service::Service;
@@ -18,10 +18,11 @@ use tower_service::Service;
 use crate::engine::{Engine, Look};
 use crate::fingerprint::Kind;
 use crate::key::{KEY_BYTES_MAX, Key};
+use crate::layer::FromRecord;
 use crate::paths;
 use crate::policy::{Keys, Missing, Policy};
-use crate::principal::Principal;
-use crate::problem::Code;
+use crate::principal::{KeySpace, Principal, ScopePart, UnidentifiedCallerError};
+use crate::problem::{Code, Problem};
 use crate::wire::{self, Outcome};
 
 /// Serves `GET policy`, `GET operation` and `POST keys` below wherever it is mounted.
@@ -70,7 +71,7 @@ impl<B: Send + 'static> Service<Request<B>> for Endpoints {
             let name = head.uri.path().rsplit('/').next().unwrap_or_default();
             let response = match (name, &head.method) {
                 ("policy", &Method::GET | &Method::HEAD) => shared.policy(&head.headers),
-                ("operation", &Method::GET | &Method::HEAD) => shared.operation(&head.headers).await,
+                ("operation", &Method::GET | &Method::HEAD) => shared.operation(&head).await,
                 ("keys", &Method::POST) => shared.issue(&head).await,
                 ("policy" | "operation", _) => not_allowed("use GET\n", "GET, HEAD"),
                 ("keys", _) => not_allowed("use POST\n", "POST"),
@@ -104,6 +105,8 @@ impl Shared {
             .collect();
         let mount = self.engine.mount().unwrap_or_default();
         policy["operation"] = format!("{mount}/operation").into();
+        policy["operation_query"] =
+            "path: the path that the key was sent to, where routes have rules or scopes of their own".into();
         policy["issue"] = json!({
             "url": format!("{mount}/keys"),
             "query": "path: the path that the key is for",
@@ -142,12 +145,10 @@ impl Shared {
 
     /// Issues a key to whoever asks, for the route of the path that the query names.
     async fn issue(&self, head: &request::Parts) -> Response<Bytes> {
-        let query = head.uri.query().unwrap_or_default();
-        let path = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "path").map(|(_, path)| path);
-        let route = path.and_then(|path| self.routes_by_path.at(&paths::normal(&path)).ok().map(|found| *found.value));
-        let policy = route.and_then(|at| self.routes.get(at)).map_or(&self.policy, |(_, policy)| policy);
-        let Ok(principal) = policy.principal.identify(&head.headers) else {
-            return self.engine.refusal(Code::PrincipalUnknown).into_response();
+        let policy = named_path(head).map_or(&self.policy, |path| self.policy_of(&path));
+        let principal = match policy.identify(head) {
+            Ok(principal) => principal,
+            Err(error) => return self.unidentified(policy, &error).into_response(),
         };
         match self.engine.issue(&principal, policy).await {
             Ok((key, expires_at)) => {
@@ -158,8 +159,88 @@ impl Shared {
         }
     }
 
-    async fn operation(&self, headers: &HeaderMap) -> Response<Bytes> {
+    /// The policy of a path.
+    fn policy_of(&self, path: &str) -> &Policy {
+        let route = self.routes_by_path.at(&paths::normal(path)).ok().and_then(|found| self.routes.get(*found.value));
+        route.map_or(&self.policy, |(_, policy)| policy)
+    }
+
+    fn unidentified(&self, policy: &Policy, error: &UnidentifiedCallerError) -> Problem {
+        self.engine.report_unidentified(&policy.route, error);
+        self.engine.refusal(error.code()).detail(error.detail())
+    }
+
+    /// Where the records of a key may be: under each distinct rule and scope, or of the path that the query names.
+    ///
+    /// Also returns true if there may be more, in scopes that cannot be told without the path.
+    ///
+    /// # Errors
+    ///
+    /// The refusal where no rule can tell the caller.
+    fn places(&self, head: &request::Parts) -> Result<(Vec<(Principal, KeySpace)>, bool), Problem> {
+        let path = named_path(head);
+        let all = [("", &self.policy)].into_iter().chain(self.routes.iter().map(|(path, policy)| (&**path, policy)));
+        let policies: Vec<(&str, &Policy)> = match &path {
+            Some(path) => vec![(&**path, self.policy_of(path))],
+            None => all.collect(),
+        };
+        let mut places = Vec::new();
+        let mut refused = None;
+        let mut needs_path = false;
+        for (path, policy) in policies {
+            let principal = match policy.identify(head) {
+                Ok(principal) => principal,
+                Err(error) => {
+                    refused.get_or_insert((policy, error));
+                    continue;
+                }
+            };
+            // A pattern that stands for itself is the path.
+            let uri =
+                Some(path).filter(|path| !path.is_empty() && !path.contains('{')).and_then(|path| path.parse().ok());
+            let uri: Uri = match uri {
+                Some(uri) => uri,
+                None if policy.scope.contains(ScopePart::Path) => {
+                    needs_path = true;
+                    continue;
+                }
+                None => Uri::default(),
+            };
+            // Without a method in the scope, each gives the same.
+            for method in &policy.methods {
+                let place = (principal, policy.scope.of(&policy.route, method, &uri, &head.headers));
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+        }
+        match refused {
+            Some((policy, error)) if places.is_empty() && !needs_path => Err(self.unidentified(policy, &error)),
+            _ => Ok((places, needs_path)),
+        }
+    }
+
+    /// What became of a key: in the first place where something is known of it.
+    async fn look(
+        &self,
+        key: &Key,
+        places: &[(Principal, KeySpace)],
+        wait: Option<Duration>,
+    ) -> (Result<Look, Problem>, Principal) {
+        let mut free = Principal::Anonymous;
+        for (principal, space) in places {
+            // Only where it runs is there anything to wait for.
+            match self.engine.look(key, principal, space, wait).await {
+                Ok(Look::Free) => free = *principal,
+                look => return (look, *principal),
+            }
+        }
+        (Ok(Look::Free), free)
+    }
+
+    async fn operation(&self, head: &request::Parts) -> Response<Bytes> {
         let engine = &self.engine;
+        let headers = &head.headers;
         let key = match Key::of(headers, &wire::IDEMPOTENCY_KEY) {
             Ok(Some(key)) => key,
             Ok(None) => return engine.refusal(Code::KeyMissing).into_response(),
@@ -167,12 +248,18 @@ impl Shared {
                 return engine.refusal(Code::KeyInvalid).detail(invalid.sentence()).into_response();
             }
         };
-        let Ok(principal) = self.policy.principal.identify(headers) else {
-            return engine.refusal(Code::PrincipalUnknown).into_response();
+        let (places, needs_path) = match self.places(head) {
+            Ok(places) => places,
+            Err(problem) => return problem.into_response(),
         };
         let wait = wire::prefer_wait(headers);
-        let look = engine.look(&key, &principal, wait).await;
+        let (look, principal) = self.look(&key, &places, wait).await;
         let mut response = match (look, principal) {
+            // A page that believed that nothing is known would make a new order.
+            (Ok(Look::Free), _) if needs_path => engine
+                .refusal(Code::OutcomeUnknown)
+                .detail("Keys are separate by path here. Ask with the path of the request: GET operation?path=/orders, for example.")
+                .into_response(),
             (Ok(Look::Free), _) => engine.refusal(Code::OperationUnknown).into_response(),
             (Err(problem), _) => problem.into_response(),
             (Ok(look), Principal::Anonymous) => state_of(&look),
@@ -181,6 +268,7 @@ impl Shared {
                 let mut response = reply.replay();
                 response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
                 response.headers_mut().insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+                response.extensions_mut().insert(FromRecord);
                 response
             }
             (Ok(Look::Refused(problem)), _) => problem.into_response(),
@@ -193,6 +281,13 @@ impl Shared {
         }
         response
     }
+}
+
+/// The path that the query names, for which a key is, or was, meant.
+fn named_path(head: &request::Parts) -> Option<String> {
+    let query = head.uri.query().unwrap_or_default();
+    let path = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "path").map(|(_, path)| path);
+    path.filter(|path| path.starts_with('/')).map(std::borrow::Cow::into_owned)
 }
 
 /// What an anonymous caller is told: anybody could be asking, so the answer itself is not shown.

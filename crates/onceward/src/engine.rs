@@ -4,11 +4,13 @@
 //! here is only the order of things and what becomes of each failure.
 
 mod cache;
+mod callers;
 mod caring;
 mod claiming;
 mod holding;
 mod issuing;
 mod opening;
+pub mod rules;
 mod sweeping;
 mod waiting;
 mod writing;
@@ -32,7 +34,7 @@ use crate::key::Key;
 use crate::limits::Limits;
 use crate::observe::Observer;
 use crate::policy::Policy;
-use crate::principal::Principal;
+use crate::principal::{KeySpace, Principal};
 use crate::problem::{Code, Problem};
 use crate::record::{AttemptId, Found, Record, Version};
 use crate::reply::{Head, Reply};
@@ -41,6 +43,7 @@ use crate::store::{Census, Error, Pending, Replaced, Store, chain};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
 use cache::Cache;
+use callers::Callers;
 use caring::Cared;
 use claiming::{Begun, Ended, live};
 use opening::Opened;
@@ -86,6 +89,8 @@ pub struct Ask {
     pub key: Key,
     /// Who asks.
     pub principal: Principal,
+    /// What separates the key besides its caller.
+    pub space: KeySpace,
     /// The route's policy.
     pub policy: Arc<Policy>,
     /// How long the client is ready to wait for another's answer, if it says.
@@ -159,6 +164,7 @@ impl Engine {
             }
         };
         let held = Held::asking(Arc::clone(shared), keys, ask, &*operation);
+        shared.notice_two_callers(ask, &held);
         let other = match begin(&held, operation).await {
             Begun::Answered(answer) => {
                 shared.observe(&ask.policy, &answer, Some(&held.id));
@@ -379,6 +385,7 @@ impl Builder {
                 opened: OnceCell::new(),
                 is_foreign: AtomicBool::new(false),
                 waiters: Arc::default(),
+                callers: Callers::default(),
                 running: AtomicUsize::new(0),
                 idle: Notify::new(),
                 draining: AtomicBool::new(false),
@@ -403,6 +410,7 @@ pub(crate) struct Shared {
     /// The store belongs to another secret now.
     is_foreign: AtomicBool,
     waiters: Arc<Waiters>,
+    callers: Callers,
     running: AtomicUsize,
     idle: Notify,
     draining: AtomicBool,

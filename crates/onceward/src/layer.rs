@@ -63,8 +63,8 @@ use crate::wire;
 
 pub use body::Body;
 pub use future::ResponseFuture;
-pub use service::Idempotency;
 use service::Settings;
+pub use service::{FromRecord, Idempotency};
 
 /// Applies [`Idempotency`]. Clones share the engine. See the [module's docs](crate::layer) for examples.
 #[derive(Clone, Debug)]

@@ -6,6 +6,53 @@ use std::time::Duration;
 use crate::secret::RecordId;
 use crate::wire::Outcome;
 
+/// A way in which a caller becomes another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PrincipalChange {
+    /// The service renewed the cookie that names the caller.
+    CookieRenewed,
+    /// A token that expires names the caller.
+    TokenExpires,
+    /// Two callers sent one key with the same content within minutes.
+    SameRequest,
+    /// The rule of a route differs from the one that the store's records were made with.
+    Rule,
+}
+
+impl PrincipalChange {
+    /// Every change, in the order in which the docs name them.
+    pub const ALL: [Self; 4] = [Self::CookieRenewed, Self::TokenExpires, Self::SameRequest, Self::Rule];
+
+    /// Returns its name in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CookieRenewed => "cookie_renewed",
+            Self::TokenExpires => "token_expires",
+            Self::SameRequest => "same_request",
+            Self::Rule => "rule",
+        }
+    }
+
+    /// Returns the cause and the fix, for the log.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::CookieRenewed => {
+                "the service renewed the cookie that names the caller, so a retry after it is another caller and executes again; name a part that stays the same, or let the service renew the cookie only at login"
+            }
+            Self::TokenExpires => {
+                "principal = [\"authorization\"] meets tokens that expire: after a renewal a retry is another caller and executes again; write principal = [\"jwt:sub\"] and [jwt] jwks, or name a header that stays the same"
+            }
+            Self::SameRequest => {
+                "one key with the same content came from two callers within minutes: a credential was likely renewed between a request and its retry, which then executed again; name a part that stays the same"
+            }
+            Self::Rule => {
+                "the rule that names callers differs from the one that the store's keys were made with, so those keys are not found any more"
+            }
+        }
+    }
+}
+
 /// Is told what happens. Called on the path of requests: count, and return.
 pub trait Observer: Debug + Send + Sync + 'static {
     /// A keyed request got its answer. `id` is absent where it was refused before a record was looked at.
@@ -19,6 +66,12 @@ pub trait Observer: Debug + Send + Sync + 'static {
 
     /// A holder that was overtaken executed all the same.
     fn second_execution(&self, route: &str);
+
+    /// A caller's credential changed, or will, so that a retry may be another caller and execute again. `name` is that of
+    /// the cookie or header, and empty where none is meant.
+    fn principal_changed(&self, route: &str, change: PrincipalChange, name: &str) {
+        let _ = (route, change, name);
+    }
 
     /// The store was asked: `op` is the method's name.
     fn store(&self, op: &'static str, took: Duration, ok: bool);

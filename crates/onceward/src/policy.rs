@@ -1,15 +1,16 @@
 //! The policy of a route: what is protected there, how, and for how long.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Uri};
 
 use crate::fingerprint::Rules;
-use crate::principal;
+use crate::principal::{self, KeySpace, Principal, RequestView};
 use crate::wire::Outcome;
 
 /// What is done with a request without a key.
@@ -118,8 +119,14 @@ pub struct Policy {
     pub lease: Duration,
     /// How long a duplicate waits for the answer if it does not say.
     pub wait: Duration,
-    /// Who is asking.
+    /// The parts of a request that name the caller.
     pub principal: principal::Rule,
+    /// What else is a credential, so that a request that has it and no named part is refused.
+    pub credentials: Arc<principal::Credentials>,
+    /// What separates key spaces besides the principal.
+    pub scope: principal::Scope,
+    /// How many new keys a caller may send a minute. Never applies to callers that are all one, nor to the anonymous.
+    pub keys_per_minute: Option<NonZeroU32>,
     /// What a fingerprint is made of.
     pub fingerprint: Arc<Rules>,
     /// Statuses that say: not executed, try again.
@@ -155,6 +162,9 @@ impl Default for Policy {
             lease: Duration::from_secs(15),
             wait: Duration::ZERO,
             principal: principal::Rule::Unset,
+            credentials: Arc::default(),
+            scope: principal::Scope::default(),
+            keys_per_minute: None,
             fingerprint: Arc::default(),
             release_on: [401, 403, 407, 421, 423, 425, 426, 429, 431]
                 .into_iter()
@@ -170,6 +180,23 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Returns the caller of a request.
+    ///
+    /// # Errors
+    ///
+    /// See [`Rule::identify`](principal::Rule::identify).
+    pub fn identify<'a>(
+        &self,
+        request: impl Into<RequestView<'a>>,
+    ) -> Result<Principal, principal::UnidentifiedCallerError> {
+        self.principal.identify(request, &self.credentials)
+    }
+
+    /// Returns the key space of a request.
+    pub fn key_space(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> KeySpace {
+        self.scope.of(&self.route, method, uri, headers)
+    }
+
     /// Whether requests with this method are protected.
     pub fn covers(&self, method: &Method) -> bool {
         self.methods.contains(method)

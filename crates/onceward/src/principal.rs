@@ -1,13 +1,28 @@
-//! The principal: who is asking. Keys of different principals never meet.
+//! The principal: the caller. Keys of different principals never meet.
 
+mod credentials;
+mod scheme;
+mod scope;
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Arc, LazyLock};
 
-use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName};
+use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, SET_COOKIE};
+use http::{Extensions, Request, request};
+use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
+use crate::problem::Code;
 use crate::secret::Digest;
 
-/// One part of a request that tells who is asking.
+pub use credentials::{CREDENTIAL_HEADERS, CredentialHeaders};
+pub use scheme::{bearer_jwt, signed_scheme};
+pub use scope::{KeySpace, ParseScopeError, Scope, ScopePart};
+
+/// One part of a request that names the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
@@ -17,6 +32,40 @@ pub enum Part {
     Header(HeaderName),
     /// One cookie.
     Cookie(String),
+    /// A claim of a verified token, which stays the same when the token is renewed. See [`VerifiedToken`].
+    Jwt(String),
+}
+
+impl Part {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Authorization => "authorization",
+            Self::Header(_) => "header",
+            Self::Cookie(_) => "cookie",
+            Self::Jwt(_) => "jwt",
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Authorization => "",
+            Self::Header(name) => name.as_str(),
+            Self::Cookie(name) | Self::Jwt(name) => name,
+        }
+    }
+}
+
+/// By the text of the part.
+impl Ord for Part {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.kind(), self.name()).cmp(&(other.kind(), other.name()))
+    }
+}
+
+impl PartialOrd for Part {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl FromStr for Part {
@@ -24,10 +73,12 @@ impl FromStr for Part {
 
     fn from_str(text: &str) -> Result<Self, PartInvalid> {
         let invalid = || PartInvalid(text.to_owned());
+        let is_claim = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
         match text.split_once(':') {
             None if text == "authorization" => Ok(Self::Authorization),
             Some(("header", name)) => name.parse().map(Self::Header).map_err(|_| invalid()),
             Some(("cookie", name)) if HeaderName::try_from(name).is_ok() => Ok(Self::Cookie(name.to_owned())),
+            Some(("jwt", claim)) if is_claim(claim) => Ok(Self::Jwt(claim.to_owned())),
             _ => Err(invalid()),
         }
     }
@@ -37,96 +88,489 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Authorization => f.write_str("authorization"),
-            Self::Header(name) => write!(f, "header:{name}"),
-            Self::Cookie(name) => write!(f, "cookie:{name}"),
+            part => write!(f, "{}:{}", part.kind(), part.name()),
         }
     }
 }
 
-/// A text that names no part.
+/// The error of a text that names no part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartInvalid(String);
 
 impl fmt::Display for PartInvalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no part of a principal; write \"authorization\", \"header:NAME\" or \"cookie:NAME\"", self.0)
+        write!(
+            f,
+            "{:?} is no part of a principal; write \"authorization\", \"header:NAME\", \"cookie:NAME\" or \"jwt:CLAIM\"",
+            self.0
+        )
     }
 }
 
 impl std::error::Error for PartInvalid {}
 
-/// How it is told who is asking.
+/// Says which parts of a request name the caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Rule {
-    /// Nobody said: a request without a credential is anonymous, one with a credential is refused.
+    /// No rule: a request without a credential is anonymous, one with a credential is refused.
     #[default]
     Unset,
-    /// These parts, together. No part at all: all callers are one.
+    /// These parts, together, in any order. No part at all: all callers are one.
     Parts(Vec<Part>),
 }
 
-/// Who is asking, as far as a rule could tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The caller, as far as a rule could tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
     /// No part, and no credential.
     Anonymous,
-    /// Somebody: a digest of the parts, or of their absence where the rule says that all callers are one.
+    /// A named caller: a digest of the parts, or of their absence where the rule says that all callers are one.
     Named(Digest),
 }
 
-/// The request has a credential, and no rule says what it means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unknown;
+/// The caller, as established before the layer: by a session, or by a middleware that checked a token.
+///
+/// Put into a request's extensions, it is the principal, and no rule is consulted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller(Arc<[u8]>);
 
-impl Rule {
-    /// Tells who is asking.
-    ///
-    /// # Errors
-    ///
-    /// [`Unknown`] where a credential is there that no part of the rule speaks of: lumping such callers together would
-    /// show one the answers of another.
-    pub fn identify(&self, headers: &HeaderMap) -> Result<Principal, Unknown> {
-        let parts = match self {
-            Self::Unset => [].as_slice(),
-            // The digest of no parts is the same for all callers, which is what an empty list asks for.
-            Self::Parts(parts) if parts.is_empty() => return Ok(Principal::Named(Digest::of_parts([].into_iter()))),
-            Self::Parts(parts) => parts,
-        };
-        let found: Vec<(String, Vec<Vec<u8>>)> =
-            parts.iter().map(|part| (part.to_string(), values(part, headers))).collect();
-        if found.iter().any(|(_, values)| !values.is_empty()) {
-            let flat = found.iter().flat_map(|(name, values)| {
-                let count = (values.len() as u64).to_le_bytes().to_vec();
-                [name.as_bytes().to_vec(), count].into_iter().chain(values.iter().cloned())
-            });
-            return Ok(Principal::Named(Digest::of_parts(flat)));
-        }
-        match headers.keys().any(|name| *name == AUTHORIZATION || *name == COOKIE) {
-            true => Err(Unknown),
-            false => Ok(Principal::Anonymous),
-        }
+impl Caller {
+    /// A caller by an id that stays the same as long as the caller does.
+    pub fn new(id: impl AsRef<[u8]>) -> Self {
+        Self(id.as_ref().into())
     }
 }
 
-/// The values of a part; an empty value counts as an absent one. All of several, for which of two equal cookies a service
-/// believes is not known here, and taking one would let another caller's stand in for it.
-fn values(part: &Part, headers: &HeaderMap) -> Vec<Vec<u8>> {
-    let of = |name: &HeaderName| -> Vec<Vec<u8>> {
-        headers.get_all(name).iter().map(|value| value.as_bytes().to_vec()).filter(|value| !value.is_empty()).collect()
-    };
-    match part {
-        Part::Authorization => of(&AUTHORIZATION),
-        Part::Header(name) => of(name),
-        Part::Cookie(name) => headers
-            .get_all(COOKIE)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
-            .filter_map(|pair| {
-                let pair = pair.trim_ascii();
-                let at = pair.iter().position(|byte| *byte == b'=')?;
-                (&pair[..at] == name.as_bytes()).then(|| pair[at + 1..].to_vec())
-            })
-            .filter(|value| !value.is_empty())
-            .collect(),
+/// A token that came with a request, checked before the layer. Put into the request's extensions for [`Part::Jwt`].
+#[derive(Clone, Debug)]
+pub enum VerifiedToken {
+    /// Its claims; its signature, times, issuer and audience were checked.
+    Valid(Arc<Map<String, Value>>),
+    /// The reason why it is not accepted.
+    Invalid(Arc<str>),
+    /// It could not be checked now; the reason why.
+    Unverifiable(Arc<str>),
+}
+
+/// A request, as far as it may name its caller.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Its extensions: [`Caller`] and [`VerifiedToken`] count.
+    pub extensions: &'a Extensions,
+}
+
+impl<'a> From<&'a request::Parts> for RequestView<'a> {
+    fn from(parts: &'a request::Parts) -> Self {
+        Self { headers: &parts.headers, extensions: &parts.extensions }
     }
+}
+
+impl<'a, B> From<&'a Request<B>> for RequestView<'a> {
+    fn from(request: &'a Request<B>) -> Self {
+        Self { headers: request.headers(), extensions: request.extensions() }
+    }
+}
+
+impl<'a> From<&'a HeaderMap> for RequestView<'a> {
+    fn from(headers: &'a HeaderMap) -> Self {
+        static NONE: LazyLock<Extensions> = LazyLock::new(Extensions::new);
+        Self { headers, extensions: &NONE }
+    }
+}
+
+/// Which headers are credentials besides `Authorization` and `Cookie`, and whether cookies are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// Headers that are credentials.
+    pub headers: CredentialHeaders,
+    /// Cookies are no credential where the rule names none.
+    pub ignore_cookies: bool,
+}
+
+/// The error of a request whose caller cannot be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnidentifiedCallerError {
+    code: Code,
+    detail: String,
+}
+
+impl UnidentifiedCallerError {
+    /// Returns the code of the refusal: `principal_unknown`, `credentials_ambiguous`, `token_invalid`, or
+    /// `store_unavailable` where a token cannot be checked for want of keys.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Returns the cause and the fix. Has names of headers and cookies in it, and never a value.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    fn unknown(detail: String) -> Self {
+        Self { code: Code::PrincipalUnknown, detail }
+    }
+}
+
+impl fmt::Display for UnidentifiedCallerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl std::error::Error for UnidentifiedCallerError {}
+
+type Values<'h> = SmallVec<[Cow<'h, [u8]>; 1]>;
+
+impl Rule {
+    /// Returns the caller.
+    ///
+    /// # Errors
+    ///
+    /// An [`UnidentifiedCallerError`] where a credential is there that no part of the rule names: treating such callers as
+    /// one would show one the responses of another. Also where a part occurs in two differing lines, where its value
+    /// changes from request to request, and where its token is not valid.
+    pub fn identify<'a>(
+        &self,
+        request: impl Into<RequestView<'a>>,
+        credentials: &Credentials,
+    ) -> Result<Principal, UnidentifiedCallerError> {
+        let request = request.into();
+        if let Some(Caller(id)) = request.extensions.get() {
+            return Ok(Principal::Named(Digest::of_parts([&b"caller"[..], &1u64.to_le_bytes(), id])));
+        }
+        let parts = match self {
+            Self::Unset => [].as_slice(),
+            // The digest of no parts is the same for all callers, which is what an empty list asks for.
+            Self::Parts(parts) if parts.is_empty() => return Ok(Principal::Named(Digest::of_parts([b""; 0]))),
+            Self::Parts(parts) => parts,
+        };
+        let mut found = SmallVec::<[(&Part, Values<'_>); 2]>::new();
+        for part in sorted(parts) {
+            found.push((part, values(part, request)?));
+        }
+        if found.iter().any(|(_, values)| !values.is_empty()) {
+            return Ok(Principal::Named(digest(&found)));
+        }
+        match self.unnamed(request, credentials) {
+            Some(error) => Err(error),
+            None => Ok(Principal::Anonymous),
+        }
+    }
+
+    /// Returns true if the rule names a cookie.
+    pub fn names_a_cookie(&self) -> bool {
+        self.parts().iter().any(|part| matches!(part, Part::Cookie(_)))
+    }
+
+    /// Returns true if the rule names a claim of a token.
+    pub fn names_a_claim(&self) -> bool {
+        self.parts().iter().any(|part| matches!(part, Part::Jwt(_)))
+    }
+
+    /// Returns the parts; none where no rule is set.
+    pub fn parts(&self) -> &[Part] {
+        match self {
+            Self::Unset => &[],
+            Self::Parts(parts) => parts,
+        }
+    }
+
+    /// Returns the name of a cookie of the rule that the response gives another value than the request had.
+    pub fn renewed_cookie<'r>(&'r self, request: &HeaderMap, response: &HeaderMap) -> Option<&'r str> {
+        let given = |name: &str| {
+            response.get_all(SET_COOKIE).iter().find_map(|line| {
+                let pair = line.as_bytes().split(|byte| *byte == b';').next()?;
+                value_of(pair, name)
+            })
+        };
+        self.parts().iter().find_map(|part| {
+            let Part::Cookie(name) = part else { return None };
+            let now = given(name).filter(|now| !now.is_empty())?;
+            let mut had = cookies(request, name).map(|(_, value)| value).peekable();
+            (had.peek().is_some() && had.all(|had| had != now)).then_some(name.as_str())
+        })
+    }
+
+    /// The credentials that no part of the rule names, in an error; `None` if there are none.
+    fn unnamed(&self, request: RequestView<'_>, credentials: &Credentials) -> Option<UnidentifiedCallerError> {
+        let headers = request.headers;
+        let authorization = headers.get(AUTHORIZATION);
+        let mut names: SmallVec<[&HeaderName; 2]> = credentials.headers.found(headers).collect();
+        names.truncate(NAMED_MAX);
+        let cookies_count = !self.names_a_cookie() && !credentials.ignore_cookies;
+        let has_cookies = cookies_count && headers.contains_key(COOKIE);
+        if authorization.is_none() && names.is_empty() && !has_cookies {
+            return None;
+        }
+        let mut found = Vec::new();
+        let mut fix = String::new();
+        if let Some(value) = authorization {
+            let (scheme, signed) = (scheme::name(value.as_bytes()), signed_scheme(value.as_bytes()));
+            found.push(match scheme {
+                Some(scheme) => format!("Authorization ({scheme})"),
+                None => "Authorization".to_owned(),
+            });
+            fix = match signed {
+                Some(scheme) => signed_fix(scheme),
+                None if bearer_jwt(value.as_bytes()).is_some() => self.line("jwt:sub"),
+                None => self.line("authorization"),
+            };
+        }
+        for name in &names {
+            found.push(name.to_string());
+        }
+        if let (true, Some(first)) = (fix.is_empty(), names.first()) {
+            fix = match first.as_str() {
+                "dpop" | "signature-input" => signed_fix(first.as_str()),
+                name => self.line(&format!("header:{name}")),
+            };
+        }
+        if has_cookies {
+            let names = cookie_names(headers);
+            found.push(match names.is_empty() {
+                true => "Cookie".to_owned(),
+                false => format!("Cookie ({})", names.join(", ")),
+            });
+            if fix.is_empty() {
+                let session = names.iter().find(|name| is_session_cookie(name));
+                let line = |name: &str| self.line(&format!("cookie:{name}"));
+                fix = match (session, names.first()) {
+                    (Some(session), _) => line(session),
+                    (None, Some(first)) if !is_analytics_cookie(first) => line(first),
+                    _ => format!("{}, or ignore_cookies = true if no cookie names the caller", line("NAME")),
+                };
+            }
+        }
+        let missing = match self {
+            Self::Unset => "no rule says which part of it names the caller".to_owned(),
+            Self::Parts(_) => format!("it has none of the parts that name the caller, {self}"),
+        };
+        Some(UnidentifiedCallerError::unknown(format!(
+            "The request has {}, and {missing}. Treating such callers as one would show one the responses of another. The operator writes {fix} in [policy]; [] says that all callers are one.",
+            found.join(", ")
+        )))
+    }
+
+    /// The line to write, with one more part.
+    fn line(&self, part: &str) -> String {
+        let mut parts: Vec<String> = self.parts().iter().map(ToString::to_string).collect();
+        parts.push(part.to_owned());
+        parts.sort_unstable();
+        let parts: Vec<String> = parts.iter().map(|part| format!("\"{part}\"")).collect();
+        format!("principal = [{}]", parts.join(", "))
+    }
+}
+
+/// As users type it, sorted; `unset` where no rule is set.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Parts(parts) = self else { return f.write_str("unset") };
+        f.write_str("[")?;
+        for (at, part) in sorted(parts).into_iter().enumerate() {
+            write!(f, "{}\"{part}\"", if at == 0 { "" } else { ", " })?;
+        }
+        f.write_str("]")
+    }
+}
+
+/// The most credentials that a refusal names.
+const NAMED_MAX: usize = 5;
+
+/// The parts in the order in which they are hashed, each once: an edit of their order changes no caller.
+fn sorted(parts: &[Part]) -> SmallVec<[&Part; 2]> {
+    let mut parts: SmallVec<[&Part; 2]> = parts.iter().collect();
+    parts.sort_unstable();
+    parts.dedup();
+    parts
+}
+
+fn digest(found: &[(&Part, Values<'_>)]) -> Digest {
+    let mut fields = SmallVec::<[Cow<'_, [u8]>; 6]>::new();
+    for (part, values) in found {
+        fields.push(match part {
+            Part::Authorization => Cow::Borrowed(b"authorization"),
+            part => Cow::Owned(part.to_string().into_bytes()),
+        });
+        fields.push(Cow::Owned((values.len() as u64).to_le_bytes().to_vec()));
+        fields.extend(values.iter().map(|value| Cow::Borrowed(&**value)));
+    }
+    Digest::of_parts(&fields)
+}
+
+/// Returns the values of a part. An empty value counts as an absent one, equal lines count once.
+fn values<'h>(part: &Part, request: RequestView<'h>) -> Result<Values<'h>, UnidentifiedCallerError> {
+    match part {
+        Part::Authorization => header_values(&AUTHORIZATION, request.headers),
+        Part::Header(name) => header_values(name, request.headers),
+        Part::Cookie(name) => cookie_values(name, request.headers),
+        Part::Jwt(claim) => claim_values(claim, request.extensions),
+    }
+}
+
+fn header_values<'h>(name: &HeaderName, headers: &'h HeaderMap) -> Result<Values<'h>, UnidentifiedCallerError> {
+    let mut found = Values::new();
+    for line in headers.get_all(name) {
+        let line = line.as_bytes();
+        let value = match *name == AUTHORIZATION {
+            true => scheme::canonical(line),
+            false => Cow::Borrowed(line.trim_ascii()),
+        };
+        if *name == AUTHORIZATION
+            && let Some(scheme) = signed_scheme(line)
+        {
+            return Err(UnidentifiedCallerError::unknown(format!(
+                "The scheme {scheme} of Authorization signs each request, so a retry would be another caller and execute again. The operator writes {}.",
+                signed_fix(scheme)
+            )));
+        }
+        match found.first() {
+            _ if value.is_empty() => {}
+            None => found.push(value),
+            Some(first) if *first == value => {}
+            Some(_) => return Err(ambiguous(&format!("The header {name}"))),
+        }
+    }
+    Ok(found)
+}
+
+/// Two values in one line are what browsers send for two paths, each time alike. Which of them the service uses is not known
+/// here, so both name the caller, and neither stands for the other.
+fn cookie_values<'h>(name: &str, headers: &'h HeaderMap) -> Result<Values<'h>, UnidentifiedCallerError> {
+    let mut found = Values::new();
+    let mut first_line = None;
+    for (line, value) in cookies(headers, name).filter(|(_, value)| !value.is_empty()) {
+        let is_first = *first_line.get_or_insert(line) == line;
+        if found.iter().any(|known| **known == *value) {
+            continue;
+        }
+        if !is_first {
+            return Err(ambiguous(&format!("The cookie {name}")));
+        }
+        found.push(Cow::Borrowed(value));
+    }
+    Ok(found)
+}
+
+fn ambiguous(what: &str) -> UnidentifiedCallerError {
+    let detail = format!(
+        "{what} names the caller, and came in two lines that differ. Which one the service uses is not known here; send one."
+    );
+    UnidentifiedCallerError { code: Code::CredentialsAmbiguous, detail }
+}
+
+/// Of a token, the issuer counts besides: two issuers may give two callers the same subject.
+fn claim_values<'h>(claim: &str, extensions: &'h Extensions) -> Result<Values<'h>, UnidentifiedCallerError> {
+    let claims = match extensions.get::<VerifiedToken>() {
+        Some(VerifiedToken::Valid(claims)) => claims,
+        Some(VerifiedToken::Invalid(why)) => {
+            let detail = format!("The token is not valid: {why}. Send a valid one.");
+            return Err(UnidentifiedCallerError { code: Code::TokenInvalid, detail });
+        }
+        Some(VerifiedToken::Unverifiable(why)) => {
+            let detail = format!("The token cannot be checked now: {why}. Send the request again with the same key.");
+            return Err(UnidentifiedCallerError { code: Code::StoreUnavailable, detail });
+        }
+        None => return Ok(Values::new()),
+    };
+    let mut found = Values::new();
+    // Lists and objects have no one spelling.
+    if let Some(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) = claims.get(claim)
+        && *value != Value::String(String::new())
+    {
+        found.push(Cow::Owned(claims.get("iss").map_or_else(String::new, Value::to_string).into_bytes()));
+        found.push(Cow::Owned(value.to_string().into_bytes()));
+    }
+    Ok(found)
+}
+
+/// Iterates over the values of a cookie, each with the number of its line.
+fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = (usize, &'h [u8])> {
+    headers.get_all(COOKIE).iter().enumerate().flat_map(move |(line, value)| {
+        let pairs = value.as_bytes().split(|byte| *byte == b';');
+        pairs.filter_map(move |pair| Some((line, value_of(pair, name)?)))
+    })
+}
+
+fn value_of<'h>(pair: &'h [u8], name: &str) -> Option<&'h [u8]> {
+    let pair = pair.trim_ascii();
+    let at = pair.iter().position(|byte| *byte == b'=')?;
+    (&pair[..at] == name.as_bytes()).then(|| &pair[at + 1..])
+}
+
+/// Names of cookies that are fit to be repeated in a message.
+fn cookie_names(headers: &HeaderMap) -> Vec<&str> {
+    let lines = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let mut names: Vec<&str> = lines
+        .filter_map(|pair| std::str::from_utf8(pair.split(|byte| *byte == b'=').next()?.trim_ascii()).ok())
+        .filter(|name| (1..=64).contains(&name.len()) && HeaderName::try_from(*name).is_ok())
+        .collect();
+    names.sort_by_key(|name| (!is_session_cookie(name), is_analytics_cookie(name)));
+    names.dedup();
+    names.truncate(NAMED_MAX);
+    names
+}
+
+/// Returns true for the names of sessions in frameworks; `docs/principals.md` has the table.
+fn is_session_cookie(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let lower = lower.strip_prefix("__host-").or_else(|| lower.strip_prefix("__secure-")).unwrap_or(&lower);
+    let fixed = [
+        ".aspnetcore.identity.application",
+        ".aspnetcore.cookies",
+        ".aspxauth",
+        "asp.net_sessionid",
+        "auth_session",
+        "better-auth.session_token",
+        "cake",
+        "cakephp",
+        "ci_session",
+        "connect.sid",
+        "fsid",
+        "id",
+        "jsessionid",
+        "koa.sess",
+        "koa:sess",
+        "next-auth.session-token",
+        "authjs.session-token",
+        "ory_kratos_session",
+        "phpsessid",
+        "play_session",
+        "rack.session",
+        "session",
+        "sessionid",
+        "session_id",
+        "sid",
+        "token",
+        "user_session",
+    ];
+    fixed.contains(&lower) || lower.ends_with("_session") || lower.ends_with("sessionid")
+}
+
+fn is_analytics_cookie(name: &str) -> bool {
+    [
+        "_ga",
+        "_gid",
+        "_gat",
+        "_gcl",
+        "_fbp",
+        "_fbc",
+        "_hj",
+        "_pk_",
+        "_uet",
+        "__utm",
+        "ajs_",
+        "amplitude",
+        "_clck",
+        "_clsk",
+    ]
+    .iter()
+    .any(|prefix| name.starts_with(prefix))
+}
+
+fn signed_fix(scheme: &str) -> String {
+    format!(
+        "principal = [\"header:NAME\"], with a header in which the proxy that checks {scheme} names the caller (and removes it from what clients send)"
+    )
 }

@@ -1,7 +1,7 @@
 //! Refusals: `application/problem+json` (RFC 9457), one row of the table per code.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 
 use crate::wire::{IDEMPOTENCY_OUTCOME, Outcome};
@@ -63,7 +63,9 @@ pub enum Code {
     RequestIncomplete,
     TargetInvalid,
     HostInvalid,
+    CredentialsAmbiguous,
     KeyForged,
+    TokenInvalid,
     PrincipalUnknown,
     KeyForeign,
     OperationUnknown,
@@ -74,6 +76,7 @@ pub enum Code {
     IssuedKeyExpired,
     RequestTooLarge,
     KeyReused,
+    TooManyKeys,
     HandlerPanicked,
     RecordUnreadable,
     UpstreamUnreachable,
@@ -105,13 +108,15 @@ pub struct Row {
 
 impl Code {
     /// Every code, in the order of their statuses.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::KeyMissing,
         Self::KeyInvalid,
         Self::RequestIncomplete,
         Self::TargetInvalid,
         Self::HostInvalid,
+        Self::CredentialsAmbiguous,
         Self::KeyForged,
+        Self::TokenInvalid,
         Self::PrincipalUnknown,
         Self::KeyForeign,
         Self::OperationUnknown,
@@ -122,6 +127,7 @@ impl Code {
         Self::IssuedKeyExpired,
         Self::RequestTooLarge,
         Self::KeyReused,
+        Self::TooManyKeys,
         Self::HandlerPanicked,
         Self::RecordUnreadable,
         Self::UpstreamUnreachable,
@@ -150,7 +156,13 @@ impl Code {
                 "The target of the request line is neither a path that begins with a slash nor an http:// or https:// URL without user, password and fragment (RFC 9112, section 3.2). Send the path and the query alone."),
             Self::HostInvalid => (S::BAD_REQUEST, "host_invalid", O::Rejected, E::No, R::NewKey, "The Host header is invalid",
                 "A request has one Host header: a name or an address, and a port if it is not the usual one (RFC 9112, section 3.2). Send one such line."),
-            Self::PrincipalUnknown => (S::FORBIDDEN, "principal_unknown", O::Rejected, E::Unknown, R::Stop, "Nobody said who is asking",
+            Self::CredentialsAmbiguous => (S::BAD_REQUEST, "credentials_ambiguous", O::Rejected, E::No, R::NewKey, "Two credentials name two callers",
+                "A part of the request that names the caller came in two lines that differ. Which one the service uses is not known here; send one."),
+            Self::TokenInvalid => (S::UNAUTHORIZED, "token_invalid", O::Rejected, E::No, R::Stop, "The token is not valid",
+                "The token that names the caller is not valid. Send a valid one."),
+            Self::TooManyKeys => (S::TOO_MANY_REQUESTS, "too_many_keys", O::Rejected, E::No, R::SameKey, "Too many new keys",
+                "The caller sent more new keys than keys_per_minute allows. Send the request again with the same key after Retry-After."),
+            Self::PrincipalUnknown => (S::FORBIDDEN, "principal_unknown", O::Rejected, E::Unknown, R::Stop, "The caller cannot be told",
                 "The request has credentials, and no rule says which of them tells who is asking. The operator sets `principal` in [policy]: [\"authorization\"] where each caller has one lasting Authorization header, [\"header:NAME\"] or [\"cookie:NAME\"] for the part that names the caller and does not change, [] where all callers are one."),
             Self::KeyForged => (S::BAD_REQUEST, "key_forged", O::Rejected, E::Unknown, R::Stop, "The key was not issued here",
                 "This route takes keys alone that were issued here, and this one was not. For a new action ask for one: POST keys beside this page, with ?path= and the route's path."),
@@ -171,7 +183,7 @@ impl Code {
             Self::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, "request_too_large", O::Rejected, E::Unknown, R::Stop, "The request is too large to be protected",
                 "The body is larger than requests with a key may be. Send a smaller one, or raise request_body in [limits]."),
             Self::KeyReused => (S::UNPROCESSABLE_ENTITY, "key_reused", O::Mismatch, E::Unknown, R::Stop, "This key was used for another request",
-                "This key came with another method, address, content type or body before. Retry with the very same request, or make a new key for a new action."),
+                "This key came with another method, address, content type or body before. Retry with the very same request, or make a new key for a new action. Where one id is meant for several routes, paths or hosts, as that of a webhook's delivery, the operator sets scope = [\"route\"], [\"path\"] or [\"host\"] in [policy]."),
             Self::HandlerPanicked => (S::INTERNAL_SERVER_ERROR, "handler_panicked", O::Unknown, E::Unknown, R::SameKey, "The service failed midway",
                 "The handler panicked, and may have done part of its work. Asking again with the same key tells what became of it; it is not executed twice."),
             Self::RecordUnreadable => (S::INTERNAL_SERVER_ERROR, "record_unreadable", O::Rejected, E::Unknown, R::Stop, "The key's record cannot be read",
@@ -317,6 +329,9 @@ impl Problem {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.keyed {
             headers.insert(IDEMPOTENCY_OUTCOME, self.outcome.value());
+        }
+        if self.code == Code::TokenInvalid {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""));
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::fault;
 use crate::key::Key;
-use crate::principal::Principal;
+use crate::principal::{KeySpace, Principal};
 
 /// 32 random bytes that all processes of a store share. Never rotated: the ids of all records hang on it.
 #[derive(Clone)]
@@ -57,8 +57,13 @@ impl HashKeys {
         }
     }
 
-    /// The id of the record of one (namespace, principal, key).
+    /// Returns the id of the record of one (namespace, principal, key), where the scope has no part.
     pub fn record_id(&self, namespace: &str, principal: &Principal, key: &Key) -> RecordId {
+        self.record_id_in(namespace, principal, &KeySpace::default(), key)
+    }
+
+    /// Returns the id of the record of one (namespace, principal, key space, key).
+    pub fn record_id_in(&self, namespace: &str, principal: &Principal, space: &KeySpace, key: &Key) -> RecordId {
         let mut framed = Framed::default();
         framed.field(namespace.as_bytes());
         match principal {
@@ -69,6 +74,10 @@ impl HashKeys {
         let key = key.as_str();
         let key = if fault::planted("key-cut") { key.get(..8).unwrap_or(key) } else { key };
         framed.field(key.as_bytes());
+        // One field more: no id of a scope is one without.
+        if let Some(space) = space.bytes() {
+            framed.field(space);
+        }
         RecordId(framed.hash(&self.record))
     }
 
@@ -124,10 +133,10 @@ impl RecordId {
 }
 
 impl Digest {
-    pub(crate) fn of_parts(parts: impl Iterator<Item = Vec<u8>>) -> Self {
+    pub(crate) fn of_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         // The record id, which this goes into, is keyed; this hash needs no key of its own.
         let mut framed = Framed::default();
-        parts.for_each(|part| framed.field(&part));
+        parts.into_iter().for_each(|part| framed.field(part.as_ref()));
         Self(framed.hash(&[0; 32]))
     }
 }
@@ -153,6 +162,10 @@ impl Framed {
     pub(crate) fn field(&mut self, bytes: &[u8]) {
         self.number(bytes.len());
         self.0.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// BLAKE3 under a key.

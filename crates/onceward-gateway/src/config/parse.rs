@@ -10,7 +10,6 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Uri};
 use onceward::fingerprint::Kind;
 use onceward::policy::{CloseDelimited, Guarantee, Keys, Missing, StatusSet, Stream};
-use onceward::principal::{Part, Rule};
 #[cfg(feature = "redis")]
 use onceward::store::redis;
 
@@ -40,6 +39,7 @@ pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
             .iter()
             .map(|item| match item {
                 Item::Text(text) | Item::Number(text) | Item::Plain(text) => Ok(text.clone()),
+                Item::Bool(_) => Err("a TOML boolean may not stand in the list".to_owned()),
                 other => Err(format!("{other} may not stand in the list")),
             })
             .collect(),
@@ -482,12 +482,6 @@ pub(crate) fn methods(item: &Item) -> Parsed<Vec<Method>> {
         }
     }
     Ok(methods)
-}
-
-/// Who is asking.
-pub(crate) fn principal(item: &Item) -> Parsed<Rule> {
-    let parts = list(item)?.into_iter().map(|part| part.parse::<Part>().map_err(|error| error.to_string()));
-    parts.collect::<Parsed<Vec<Part>>>().map(Rule::Parts)
 }
 
 /// A list of statuses and ranges of them.

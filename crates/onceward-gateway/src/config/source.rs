@@ -10,8 +10,14 @@ use toml::de::{DeTable, DeValue};
 pub(crate) const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Settings that have no default, and so are commented out in [`DEFAULTS`].
-const WITHOUT_DEFAULT: [&str; 5] =
-    ["upstream", "policy.derive_window", "policy.principal", "policy.upstream_timeout", "policy.request_body"];
+const WITHOUT_DEFAULT: [&str; 6] = [
+    "upstream",
+    "policy.derive_window",
+    "policy.principal",
+    "policy.credential_headers",
+    "policy.upstream_timeout",
+    "policy.request_body",
+];
 
 /// Variables that tell how to log, before any setting is read.
 const OF_THE_LOG: [&str; 2] = [crate::logging::FILTER, crate::logging::FORMAT];
@@ -93,6 +99,8 @@ pub(crate) enum Item {
     Number(String),
     /// A TOML array.
     List(Vec<Item>),
+    /// A TOML boolean.
+    Bool(bool),
     /// Something that no setting is.
     Other(&'static str),
 }
@@ -105,6 +113,7 @@ impl Item {
                 Ok(number) => Self::Number(number.to_string()),
                 Err(_) => Self::Other("integer"),
             },
+            DeValue::Boolean(flag) => Self::Bool(*flag),
             DeValue::Array(items) => Self::List(items.iter().map(|item| Self::of(item.get_ref())).collect()),
             other => Self::Other(other.type_str()),
         }
@@ -116,6 +125,7 @@ impl fmt::Display for Item {
         match self {
             Self::Plain(text) | Self::Text(text) => write!(f, "{text:?}"),
             Self::Number(digits) => f.write_str(digits),
+            Self::Bool(flag) => write!(f, "{flag}"),
             Self::List(items) => {
                 f.write_str("[")?;
                 for (at, item) in items.iter().enumerate() {

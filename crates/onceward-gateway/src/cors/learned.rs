@@ -5,15 +5,14 @@ use std::num::NonZeroUsize;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, HeaderMap,
 };
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method};
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::Asked;
 
-/// Of so many pairs of origin and path it is remembered what the upstream gave them; the one that was looked at longest ago
-/// goes first.
-const PAIRS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none");
+/// Upper bound on places of which it is remembered what the upstream gave; the one that was looked at longest ago goes first.
+const PLACES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none");
 /// More than this of what an answer exposes is not remembered.
 const EXPOSED_BYTES_MAX: usize = 1024;
 
@@ -47,38 +46,53 @@ impl Given {
     }
 }
 
-/// By origin and path; `None`: the upstream was seen to give nothing.
-pub(super) struct Learned(Mutex<LruCache<(HeaderValue, String), Option<Given>>>);
+/// What something is given for. What one host of a service allows says nothing about another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    /// As the upstream sees it.
+    pub(super) host: HeaderValue,
+    pub(super) origin: HeaderValue,
+    pub(super) path: String,
+    pub(super) method: Method,
+}
+
+/// By place; `None`: the upstream was seen to give nothing.
+pub(super) struct Learned(Mutex<LruCache<Place, Option<Given>>>);
 
 impl Default for Learned {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(PAIRS_MAX)))
+        Self(Mutex::new(LruCache::new(PLACES_MAX)))
     }
 }
 
 impl Learned {
-    /// Remembers what an answer of the upstream gives.
-    pub(super) fn learn(&self, asked: &Asked, status: StatusCode, headers: &HeaderMap) {
+    /// Remembers what a response of the upstream gives. A client's preflight without anything is asked about again.
+    pub(super) fn learn(&self, place: Place, asked: &Asked, headers: &HeaderMap) {
         let mut known = self.0.lock();
-        let pair = (asked.origin.clone(), asked.path.clone());
         match Given::of(headers) {
+            // For another origin than this one: a service that has one origin names it to all.
+            Some(given) if !given.allows(&asked.origin) => {}
             Some(mut given) => {
-                // A preflight does not say what may be read; what an answer said before still holds.
+                // A preflight does not say what may be read; what a response said before still holds.
                 if asked.is_preflight
-                    && let Some(Some(before)) = known.get(&pair)
+                    && let Some(Some(before)) = known.get(&place)
                 {
                     given.exposed.clone_from(&before.exposed);
                 }
-                known.put(pair, Some(given));
+                known.put(place, Some(given));
             }
-            // An error page of something in between says nothing about origins; an answer does.
-            None if asked.is_preflight || status.is_success() => drop(known.put(pair, None)),
+            None if asked.is_preflight => drop(known.pop(&place)),
             None => {}
         }
     }
 
+    /// Remembers that the upstream gives nothing.
+    pub(super) fn refuse(&self, place: Place) {
+        self.0.lock().put(place, None);
+    }
+
     /// What was last given. `None`: not known.
-    pub(super) fn find(&self, origin: &HeaderValue, path: &str) -> Option<Option<Given>> {
-        self.0.lock().get(&(origin.clone(), path.to_owned())).cloned()
+    pub(super) fn find(&self, place: &Place) -> Option<Option<Given>> {
+        self.0.lock().get(place).cloned()
     }
 }

@@ -222,12 +222,15 @@ pub(crate) fn assert_replay(answer: &Answer, first: &Answer) {
 }
 
 /// The table of DESIGN.md, section 5, and the rows that it forgot.
-const TABLE: [(&str, u16, &str, &str, &str); 24] = [
+const TABLE: [(&str, u16, &str, &str, &str); 27] = [
     ("key_missing", 400, "rejected", "no", "new-key"),
     ("key_invalid", 400, "rejected", "no", "new-key"),
     ("request_incomplete", 400, "rejected", "unknown", "same-key"),
     ("target_invalid", 400, "rejected", "no", "new-key"),
     ("host_invalid", 400, "rejected", "no", "new-key"),
+    ("credentials_ambiguous", 400, "rejected", "no", "new-key"),
+    ("token_invalid", 401, "rejected", "no", "stop"),
+    ("too_many_keys", 429, "rejected", "no", "same-key"),
     ("key_forged", 400, "rejected", "unknown", "stop"),
     ("principal_unknown", 403, "rejected", "unknown", "stop"),
     ("key_foreign", 403, "rejected", "unknown", "stop"),
@@ -275,6 +278,10 @@ pub(crate) fn assert_problem(answer: &Answer, code: &str, key: &str) {
         "in_flight" | "upstream_timeout" | "store_unavailable" | "draining" => {
             let seconds: u64 = answer.one("retry-after").parse().expect("it says when to ask again");
             assert!((1..=5).contains(&seconds), "Retry-After: {seconds}");
+        }
+        "too_many_keys" => {
+            let seconds: u64 = answer.one("retry-after").parse().expect("it says when to send again");
+            assert!((1..=60).contains(&seconds), "Retry-After: {seconds}");
         }
         _ => assert_eq!(answer.one("retry-after"), "", "nothing changes by waiting"),
     }

@@ -49,7 +49,11 @@ fn what_is_printed_is_what_holds() {
     assert_eq!((config.drain, config.upstream_idle), (Duration::from_secs(30), Duration::from_secs(1)));
     assert_eq!((config.drain_delay, config.upstream_max_age), (Duration::ZERO, Duration::from_secs(60)));
     assert_eq!(config.trusted_proxies, TrustedProxies::default());
-    assert_eq!(config.warnings, [""; 0]);
+    assert!(
+        config.warnings.len() == 1 && config.warnings[0].starts_with("no principal is set for default"),
+        "{:?}",
+        config.warnings
+    );
 }
 
 #[test]
@@ -181,7 +185,17 @@ fn wrong_settings_are_named_with_mend_and_place() {
         ("[policy]\nmethods = [\"GET\"]", "policy.methods", "leave it out", 3),
         ("[policy]\nmethods = [\"post\"]", "policy.methods", "\"POST\"", 3),
         ("[policy]\nmethods = \"POST\"", "policy.methods", "[\"POST\"]", 3),
-        ("[policy]\nprincipal = [\"jwt:sub\"]", "policy.principal", "header:NAME", 3),
+        ("[policy]\nprincipal = [\"jwt:sub\"]", "policy.principal", "jwks = ", 3),
+        ("[policy]\nprincipal = [\"jwt\"]", "policy.principal", "jwt:CLAIM", 3),
+        ("[policy]\nprincipal = [\"header:Date\"]", "policy.principal", "stays the same", 3),
+        ("[policy]\nscope = [\"routes\"]", "policy.scope", "\"route\"", 3),
+        ("[policy]\ncredential_headers = [\"x api\"]", "policy.credential_headers", "\"x-api-key\"", 3),
+        ("[policy]\nignore_cookies = \"yes\"", "policy.ignore_cookies", "write true or false", 3),
+        ("[policy]\nauthorize_replays = \"POST /session\"", "policy.authorize_replays", "GET or HEAD", 3),
+        ("[policy]\nauthorize_replays = \"/session\"", "policy.authorize_replays", "\"GET /session\"", 3),
+        ("[policy]\nkeys_per_minute = \"many\"", "policy.keys_per_minute", "no number", 3),
+        ("[jwt]\njwks = \"https://u:p@a/jwks\"", "jwt.jwks", "user or password", 3),
+        ("[jwt]\ntoken_from = \"bearer\"", "jwt.token_from", "\"authorization\"", 3),
         ("[policy]\nprincipal = [true]", "policy.principal", "boolean", 3),
         ("[policy]\nrelease_on = [401, 502]", "policy.release_on", "502 is in release_on and in unknown_on", 3),
         ("[policy]\nunknown_on = [\"425-430\"]", "policy.unknown_on", "425", 3),

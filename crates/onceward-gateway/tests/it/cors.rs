@@ -77,8 +77,10 @@ fn serve(
         let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
         stream.read_exact(&mut body).ok()?;
         let origin = header("origin");
-        let is_allowed = allowed.lock().unwrap().contains(&origin);
-        let given = match is_allowed {
+        // On all hosts, or on one.
+        let on_host = format!("{} {origin}", header("host"));
+        let is_allowed = allowed.lock().unwrap().iter().any(|allowed| *allowed == origin || *allowed == on_host);
+        let given = match is_allowed && header("x-do") != "mute" {
             true => format!(
                 "Access-Control-Allow-Origin: {origin}\r\nAccess-Control-Allow-Credentials: true\r\nVary: Origin\r\n"
             ),
@@ -110,7 +112,7 @@ fn serve(
 
 fn preflight(gateway: &Gateway, origin: &str, path: &str, asked: &str) -> Answer {
     gateway.send(format!(
-        "OPTIONS {path} HTTP/1.1\r\nHost: api.example\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
+        "OPTIONS {path} HTTP/1.1\r\nHost: shop.example\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
          Access-Control-Request-Headers: {asked}\r\n\r\n"
     ))
 }
@@ -263,6 +265,59 @@ fn the_public_paths_can_be_read_by_the_same_pages() {
     assert_unreadable(&answer);
     let get = "GET /.idempotency/policy HTTP/1.1\r\nHost: a\r\nOrigin: https://evil.example\r\n\r\n";
     assert_unreadable(&gateway.send(get));
+}
+
+fn invalid_on(host: &str, origin: &str) -> Ask {
+    Ask::bare("POST /orders")
+        .line(format!("Host: {host}"))
+        .line(format!("Origin: {origin}"))
+        .line("Idempotency-Key: \"\"")
+}
+
+#[test]
+fn grant_of_one_host_is_given_on_no_other() {
+    let service = Service::start();
+    service.allow(&["a.example https://pages.example"]);
+    let gateway = service.gateway("");
+    // The upstream is asked under the host that the client named.
+    assert_readable(&invalid_on("a.example", SHOP).send(&gateway), SHOP);
+    assert_unreadable(&invalid_on("b.example", SHOP).send(&gateway));
+    let stored = Ask::bare("POST /orders").line("Host: a.example").line(format!("Origin: {SHOP}"));
+    assert_readable(&stored.line("Idempotency-Key: on-host-a").send(&gateway), SHOP);
+    for host in ["b.example", "a.example:8443", "c.example"] {
+        assert_unreadable(&invalid_on(host, SHOP).send(&gateway));
+    }
+    for (host, is_readable) in [("a.example", true), ("b.example", false)] {
+        let get = format!(
+            "GET /.idempotency/operation HTTP/1.1\r\nHost: {host}\r\nOrigin: {SHOP}\r\nIdempotency-Key: k\r\n\r\n"
+        );
+        match is_readable {
+            true => assert_readable(&gateway.send(get), SHOP),
+            false => assert_unreadable(&gateway.send(get)),
+        }
+    }
+    assert_readable(&invalid_on("A.example", SHOP).send(&gateway), SHOP);
+}
+
+#[test]
+fn request_of_another_client_takes_no_grant_away() {
+    let service = Service::start();
+    let gateway = service.gateway("");
+    let ask = || invalid_on("shop.example", SHOP).send(&gateway);
+    assert_readable(&ask(), SHOP);
+    // A response without a word of CORS, to anybody who names that origin.
+    for start in ["GET /orders", "POST /orders"] {
+        let mute = Ask::bare(start).line("Host: shop.example").line(format!("Origin: {SHOP}")).line("X-Do: mute");
+        assert_unreadable(&mute.send(&gateway));
+        assert_readable(&ask(), SHOP);
+    }
+    // A preflight that the service refuses for what it asks for.
+    let refused = gateway.send(format!(
+        "OPTIONS /orders HTTP/1.1\r\nHost: shop.example\r\nOrigin: {SHOP}\r\nAccess-Control-Request-Method: POST\r\n\
+         Access-Control-Request-Headers: x-made-up\r\n\r\n"
+    ));
+    assert_eq!(refused.status, 403);
+    assert_readable(&ask(), SHOP);
 }
 
 #[test]

@@ -245,8 +245,11 @@ fn nothing_is_derived_for_the_anonymous() {
         assert_eq!((answer.status, outcome(&answer)), (201, ""));
     }
     assert_eq!(upstream.executions().len(), 2);
-    // Whoever has a credential that no part speaks of is not anonymous, and not known.
-    assert_problem(&plain_order().line("Cookie: session=1").send(&gateway), "principal_unknown", "");
+    // A credential that no part names is refused with a key, and passes without one: who could log in else?
+    let unnamed = plain_order().line("Cookie: session=1");
+    let answer = unnamed.send(&gateway);
+    assert_eq!((answer.status, outcome(&answer)), (201, ""));
+    assert_problem(&unnamed.line("Idempotency-Key: unnamed-key").send(&gateway), "principal_unknown", "unnamed-key");
 }
 
 #[test]

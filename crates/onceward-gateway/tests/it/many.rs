@@ -23,6 +23,7 @@ macro_rules! over_each_server {
 
 mod balancer;
 mod broken;
+mod callers;
 mod full;
 mod pair;
 mod postgres;

@@ -86,8 +86,19 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
     })
 }
 
-/// Claims the key: one insert, and a replace where something that no longer binds is in its place.
+/// Claims the key, as one of the new keys that its caller may send.
 async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::Answer> {
+    let too_many = held.shared.take_new_key(held).err();
+    let claimed = claim_unless(held, operation, too_many).await;
+    if too_many.is_none() && !matches!(claimed, Claimed::Won) {
+        held.shared.give_new_key_back(held);
+    }
+    claimed
+}
+
+/// Claims the key: one insert, and a replace where something that no longer binds is in its place. A caller that sent too many
+/// new keys may look, so that replays are never refused: `too_many` is after how many seconds it may send one.
+async fn claim_unless<O: Operation>(held: &Arc<Held>, operation: &mut O, too_many: Option<u64>) -> Claimed<O::Answer> {
     let shared = &held.shared;
     let record = held.record_in_flight();
     let refused = |problem| Claimed::Told(Answer::refused(problem));
@@ -97,8 +108,13 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
         fault::reach("claim-before");
         let sent_at = shared.clock.now();
         let draining = shared.draining.load(Ordering::SeqCst);
+        let refusal = match draining {
+            true => Some((Code::Draining, 1)),
+            false => too_many.map(|seconds| (Code::TooManyKeys, seconds)),
+        };
+        let refused_now = || refusal.map(|(code, seconds)| shared.problem(code, &held.id).retry_after(seconds));
         let written = match over {
-            _ if draining => shared.get(&held.id).await,
+            _ if refusal.is_some() => shared.get(&held.id).await,
             None => shared.insert(&held.id, &record).await,
             Some(version) => match shared.replace(&held.id, version, &record).await {
                 Ok(Replaced::Yes) => Ok(None),
@@ -112,8 +128,10 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
             },
         };
         let found = match written {
-            Ok(None) if draining => return refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
             Ok(None) => {
+                if let Some(problem) = refused_now() {
+                    return refused(problem);
+                }
                 fault::reach("claim-after");
                 held.won(sent_at, over);
                 return Claimed::Won;
@@ -125,7 +143,7 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
             }
             Ok(Some(found)) => found,
             Err(error) => {
-                if error.applied() == Applied::Unknown && !draining {
+                if error.applied() == Applied::Unknown && refusal.is_none() {
                     Shared::release_later(held, over);
                 }
                 return refused(shared.store_refusal(Some(&held.id), &error));
@@ -133,7 +151,6 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
         };
         let fingerprint = held.fingerprint_for(&found.record, operation);
         return match decide::claim(&found, &fingerprint, held.policy.guarantee) {
-            decide::Claim::Execute if draining => refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
             decide::Claim::InFlight { .. } if fault::planted("second-execution") => {
                 over = Some(found.record.version());
                 continue;
@@ -142,10 +159,13 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
                 over = Some(found.record.version());
                 continue;
             }
-            decide::Claim::Execute => {
-                over = Some(found.record.version());
-                continue;
-            }
+            decide::Claim::Execute => match refused_now() {
+                Some(problem) => refused(problem),
+                None => {
+                    over = Some(found.record.version());
+                    continue;
+                }
+            },
             decide::Claim::InFlight { age, left } => Claimed::Running(Box::new(Met { found, age, left })),
             judged => Claimed::Told(shared.told(&held.id, judged)),
         };
@@ -157,9 +177,9 @@ impl Held {
     /// The attempt of a request whose key was looked up in the hashes.
     pub(super) fn asking<O: Operation>(shared: Arc<Shared>, keys: &HashKeys, ask: &Ask, operation: &O) -> Arc<Self> {
         let rules = Arc::clone(&ask.policy.fingerprint);
-        let id = keys.record_id(&shared.namespace, &ask.principal, &ask.key);
+        let id = keys.record_id_in(&shared.namespace, &ask.principal, &ask.space, &ask.key);
         let print = Print { fingerprint: operation.fingerprint(&rules, keys), rules };
-        Self::new(shared, id, keys.key_hash(&ask.key), print, Arc::clone(&ask.policy))
+        Self::new(shared, id, ask.principal, keys.key_hash(&ask.key), print, Arc::clone(&ask.policy))
     }
 
     /// The request's fingerprint by the rules of a record that was found.

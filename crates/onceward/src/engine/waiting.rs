@@ -9,7 +9,7 @@ use super::claiming::Other;
 use super::{Answer, Boxed, Engine, Look, Operation, Shared};
 use crate::decide::{self, Standing};
 use crate::key::Key;
-use crate::principal::Principal;
+use crate::principal::{KeySpace, Principal};
 use crate::problem::{Code, Problem};
 use crate::record::{Kept, Phase, Record};
 use crate::secret::RecordId;
@@ -22,10 +22,16 @@ impl Engine {
     /// # Errors
     ///
     /// A problem, where the store does not tell.
-    pub async fn look(&self, key: &Key, principal: &Principal, wait: Option<Duration>) -> Result<Look, Problem> {
+    pub async fn look(
+        &self,
+        key: &Key,
+        principal: &Principal,
+        space: &KeySpace,
+        wait: Option<Duration>,
+    ) -> Result<Look, Problem> {
         let shared = &self.shared;
         let opened = shared.open().await.map_err(|error| shared.store_refusal(None, &error))?;
-        let id = opened.keys.record_id(&shared.namespace, principal, key);
+        let id = opened.keys.record_id_in(&shared.namespace, principal, space, key);
         let until = shared.clock.now() + wait.unwrap_or_default().min(shared.limits.wait_max);
         let mut looked = Arc::new(shared.get(&id).await);
         loop {

@@ -11,7 +11,7 @@ use crate::fingerprint::form::{self, Form};
 use crate::fingerprint::{Fingerprint, Rules};
 use crate::key::{Invalid, Key};
 use crate::policy::{Keys, Missing, Policy};
-use crate::principal::Principal;
+use crate::principal::{Principal, RequestView};
 use crate::problem::{Code, Problem};
 use crate::secret::{HashKeys, hex};
 
@@ -28,16 +28,17 @@ pub(super) enum Source {
     Derived(Duration),
 }
 
-/// Whether the policy wants a key for a request whose headers bear none.
-pub(super) fn are_wanted(policy: &Policy, headers: &HeaderMap) -> bool {
-    match policy.missing {
-        Missing::Pass => has_field(policy, headers),
-        Missing::Reject | Missing::Generate => true,
-        // Whoever has credentials that no rule speaks of is refused, as with a key.
-        Missing::Derive { .. } => {
-            has_field(policy, headers) || policy.principal.identify(headers) != Ok(Principal::Anonymous)
+/// Returns true if the policy wants a key for a request whose headers have none.
+///
+/// A request without a key is never refused because its caller cannot be told: without a key it could not log in.
+pub(super) fn are_wanted(policy: &Policy, request: RequestView<'_>) -> bool {
+    has_field(policy, request.headers)
+        || match policy.missing {
+            Missing::Pass => false,
+            Missing::Reject => true,
+            Missing::Generate => policy.identify(request).is_ok(),
+            Missing::Derive { .. } => matches!(policy.identify(request), Ok(Principal::Named(_))),
         }
-    }
 }
 
 fn has_field(policy: &Policy, headers: &HeaderMap) -> bool {
@@ -77,6 +78,8 @@ pub(super) struct Known<'a> {
     pub(super) source: Source,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: &'a Bytes,
+    /// The refusal of a request whose caller cannot be told, if it has a key.
+    pub(super) unidentified: Option<Problem>,
 }
 
 impl Known<'_> {
@@ -90,6 +93,12 @@ impl Known<'_> {
         let said = |invalid: Invalid| engine.refusal(Code::KeyInvalid).detail(invalid.sentence());
         let found = self.in_form(&ask.policy).map_err(said)?;
         let settled = match (found, self.source) {
+            (Some(_), _) if self.unidentified.is_some() => {
+                return Err(self.unidentified.clone().unwrap_or_else(|| engine.refusal(Code::PrincipalUnknown)));
+            }
+            (None, Source::Form) if self.unidentified.is_some() && ask.policy.missing != Missing::Reject => {
+                return Ok(Settled::None);
+            }
             (Some(key), _) => {
                 ask.key = key;
                 Settled::Made { upstream: true, client: false }

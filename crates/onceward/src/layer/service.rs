@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, request, response};
 use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
@@ -25,7 +25,9 @@ use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::key::Key;
 use crate::limits::Limits;
+use crate::observe::PrincipalChange;
 use crate::policy::{CloseDelimited, EndsWithConnection, Fate, Keys, Policy, Stream};
+use crate::principal::{Principal, RequestView, UnidentifiedCallerError};
 use crate::problem::{Code, Problem};
 use crate::reply::Reply;
 use crate::secret::HashKeys;
@@ -79,7 +81,7 @@ where
         let policy = &self.settings.policy;
         let keyed = policy.covers(request.method())
             && (wire::line(request.headers(), &wire::IDEMPOTENCY_KEY).is_some()
-                || keys::are_wanted(policy, request.headers()));
+                || keys::are_wanted(policy, RequestView::from(&request)));
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
         }
@@ -100,10 +102,12 @@ fn answer<R: http_body::Body, E>(
             let headers = response.headers_mut();
             headers.insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
             headers.insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+            response.extensions_mut().insert(FromRecord);
             response.map(|body| Body::buffered(body, None))
         }
         Answer::Released(reply) => {
             let mut response = reply.replay();
+            response.extensions_mut().insert(FromRecord);
             response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
             response.map(|body| Body::buffered(body, None))
         }
@@ -118,6 +122,17 @@ fn answer<R: http_body::Body, E>(
     Ok(response)
 }
 
+/// Marks a response, in its extensions, that was made by another request: a replay, and what a waiter is told.
+#[derive(Clone, Copy, Debug)]
+pub struct FromRecord;
+
+/// Logs and words the refusal of a request whose caller cannot be told.
+fn unidentified(engine: &Engine, policy: &Policy, error: &UnidentifiedCallerError) -> Problem {
+    engine.report_unidentified(&policy.route, error);
+    let problem = engine.refusal(error.code()).detail(error.detail());
+    if error.code() == Code::StoreUnavailable { problem.retry_after(1) } else { problem }
+}
+
 /// The inner call, as the engine sees it.
 struct Call<S, B> {
     inner: S,
@@ -127,6 +142,8 @@ struct Call<S, B> {
     body: Bytes,
     trailers: Option<Box<HeaderMap>>,
     source: Source,
+    /// The refusal of a request whose caller cannot be told, while it is not known whether it has a key.
+    unidentified: Option<Problem>,
     settings: Arc<Settings>,
 }
 
@@ -147,14 +164,24 @@ impl<S, B> Call<S, B> {
             Ok(None) => return Err(refused(Code::KeyMissing)),
             Err(invalid) => return Err(refused(Code::KeyInvalid).detail(invalid.sentence())),
         };
-        let Ok(principal) = policy.principal.identify(&head.headers) else {
-            return Err(refused(Code::PrincipalUnknown));
+        let (principal, unidentified) = match policy.identify(head) {
+            Ok(principal) => (principal, None),
+            Err(error) => {
+                let problem = unidentified(engine, policy, &error);
+                match source {
+                    Source::Form => (Principal::Anonymous, Some(problem)),
+                    _ => return Err(self.early(problem)),
+                }
+            }
         };
         let most = policy.request_body.unwrap_or(engine.limits().request_body);
         if declared_length(&head.headers).is_some_and(|length| length > most as u64) {
             return Err(refused(Code::RequestTooLarge));
         }
-        Ok(Ask { key, principal, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) })
+        let space = policy.key_space(&head.method, parts(head, &Bytes::new()).uri, &head.headers);
+        let ask = Ask { key, principal, space, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) };
+        self.unidentified = unidentified;
+        Ok(ask)
     }
 
     /// Counts a refusal before a record was looked at.
@@ -168,9 +195,10 @@ impl<S, B> Call<S, B> {
     /// Finds or makes the key of a request whose body was read.
     fn settle<'a>(&'a self, ask: &'a mut Ask) -> Boxed<'a, Result<Settled, Problem>> {
         // The inner service stays behind: it need not be fit to be shared between threads.
-        let Self { head, body, settings, source, .. } = self;
+        let Self { head, body, settings, source, unidentified, .. } = self;
+        let unidentified = unidentified.clone();
         Box::pin(async move {
-            let known = Known { source: *source, headers: &head.headers, body };
+            let known = Known { source: *source, headers: &head.headers, body, unidentified };
             let print = |rules: &Rules, keys: &HashKeys| rules.fingerprint(keys, &parts(head, body));
             known.settle(&settings.engine, ask, print).await
         })
@@ -201,6 +229,7 @@ where
             body: Bytes::new(),
             trailers: None,
             source: Source::Header,
+            unidentified: None,
             settings: Arc::clone(&service.settings),
         });
         // What needs no waiting is done here, so that little is carried through the future.
@@ -317,6 +346,8 @@ where
         if !self.settings.forwarding && claim.first_byte().await.is_err() {
             return Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
         }
+        // Kept only where a cookie names the caller.
+        let renewable = self.settings.policy.principal.names_a_cookie().then(|| cookies_of(&self.head.headers));
         let (responding, settings) = self.start(claim.clone());
         let response = match responding.await {
             Ok(response) => response,
@@ -325,6 +356,11 @@ where
         fault::reach("executed");
         claim.response_began();
         let (head, body) = response.into_parts();
+        if let Some(name) =
+            renewable.as_ref().and_then(|had| settings.policy.principal.renewed_cookie(had, &head.headers))
+        {
+            settings.engine.report_change(&settings.policy.route, PrincipalChange::CookieRenewed, name);
+        }
         let fate = claim
             .declared()
             .or_else(|| head.extensions.get::<Fate>().copied())
@@ -507,6 +543,11 @@ where
         }
     });
     Body::spilled(prefix, receiver)
+}
+
+/// Returns the cookies of a request.
+fn cookies_of(headers: &HeaderMap) -> HeaderMap {
+    headers.get_all(COOKIE).iter().map(|line| (COOKIE, line.clone())).collect()
 }
 
 /// What a fingerprint is made of.

@@ -262,10 +262,14 @@ async fn without_a_key_or_by_an_idempotent_method_nothing_is_protected_and_nothi
 #[tokio::test]
 async fn nobody_is_taken_for_somebody_else() {
     let shop = Setup::default().policy(|policy| policy.principal = Rule::Unset).open(made).await;
-    for headers in [[("authorization", "Bearer 1")], [("cookie", "session=1")]] {
+    for (headers, line) in [
+        ([("authorization", "Bearer 1")], "[\"authorization\"]"),
+        ([("cookie", "session=1")], "[\"cookie:session\"]"),
+        ([("x-api-key", "1")], "[\"header:x-api-key\"]"),
+    ] {
         let got = shop.send(&order("order-7", "tea", &headers)).await;
         got.refused(403, "principal_unknown", "rejected");
-        assert!(got.json()["detail"].as_str().is_some_and(|mend| mend.contains("[\"authorization\"]")));
+        assert!(got.json()["detail"].as_str().is_some_and(|mend| mend.contains(line)));
     }
     assert_eq!((shop.kitchen.runs(), shop.store.all_calls()), (0, 0));
     shop.order("order-7", "tea").await.stored(201, "made 1");

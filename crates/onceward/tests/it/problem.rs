@@ -14,13 +14,15 @@ type Row = (Code, u16, &'static str, &'static str, Executed, Retry);
 
 /// What is promised on the wire.
 #[rustfmt::skip]
-const TABLE: [Row; 24] = [
+const TABLE: [Row; 27] = [
     (Code::KeyMissing,          400, "key_missing",          "rejected",   No,      NewKey),
     (Code::KeyInvalid,          400, "key_invalid",          "rejected",   No,      NewKey),
     (Code::RequestIncomplete,   400, "request_incomplete",   "rejected",   Unknown, SameKey),
     (Code::TargetInvalid,       400, "target_invalid",       "rejected",   No,      NewKey),
     (Code::HostInvalid,         400, "host_invalid",         "rejected",   No,      NewKey),
+    (Code::CredentialsAmbiguous, 400, "credentials_ambiguous", "rejected",  No,      NewKey),
     (Code::KeyForged,           400, "key_forged",           "rejected",   Unknown, Stop),
+    (Code::TokenInvalid,        401, "token_invalid",        "rejected",   No,      Stop),
     (Code::PrincipalUnknown,    403, "principal_unknown",    "rejected",   Unknown, Stop),
     (Code::KeyForeign,          403, "key_foreign",          "rejected",   Unknown, Stop),
     (Code::OperationUnknown,    404, "operation_unknown",    "released",   Unknown, SameKey),
@@ -31,6 +33,7 @@ const TABLE: [Row; 24] = [
     (Code::IssuedKeyExpired,    409, "issued_key_expired",   "expired",    Unknown, Stop),
     (Code::RequestTooLarge,     413, "request_too_large",    "rejected",   Unknown, Stop),
     (Code::KeyReused,           422, "key_reused",           "mismatch",   Unknown, Stop),
+    (Code::TooManyKeys,         429, "too_many_keys",        "rejected",   No,      SameKey),
     (Code::HandlerPanicked,     500, "handler_panicked",     "unknown",    Unknown, SameKey),
     (Code::RecordUnreadable,    500, "record_unreadable",    "rejected",   Unknown, Stop),
     (Code::UpstreamUnreachable, 502, "upstream_unreachable", "released",   No,      SameKey),
@@ -75,7 +78,8 @@ fn each_code_says_itself_and_the_mend() {
         assert_eq!(headers["cache-control"], "no-store", "{word}");
         assert_eq!(headers["idempotency-outcome"], outcome, "{word}");
         assert_eq!(headers["link"], format!("<{kind}>; rel=\"describedby\"").as_str(), "{word}");
-        assert_eq!(headers.len(), 4, "{word}: {headers:?}");
+        let challenges = usize::from(code == Code::TokenInvalid);
+        assert_eq!(headers.len(), 4 + challenges, "{word}: {headers:?}");
         assert!(row.title.len() > 10 && row.detail.len() > row.title.len(), "{word} is said in words");
     }
 }

@@ -16,7 +16,7 @@ use onceward::fingerprint::{Fingerprint, Rules};
 use onceward::key::Key;
 use onceward::limits::Limits;
 use onceward::policy::Policy;
-use onceward::principal::Rule;
+use onceward::principal::KeySpace;
 use onceward::problem::Code;
 use onceward::reply::Reply;
 use onceward::secret::{HashKeys, RecordId, Secret};
@@ -286,7 +286,8 @@ async fn call(engine: &Engine, key: u8, print: u8, shared: &Shared) -> Call {
     });
     let ask = Ask {
         key: Key::parse(format!("simulated-{key}").as_bytes()).expect("a key"),
-        principal: Rule::default().identify(&HeaderMap::new()).expect("nobody"),
+        principal: policy.identify(&HeaderMap::new()).expect("nobody"),
+        space: KeySpace::default(),
         policy,
         wait: None,
     };
