@@ -5,10 +5,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::RETRY_AFTER;
+use http::header::{HeaderName, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode};
 
-use crate::fingerprint::Rules;
+use crate::fingerprint::{Pointer, Rules};
 use crate::principal;
 use crate::wire::Outcome;
 
@@ -106,8 +106,12 @@ pub struct Policy {
     pub missing: Missing,
     /// Which keys are taken.
     pub keys: Keys,
-    /// The field of a plain HTML form that bears the key where no header does.
+    /// The field of a plain HTML form that has the key where no header does.
     pub form_field: Option<Arc<str>>,
+    /// Headers that have the key as `Idempotency-Key` does, under the names that providers gave them.
+    pub key_headers: Vec<HeaderName>,
+    /// The members of a JSON body that have the key where no header does; the first one that is there applies.
+    pub key_members: Vec<Pointer>,
     /// What may be done with a lost key.
     pub guarantee: Guarantee,
     /// How long an answer is kept, from completion.
@@ -118,6 +122,8 @@ pub struct Policy {
     pub lease: Duration,
     /// How long a duplicate waits for the answer if it does not say.
     pub wait: Duration,
+    /// The same for a key from a form: a browser does not ask again.
+    pub form_wait: Duration,
     /// Who is asking.
     pub principal: principal::Rule,
     /// What a fingerprint is made of.
@@ -149,11 +155,14 @@ impl Default for Policy {
             missing: Missing::Pass,
             keys: Keys::Any,
             form_field: None,
+            key_headers: Vec::new(),
+            key_members: Vec::new(),
             guarantee: Guarantee::AtMostOnce,
             retention: Duration::from_secs(24 * HOUR),
             tombstone: Duration::from_secs(30 * 24 * HOUR),
             lease: Duration::from_secs(15),
             wait: Duration::ZERO,
+            form_wait: Duration::from_secs(10),
             principal: principal::Rule::Unset,
             fingerprint: Arc::default(),
             release_on: [401, 403, 407, 421, 423, 425, 426, 429, 431]

@@ -10,8 +10,14 @@ use toml::de::{DeTable, DeValue};
 pub(crate) const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Settings that have no default, and so are commented out in [`DEFAULTS`].
-const WITHOUT_DEFAULT: [&str; 5] =
-    ["upstream", "policy.derive_window", "policy.principal", "policy.upstream_timeout", "policy.request_body"];
+const WITHOUT_DEFAULT: [&str; 6] = [
+    "policy.wait",
+    "upstream",
+    "policy.derive_window",
+    "policy.principal",
+    "policy.upstream_timeout",
+    "policy.request_body",
+];
 
 /// Variables that tell how to log, before any setting is read.
 const OF_THE_LOG: [&str; 2] = [crate::logging::FILTER, crate::logging::FORMAT];
