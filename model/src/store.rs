@@ -124,7 +124,7 @@ impl Row {
     /// What a store would find. `gone`: it knows that the process which wrote the row is dead.
     pub fn found(&self, gone: bool) -> Found {
         static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Arc::default);
-        let print = Print { fingerprint: fingerprint(self.print), rules: RULES.clone() };
+        let print = Print::new(fingerprint(self.print), RULES.clone());
         let phase = match self.at {
             At::InFlight => Phase::InFlight { print, lease: TICK, began: Duration::ZERO },
             At::Completed { answer, whole } => {

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::fingerprint::Rules;
+use onceward::fingerprint::{Hosts, Kind, Members, Rules};
 use onceward::issued::Issuing;
 use onceward::limits::Limits;
 use onceward::policy::{Keys, Missing, Policy};
@@ -303,10 +303,13 @@ impl Settings {
         policy.retention = self.get("policy.retention", duration(SECOND, YEARS))?;
         policy.tombstone = self.get("policy.tombstone", duration(Duration::ZERO, YEARS))?;
         policy.lease = self.get("policy.lease", duration(SECOND, HOUR))?;
-        policy.wait = self.get("policy.wait", duration(Duration::ZERO, HOUR))?;
+        let wait = self.find("policy.wait", duration(Duration::ZERO, HOUR))?;
+        policy.wait = wait.unwrap_or_default();
         self.callers(&mut policy)?;
-        policy.fingerprint =
-            Arc::new(Rules { kind: self.get("policy.fingerprint", parse::fingerprint)?, ..Rules::default() });
+        let wait_max = self.get("limits.wait_max", duration(Duration::ZERO, HOUR))?;
+        policy.form_wait = wait.unwrap_or(policy.form_wait.min(wait_max));
+        policy.fingerprint = Arc::new(self.fingerprint()?);
+        (policy.key_headers, policy.key_members) = self.get("policy.key_headers", parse::key_headers)?;
         self.check_keys(&policy, window.is_some())?;
         policy.release_on = self.get("policy.release_on", parse::statuses)?;
         policy.unknown_on = self.get("policy.unknown_on", parse::statuses)?;
@@ -329,7 +332,6 @@ impl Settings {
             );
             return Err(self.refuse(&["policy.unknown_on", "policy.release_on"], what));
         }
-        let wait_max = self.get("limits.wait_max", |item| parse::duration(item, Duration::ZERO, HOUR))?;
         if policy.wait > wait_max {
             let what = format!(
                 "\"{}\" is more than limits.wait_max, \"{}\"; raise that, or wait less",
@@ -339,6 +341,37 @@ impl Settings {
             return Err(self.refuse(&["policy.wait", "limits.wait_max"], what));
         }
         Ok(policy)
+    }
+
+    /// What makes two requests the same.
+    fn fingerprint(&self) -> Result<Rules, Invalid> {
+        let mut rules = Rules {
+            kind: self.get("policy.fingerprint", parse::fingerprint)?,
+            headers: self.get("policy.fingerprint_headers", parse::header_names)?,
+            hosts: match self.get("host", parse::host)? {
+                // The service sees one name, whatever the client wrote.
+                Host::Upstream => Hosts::Same,
+                Host::Preserve => self.get("policy.hosts", parse::hosts)?,
+            },
+            ..Rules::default()
+        };
+        let ignored = self.get("policy.fingerprint_ignore", parse::pointers)?;
+        let only = self.get("policy.fingerprint_only", parse::pointers)?;
+        let set = match (ignored.is_empty(), only.is_empty()) {
+            (true, true) => return Ok(rules),
+            (false, false) => {
+                let what = "fingerprint_ignore and fingerprint_only are both set; write the members that count, or those that do not";
+                return Err(self.refuse(&["policy.fingerprint_only", "policy.fingerprint_ignore"], what));
+            }
+            (false, true) => "policy.fingerprint_ignore",
+            (true, false) => "policy.fingerprint_only",
+        };
+        if rules.kind != Kind::Json {
+            let what = "names members of JSON, and bodies are not compared as JSON; write fingerprint = \"json\" too";
+            return Err(self.refuse(&[set], what));
+        }
+        rules.members = if only.is_empty() { Members::Except(ignored) } else { Members::Only(only) };
+        Ok(rules)
     }
 
     /// What is said of keys fits together.

@@ -345,7 +345,7 @@ where
             }
         };
         tracing::warn!(code = code.row().code, method = %parts.method, why, "the upstream gave no answer");
-        let mut response = problem.endpoints(Some(&self.endpoints)).into_response().map(Answer::own);
+        let mut response = problem.endpoints(Some(&self.endpoints)).into_response_for(&parts.headers).map(Answer::own);
         response.extensions_mut().insert(fate);
         response
     }

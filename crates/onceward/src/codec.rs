@@ -127,6 +127,14 @@ mod tag {
         pub(in super::super) const VERSION: u32 = 2;
         pub(in super::super) const KIND: u32 = 3;
         pub(in super::super) const HEADER: u32 = 4;
+        /// The digest by a newer construction, with these fields again. What stands beside it is for a process that does not
+        /// know that one.
+        pub(in super::super) const NEWER: u32 = 5;
+        pub(in super::super) const HOSTS: u32 = 6;
+        pub(in super::super) const EXCEPT: u32 = 7;
+        pub(in super::super) const ONLY: u32 = 8;
+        pub(in super::super) const PARTS: u32 = 9;
+        pub(in super::super) const MEMBERS: u32 = 10;
     }
 
     /// Within an answer, and within what is left of one that is not kept.
@@ -164,6 +172,11 @@ pub(crate) fn number(stage: Stage) -> u8 {
 /// The numbers of how bodies are compared.
 const EXACT: u64 = 0;
 const FORM: u64 = 2;
+const JSON: u64 = 3;
+const AUTO: u64 = 4;
+
+/// The number of a rule that leaves the authority out.
+const SAME_HOSTS: u64 = 1;
 
 fn executed_number(executed: Executed) -> u64 {
     match executed {

@@ -932,7 +932,7 @@ fn record(attempt: AttemptId, phase: Phase) -> Record {
 
 fn print() -> Print {
     let headers = vec![HeaderName::from_static("x-tenant"), HeaderName::from_static("accept")];
-    Print { fingerprint: Fingerprint([0x81; 32]), rules: Arc::new(Rules { kind: Kind::Exact, headers }) }
+    Print::new(Fingerprint([0x81; 32]), Arc::new(Rules { kind: Kind::Exact, headers, ..Rules::default() }))
 }
 
 fn reply() -> Reply {

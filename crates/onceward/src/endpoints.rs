@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode, Uri, request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tower_service::Service;
 
 use crate::engine::{Engine, Look};
-use crate::fingerprint::Kind;
+use crate::fingerprint::Pointer;
 use crate::key::{KEY_BYTES_MAX, Key};
 use crate::layer::FromRecord;
 use crate::paths;
@@ -124,7 +124,7 @@ impl Shared {
              <h1>Requests that take effect once</h1><p>Send <code>Idempotency-Key</code> with a value that you make once for each \
              action, and send the same one with each retry. The first answer is kept and comes again.</p>",
         );
-        for code in Code::ALL {
+        for code in Code::ALL.iter().copied() {
             let row = code.row();
             // Writing to a String cannot fail.
             let _ = write!(
@@ -333,12 +333,19 @@ fn describe(policy: &Policy) -> Value {
         },
         "keys": match policy.keys { Keys::Any => "any", Keys::Issued => "issued" },
         "form_field": policy.form_field.as_deref(),
-        "fingerprint": match policy.fingerprint.kind { Kind::Exact => "exact", Kind::Form => "form" },
+        "key_headers": key_sources(policy),
+        "fingerprint": policy.fingerprint.kind.as_str(),
         "guarantee": policy.guarantee.as_str(),
         "retention_seconds": seconds(policy.retention),
         "tombstone_seconds": seconds(policy.tombstone),
         "wait_seconds": seconds(policy.wait),
     })
+}
+
+/// Where a key may stand besides `Idempotency-Key`, as people type it.
+fn key_sources(policy: &Policy) -> Vec<&str> {
+    let members = policy.key_members.iter().map(Pointer::as_str);
+    policy.key_headers.iter().map(HeaderName::as_str).chain(members).collect()
 }
 
 fn seconds(duration: Duration) -> f64 {

@@ -36,7 +36,7 @@ use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::principal::{KeySpace, Principal};
 use crate::problem::{Code, Problem};
-use crate::record::{AttemptId, Found, Record, Version};
+use crate::record::{AttemptId, Found, Print, Record, Version};
 use crate::reply::{Head, Reply};
 use crate::secret::{HashKeys, RecordId, Secret};
 use crate::store::{Census, Error, Pending, Replaced, Store, chain};
@@ -55,6 +55,16 @@ pub trait Operation: Send + Sized + 'static {
 
     /// The request's fingerprint, by the given rules.
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
+
+    /// The same, with what a record keeps besides.
+    fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> Print {
+        Print::new(self.fingerprint(rules, keys), Arc::clone(rules))
+    }
+
+    /// Names what differs between this request and the one of a record, if the record tells.
+    fn difference(&self, _print: &Print, _keys: &HashKeys) -> Option<String> {
+        None
+    }
 
     /// Executes. No client's hang-up ends it: without a caller it goes on in a task.
     fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Answer>> + Send;

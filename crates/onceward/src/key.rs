@@ -61,6 +61,18 @@ impl Key {
         if is_bare { Ok(Some(Self(line.clone()))) } else { Self::parse(value).map(Some) }
     }
 
+    /// Takes a text that is the key itself, without the syntax of a header.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Key::parse`] that concern length and bytes.
+    pub fn from_text(text: &[u8]) -> Result<Self, Invalid> {
+        match text.iter().position(|byte| !is_key_byte(*byte)) {
+            Some(at) => Err(Invalid::Byte { at }),
+            None => checked(text),
+        }
+    }
+
     /// From what was made here of a prefix and hexadecimal digits, and so needs no check.
     #[cfg(feature = "layer")]
     pub(crate) fn visible(made: String) -> Self {

@@ -6,10 +6,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::RETRY_AFTER;
+use http::header::{HeaderName, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode, Uri};
 
-use crate::fingerprint::Rules;
+use crate::fingerprint::{Pointer, Rules};
 use crate::principal::{self, KeySpace, Principal, RequestView};
 use crate::wire::Outcome;
 
@@ -107,8 +107,12 @@ pub struct Policy {
     pub missing: Missing,
     /// Which keys are taken.
     pub keys: Keys,
-    /// The field of a plain HTML form that bears the key where no header does.
+    /// The field of a plain HTML form that has the key where no header does.
     pub form_field: Option<Arc<str>>,
+    /// Headers that have the key as `Idempotency-Key` does, under the names that providers gave them.
+    pub key_headers: Vec<HeaderName>,
+    /// The members of a JSON body that have the key where no header does; the first one that is there applies.
+    pub key_members: Vec<Pointer>,
     /// What may be done with a lost key.
     pub guarantee: Guarantee,
     /// How long an answer is kept, from completion.
@@ -119,6 +123,8 @@ pub struct Policy {
     pub lease: Duration,
     /// How long a duplicate waits for the answer if it does not say.
     pub wait: Duration,
+    /// The same for a key from a form: a browser does not ask again.
+    pub form_wait: Duration,
     /// The parts of a request that name the caller.
     pub principal: principal::Rule,
     /// What else is a credential, so that a request that has it and no named part is refused.
@@ -156,11 +162,14 @@ impl Default for Policy {
             missing: Missing::Pass,
             keys: Keys::Any,
             form_field: None,
+            key_headers: Vec::new(),
+            key_members: Vec::new(),
             guarantee: Guarantee::AtMostOnce,
             retention: Duration::from_secs(24 * HOUR),
             tombstone: Duration::from_secs(30 * 24 * HOUR),
             lease: Duration::from_secs(15),
             wait: Duration::ZERO,
+            form_wait: Duration::from_secs(10),
             principal: principal::Rule::Unset,
             credentials: Arc::default(),
             scope: principal::Scope::default(),

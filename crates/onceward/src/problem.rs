@@ -6,6 +6,9 @@ use http::{Response, StatusCode};
 
 use crate::wire::{IDEMPOTENCY_OUTCOME, Outcome};
 
+#[cfg(feature = "layer")]
+pub(crate) mod page;
+
 /// Whether the key's operation was executed, in any attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Executed {
@@ -60,6 +63,9 @@ impl Retry {
 pub enum Code {
     KeyMissing,
     KeyInvalid,
+    KeysDiffer,
+    FormUnreadable,
+    JsonUnreadable,
     RequestIncomplete,
     TargetInvalid,
     HostInvalid,
@@ -108,9 +114,12 @@ pub struct Row {
 
 impl Code {
     /// Every code, in the order of their statuses.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: &'static [Self] = &[
         Self::KeyMissing,
         Self::KeyInvalid,
+        Self::KeysDiffer,
+        Self::FormUnreadable,
+        Self::JsonUnreadable,
         Self::RequestIncomplete,
         Self::TargetInvalid,
         Self::HostInvalid,
@@ -150,6 +159,12 @@ impl Code {
                 "This route takes requests with an Idempotency-Key alone. Send one per action, and the same one on each retry of it."),
             Self::KeyInvalid => (S::BAD_REQUEST, "key_invalid", O::Rejected, E::No, R::NewKey, "The key is malformed",
                 "The Idempotency-Key is malformed."),
+            Self::KeysDiffer => (S::BAD_REQUEST, "keys_differ", O::Rejected, E::No, R::NewKey, "Two keys that differ",
+                "The request has two keys, and they differ. Send one key per action, in one place, or the same one in each."),
+            Self::FormUnreadable => (S::BAD_REQUEST, "form_unreadable", O::Rejected, E::No, R::NewKey, "The form cannot be read",
+                "A field of the form has the key on this route, and the form cannot be read: send it as its Content-Type says, with one boundary, names in each part, and no other Content-Encoding than gzip or deflate; or send the key in Idempotency-Key."),
+            Self::JsonUnreadable => (S::BAD_REQUEST, "json_unreadable", O::Rejected, E::No, R::NewKey, "The JSON body cannot be read",
+                "The JSON body cannot be read in one way only. Send a JSON document with each member once."),
             Self::RequestIncomplete => (S::BAD_REQUEST, "request_incomplete", O::Rejected, E::Unknown, R::SameKey, "The request was cut",
                 "The request's body ended before it was whole. Send the request again with the same key."),
             Self::TargetInvalid => (S::BAD_REQUEST, "target_invalid", O::Rejected, E::No, R::NewKey, "The request target is invalid",
@@ -183,7 +198,7 @@ impl Code {
             Self::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, "request_too_large", O::Rejected, E::Unknown, R::Stop, "The request is too large to be protected",
                 "The body is larger than requests with a key may be. Send a smaller one, or raise request_body in [limits]."),
             Self::KeyReused => (S::UNPROCESSABLE_ENTITY, "key_reused", O::Mismatch, E::Unknown, R::Stop, "This key was used for another request",
-                "This key came with another method, address, content type or body before. Retry with the very same request, or make a new key for a new action. Where one id is meant for several routes, paths or hosts, as that of a webhook's delivery, the operator sets scope = [\"route\"], [\"path\"] or [\"host\"] in [policy]."),
+                "This key came with another request before: another method, path, host, content type or body. Retry with the very same request, or make a new key for a new action. Where one id is meant for several routes, paths or hosts, as that of a webhook's delivery, the operator sets scope = [\"route\"], [\"path\"] or [\"host\"] in [policy]."),
             Self::HandlerPanicked => (S::INTERNAL_SERVER_ERROR, "handler_panicked", O::Unknown, E::Unknown, R::SameKey, "The service failed midway",
                 "The handler panicked, and may have done part of its work. Asking again with the same key tells what became of it; it is not executed twice."),
             Self::RecordUnreadable => (S::INTERNAL_SERVER_ERROR, "record_unreadable", O::Rejected, E::Unknown, R::Stop, "The key's record cannot be read",
@@ -295,6 +310,21 @@ impl Problem {
     pub fn endpoints(mut self, mount: Option<&str>) -> Self {
         self.endpoints = mount.map(str::to_owned);
         self
+    }
+
+    /// Returns the response to a request with these headers: a page in words for people where a person navigates.
+    #[cfg(feature = "layer")]
+    pub fn into_response_for(self, headers: &http::HeaderMap) -> Response<Bytes> {
+        let page = page::is_wanted(headers).then(|| self.clone());
+        let mut response = self.into_response();
+        response.headers_mut().insert(http::header::VARY, page::VARY);
+        match page {
+            Some(problem) => {
+                let body = page::of(&problem, response.headers_mut());
+                response.map(|_| body)
+            }
+            None => response,
+        }
     }
 
     /// The response.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fingerprint::{Fingerprint, Rules};
+use crate::fingerprint::{Details, Fingerprint, Rules};
 pub use crate::problem::Executed;
 use crate::reply::{Head, Reply};
 use crate::secret::KeyHash;
@@ -90,6 +90,15 @@ pub struct Print {
     pub fingerprint: Fingerprint,
     /// How a retry's is computed.
     pub rules: Arc<Rules>,
+    /// What is kept besides, by records of today.
+    pub details: Option<Arc<Details>>,
+}
+
+impl Print {
+    /// A digest without details.
+    pub fn new(fingerprint: Fingerprint, rules: Arc<Rules>) -> Self {
+        Self { fingerprint, rules, details: None }
+    }
 }
 
 /// What is kept of an answer.
@@ -165,7 +174,8 @@ impl Record {
             Phase::Completed { kept: Kept::Whole(reply), .. } => reply.size(),
             _ => 0,
         };
-        size_of::<Self>() + reply
+        let details = self.print().and_then(|print| print.details.as_ref()).map_or(0, |details| details.size());
+        size_of::<Self>() + reply + details
     }
 }
 

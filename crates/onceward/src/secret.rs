@@ -39,6 +39,9 @@ pub struct HashKeys {
     /// A fingerprint goes over a few hundred bytes one after the other, where SHA-256 by the processor's own instructions
     /// takes half of BLAKE3's time; the ids are of one block, where it does not.
     pub(crate) fingerprint: MacKey,
+    /// Bodies and what a record keeps of the parts of a request, by the second construction of fingerprints.
+    body: [u8; 32],
+    hint: [u8; 32],
     check: [u8; 32],
     /// What each generation of the keys that are issued here is derived from.
     pub(crate) issuing: [u8; 32],
@@ -52,6 +55,8 @@ impl HashKeys {
             record: derive("onceward v1 record id"),
             lookup: derive("onceward v1 key lookup"),
             fingerprint: MacKey::new(&derive("onceward v1 fingerprint")),
+            body: derive("onceward v2 fingerprint body"),
+            hint: derive("onceward v2 fingerprint hint"),
             check: derive("onceward v1 check value"),
             issuing: derive("onceward v1 issued keys"),
         }
@@ -84,6 +89,21 @@ impl HashKeys {
     /// The digest of the key alone, by which an operator finds it whoever sent it.
     pub fn key_hash(&self, key: &Key) -> KeyHash {
         KeyHash(*blake3::keyed_hash(&self.lookup, key.as_str().as_bytes()).as_bytes())
+    }
+
+    /// Returns the digest of a body, or of what is compared of it.
+    pub(crate) fn body_digest(&self, body: &[u8]) -> [u8; 32] {
+        *blake3::keyed_hash(&self.body, body).as_bytes()
+    }
+
+    /// Returns two bytes that tell whether a part of a request is that of the request whose fingerprint is `whole`.
+    pub(crate) fn hint(&self, whole: &[u8; 32], at: usize, part: &[u8]) -> [u8; 2] {
+        let mut framed = Framed::default();
+        framed.field(whole);
+        framed.number(at);
+        framed.field(part);
+        let [first, second, ..] = framed.hash(&self.hint);
+        [first, second]
     }
 
     /// What a store holds so that a process with another secret is noticed.
@@ -157,6 +177,11 @@ impl Framed {
             number >>= 7;
         }
         self.0.push(number as u8);
+    }
+
+    /// Returns what was gathered.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     pub(crate) fn field(&mut self, bytes: &[u8]) {

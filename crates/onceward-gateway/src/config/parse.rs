@@ -7,11 +7,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName};
 use http::{HeaderValue, Method, Uri};
-use onceward::fingerprint::Kind;
+use onceward::fingerprint::{Hosts, Kind, Pointer};
 use onceward::policy::{CloseDelimited, Guarantee, Keys, Missing, StatusSet, Stream};
 #[cfg(feature = "redis")]
 use onceward::store::redis;
+use onceward::wire;
 
 use super::source::Item;
 use crate::forwarded::TrustedProxies;
@@ -415,7 +417,63 @@ pub(crate) fn close_delimited(item: &Item) -> Parsed<CloseDelimited> {
 }
 
 pub(crate) fn fingerprint(item: &Item) -> Parsed<Kind> {
-    one_of(item, &[("exact", Kind::Exact), ("form", Kind::Form)])
+    one_of(item, &Kind::ALL.map(|kind| (kind.as_str(), kind)))
+}
+
+pub(crate) fn hosts(item: &Item) -> Parsed<Hosts> {
+    one_of(item, &[("distinct", Hosts::Distinct), ("same", Hosts::Same)])
+}
+
+/// Names of headers, each once.
+pub(crate) fn header_names(item: &Item) -> Parsed<Vec<HeaderName>> {
+    let mut names = Vec::new();
+    for text in list(item)? {
+        let name = header_name(&text)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn header_name(text: &str) -> Parsed<HeaderName> {
+    let name = text.parse::<HeaderName>();
+    let name =
+        name.map_err(|_| format!("{text:?} is no header's name; write it without a colon, such as \"X-Tenant\""))?;
+    match wire::is_hop_by_hop(&name) {
+        true => Err(format!("{text:?} ends at the next hop, and says nothing of the request; leave it out")),
+        false => Ok(name),
+    }
+}
+
+/// Places in a JSON document.
+pub(crate) fn pointers(item: &Item) -> Parsed<Vec<Pointer>> {
+    let pointers = list(item)?.into_iter();
+    pointers.map(|text| text.parse::<Pointer>().map_err(|error| error.to_string())).collect()
+}
+
+/// Where a key stands besides `Idempotency-Key`: headers, and members of a JSON body.
+pub(crate) fn key_headers(item: &Item) -> Parsed<(Vec<HeaderName>, Vec<Pointer>)> {
+    let (mut headers, mut members) = (Vec::new(), Vec::new());
+    for text in list(item)? {
+        if text.starts_with('/') {
+            members.push(text.parse::<Pointer>().map_err(|error| error.to_string())?);
+            continue;
+        }
+        let name = text.parse::<HeaderName>().ok().filter(|name| !wire::is_hop_by_hop(name));
+        let name = name.ok_or_else(|| {
+            format!("{text:?} is neither a header's name nor a JSON Pointer; write \"X-Idempotency-Key\", or \"/id\"")
+        })?;
+        if matches!(name, AUTHORIZATION | COOKIE | HOST | CONTENT_LENGTH | CONTENT_TYPE)
+            || name.as_str().starts_with("onceward-")
+        {
+            return Err(format!("{text:?} is no key of one action: it is the same on many; leave it out"));
+        }
+        if name != wire::IDEMPOTENCY_KEY && !headers.contains(&name) {
+            headers.push(name);
+        }
+    }
+    Ok((headers, members))
 }
 
 fn one_of<T: Copy>(item: &Item, all: &[(&str, T)]) -> Parsed<T> {

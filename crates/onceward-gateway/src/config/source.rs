@@ -10,7 +10,8 @@ use toml::de::{DeTable, DeValue};
 pub(crate) const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Settings that have no default, and so are commented out in [`DEFAULTS`].
-const WITHOUT_DEFAULT: [&str; 6] = [
+const WITHOUT_DEFAULT: [&str; 7] = [
+    "policy.wait",
     "upstream",
     "policy.derive_window",
     "policy.principal",

@@ -13,6 +13,7 @@ mod drain;
 #[path = "../../../onceward/tests/it/support/fault_proxy.rs"]
 mod fault_proxy;
 mod faults;
+mod fingerprints;
 mod forward;
 mod front;
 mod keys;

@@ -9,7 +9,7 @@ use onceward::reply::Reply;
 use onceward::secret::KeyHash;
 
 fn print() -> Print {
-    Print { fingerprint: Fingerprint([1; 32]), rules: Arc::new(Rules::default()) }
+    Print::new(Fingerprint([1; 32]), Arc::new(Rules::default()))
 }
 
 /// A claim.

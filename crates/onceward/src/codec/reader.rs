@@ -9,8 +9,8 @@ use http::header::{HeaderName, HeaderValue};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use super::{COMPLETED, EXACT, FORM, IN_FLIGHT, RELEASED, TOMBSTONE, UNKNOWN, damaged, tag};
-use crate::fingerprint::{self, Fingerprint, Kind, Rules};
+use super::{AUTO, COMPLETED, EXACT, FORM, IN_FLIGHT, JSON, RELEASED, SAME_HOSTS, TOMBSTONE, UNKNOWN, damaged, tag};
+use crate::fingerprint::{Details, Fingerprint, Hosts, Kind, Members, Pointer, Rules, VERSION};
 use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record};
 use crate::reply::{Head, Reply};
 use crate::secret::KeyHash;
@@ -118,32 +118,100 @@ impl<'b> Fields<'b> {
     }
 }
 
-fn print(fields: &[u8]) -> Result<Print, Error> {
-    let (mut fingerprint, mut version, mut kind, mut names) = (&[][..], 0, 0, Vec::new());
-    each(fields, |tag, field| {
-        match tag {
-            tag::print::FINGERPRINT => fingerprint = field.piece()?,
-            tag::print::VERSION => version = field.number()?,
-            tag::print::KIND => kind = field.number()?,
-            tag::print::HEADER => names.push(field.piece()?),
-            _ => {}
-        }
-        Ok(())
-    })?;
-    let unknown = || Error::unreadable("the record's fingerprint was made by rules that this process does not know");
-    if version != u64::from(fingerprint::VERSION) {
-        return Err(unknown());
+/// The fields of one construction of a fingerprint.
+#[derive(Default)]
+struct Construction<'b> {
+    fingerprint: &'b [u8],
+    version: u64,
+    kind: u64,
+    names: Vec<&'b [u8]>,
+    newer: Option<&'b [u8]>,
+    hosts: u64,
+    except: Vec<&'b [u8]>,
+    only: Vec<&'b [u8]>,
+    parts: &'b [u8],
+    members: &'b [u8],
+}
+
+impl<'b> Construction<'b> {
+    fn read(fields: &'b [u8]) -> Result<Self, Error> {
+        let mut read = Self::default();
+        each(fields, |tag, field| {
+            match tag {
+                tag::print::FINGERPRINT => read.fingerprint = field.piece()?,
+                tag::print::VERSION => read.version = field.number()?,
+                tag::print::KIND => read.kind = field.number()?,
+                tag::print::HEADER => read.names.push(field.piece()?),
+                tag::print::NEWER => read.newer = Some(field.piece()?),
+                tag::print::HOSTS => read.hosts = field.number()?,
+                tag::print::EXCEPT => read.except.push(field.piece()?),
+                tag::print::ONLY => read.only.push(field.piece()?),
+                tag::print::PARTS => read.parts = field.piece()?,
+                tag::print::MEMBERS => read.members = field.piece()?,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(read)
     }
-    let kind = match kind {
-        EXACT => Kind::Exact,
-        FORM => Kind::Form,
-        _ => return Err(unknown()),
-    };
-    let headers: Result<_, _> = names.into_iter().map(HeaderName::from_bytes).collect();
-    Ok(Print {
-        fingerprint: Fingerprint(array(fingerprint, "fingerprint")?),
-        rules: Arc::new(Rules { kind, headers: headers.map_err(|_| damaged("fingerprint's rules"))? }),
-    })
+
+    fn kind(&self) -> Result<Kind, Error> {
+        match (self.version, self.kind) {
+            (1 | 2, EXACT) => Ok(Kind::Exact),
+            (1 | 2, FORM) => Ok(Kind::Form),
+            (2, JSON) => Ok(Kind::Json),
+            (2, AUTO) => Ok(Kind::Auto),
+            _ => Err(unknown_rules()),
+        }
+    }
+
+    fn fingerprint(&self) -> Result<Fingerprint, Error> {
+        array(self.fingerprint, "fingerprint").map(Fingerprint)
+    }
+
+    fn print(&self, first: Option<(Fingerprint, Kind)>) -> Result<Print, Error> {
+        let kind = self.kind()?;
+        let hosts = match self.hosts {
+            0 => Hosts::Distinct,
+            SAME_HOSTS => Hosts::Same,
+            _ => return Err(unknown_rules()),
+        };
+        let members = match (self.only.as_slice(), self.except.as_slice()) {
+            ([], []) => Members::All,
+            (only, []) => Members::Only(pointers(only)?),
+            ([], except) => Members::Except(pointers(except)?),
+            _ => return Err(unknown_rules()),
+        };
+        let headers: Result<_, _> = self.names.iter().map(|name| HeaderName::from_bytes(name)).collect();
+        let headers = headers.map_err(|_| damaged("fingerprint's rules"))?;
+        let version = u8::try_from(self.version).map_err(|_| unknown_rules())?;
+        let details = Details { first, parts: self.parts.to_vec(), members: self.members.to_vec() };
+        Ok(Print {
+            fingerprint: self.fingerprint()?,
+            rules: Arc::new(Rules { version, kind, headers, hosts, members }),
+            details: (details != Details::default()).then(|| Arc::new(details)),
+        })
+    }
+}
+
+fn unknown_rules() -> Error {
+    Error::unreadable("the record's fingerprint was made by rules that this process does not know")
+}
+
+fn pointers(texts: &[&[u8]]) -> Result<Vec<Pointer>, Error> {
+    let pointer = |text: &&[u8]| str::from_utf8(text).ok()?.parse().ok();
+    texts.iter().map(pointer).collect::<Option<_>>().ok_or_else(|| damaged("fingerprint's rules"))
+}
+
+/// Reads the newest construction that is known.
+fn print(fields: &[u8]) -> Result<Print, Error> {
+    let own = Construction::read(fields)?;
+    if let Some(newer) = own.newer.map(Construction::read).transpose()?
+        && newer.version == u64::from(VERSION)
+    {
+        return newer.print(Some((own.fingerprint()?, own.kind()?)));
+    }
+    own.print(None)
 }
 
 fn reply(whole: &Bytes, fields: &[u8]) -> Result<Reply, Error> {

@@ -5,8 +5,8 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 #[cfg(feature = "redis")]
 use super::COMPLETED;
-use super::{EXACT, FORM, executed_number, ms, number, tag};
-use crate::fingerprint::{self, Kind};
+use super::{AUTO, EXACT, FORM, JSON, SAME_HOSTS, executed_number, ms, number, tag};
+use crate::fingerprint::{Details, FIRST_VERSION, Fingerprint, Hosts, Kind, Members, Rules};
 use crate::record::{Kept, Phase, Print, Record};
 use crate::reply::Reply;
 
@@ -52,21 +52,48 @@ impl Writer<'_> {
     }
 
     fn print(&mut self, print: &Print) {
-        let kind = match print.rules.kind {
+        let Print { fingerprint, rules, details } = print;
+        let mut fields = Vec::with_capacity(128);
+        let mut writer = Writer(&mut fields);
+        match details.as_ref().and_then(|details| details.first) {
+            None => writer.rules(fingerprint, rules, details.as_deref()),
+            Some((first, kind)) => {
+                writer.construction(&first, FIRST_VERSION, kind, rules);
+                let mut newer = Vec::with_capacity(96);
+                Writer(&mut newer).rules(fingerprint, rules, details.as_deref());
+                writer.whole_piece(tag::print::NEWER, &newer);
+            }
+        }
+        self.whole_piece(tag::PRINT, &fields);
+    }
+
+    fn rules(&mut self, fingerprint: &Fingerprint, rules: &Rules, details: Option<&Details>) {
+        self.construction(fingerprint, rules.version, rules.kind, rules);
+        self.number(tag::print::HOSTS, if rules.hosts == Hosts::Same { SAME_HOSTS } else { 0 });
+        let (tag, pointers) = match &rules.members {
+            Members::All => (tag::print::ONLY, [].as_slice()),
+            Members::Only(pointers) => (tag::print::ONLY, pointers.as_slice()),
+            Members::Except(pointers) => (tag::print::EXCEPT, pointers.as_slice()),
+        };
+        pointers.iter().for_each(|pointer| self.whole_piece(tag, pointer.as_str().as_bytes()));
+        if let Some(details) = details {
+            self.piece(tag::print::PARTS, &details.parts);
+            self.piece(tag::print::MEMBERS, &details.members);
+        }
+    }
+
+    /// The fields that each construction has.
+    fn construction(&mut self, fingerprint: &Fingerprint, version: u8, kind: Kind, rules: &Rules) {
+        self.piece(tag::print::FINGERPRINT, &fingerprint.0);
+        self.number(tag::print::VERSION, version.into());
+        let kind = match kind {
             Kind::Exact => EXACT,
             Kind::Form => FORM,
+            Kind::Json => JSON,
+            Kind::Auto => AUTO,
         };
-        let version = u64::from(fingerprint::VERSION);
-        let names = || print.rules.headers.iter().map(HeaderName::as_str);
-        let names_length: usize = names().map(|name| piece_length(name.len())).sum();
-        self.begin(
-            tag::PRINT,
-            piece_length(print.fingerprint.0.len()) + number_length(version) + number_length(kind) + names_length,
-        );
-        self.piece(tag::print::FINGERPRINT, &print.fingerprint.0);
-        self.number(tag::print::VERSION, version);
         self.number(tag::print::KIND, kind);
-        names().for_each(|name| self.whole_piece(tag::print::HEADER, name.as_bytes()));
+        rules.headers.iter().for_each(|name| self.whole_piece(tag::print::HEADER, name.as_str().as_bytes()));
     }
 
     fn kept(&mut self, kept: &Kept) {

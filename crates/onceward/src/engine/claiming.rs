@@ -11,7 +11,7 @@ use crate::decide;
 use crate::fault;
 use crate::fingerprint::Fingerprint;
 use crate::problem::Code;
-use crate::record::{Found, Kept, Print, Record};
+use crate::record::{Found, Kept, Record};
 use crate::reply::Reply;
 use crate::secret::{HashKeys, RecordId};
 use crate::store::{Applied, Replaced};
@@ -167,6 +167,7 @@ async fn claim_unless<O: Operation>(held: &Arc<Held>, operation: &mut O, too_man
                 }
             },
             decide::Claim::InFlight { age, left } => Claimed::Running(Box::new(Met { found, age, left })),
+            decide::Claim::Mismatch => Claimed::Told(held.mismatch(&found.record, operation)),
             judged => Claimed::Told(shared.told(&held.id, judged)),
         };
     }
@@ -176,10 +177,23 @@ async fn claim_unless<O: Operation>(held: &Arc<Held>, operation: &mut O, too_man
 impl Held {
     /// The attempt of a request whose key was looked up in the hashes.
     pub(super) fn asking<O: Operation>(shared: Arc<Shared>, keys: &HashKeys, ask: &Ask, operation: &O) -> Arc<Self> {
-        let rules = Arc::clone(&ask.policy.fingerprint);
+        let rules = &ask.policy.fingerprint;
         let id = keys.record_id_in(&shared.namespace, &ask.principal, &ask.space, &ask.key);
-        let print = Print { fingerprint: operation.fingerprint(&rules, keys), rules };
+        let print = operation.print(rules, keys);
         Self::new(shared, id, ask.principal, keys.key_hash(&ask.key), print, Arc::clone(&ask.policy))
+    }
+
+    /// Refuses a request that is another one than the record's, and says what differs.
+    pub(super) fn mismatch<O: Operation, T>(&self, found: &Record, operation: &O) -> Answer<T> {
+        let problem = self.shared.problem(Code::KeyReused, &self.id);
+        let keys = self.shared.opened.get().map(|opened| &opened.keys);
+        let difference = found.print().zip(keys).and_then(|(print, keys)| operation.difference(print, keys));
+        Answer::refused(match difference {
+            Some(names) => problem.detail(format!(
+                "This key came with another request before. What differs: {names}. Retry with the very same request, or make a new key for a new action."
+            )),
+            None => problem,
+        })
     }
 
     /// The request's fingerprint by the rules of a record that was found.

@@ -65,7 +65,7 @@ impl Shared {
     pub(super) async fn self_test(&self) -> Result<(), Error> {
         let id = RecordId(*blake3::hash(&AttemptId::random().0).as_bytes());
         let attempt = AttemptId::random();
-        let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
+        let print = Print::new(Fingerprint([7; 32]), Arc::default());
         let keep = Duration::from_secs(60);
         // If this is cut short anywhere, the sweep of whichever process removes what is left.
         let phase = Phase::InFlight { print: print.clone(), lease: keep, began: Duration::ZERO };

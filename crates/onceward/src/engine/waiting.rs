@@ -113,6 +113,7 @@ impl Shared {
                             }
                             return self.told(&id, decide::Claim::Execute);
                         }
+                        decide::Claim::Mismatch => return asked.mismatch(&now.record, &*operation),
                         judged => return self.told(&id, judged),
                     }
                     if now.record.attempt != found.record.attempt {

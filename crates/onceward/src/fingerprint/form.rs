@@ -1,63 +1,144 @@
-//! Forms: what a browser sends is the same form whatever boundary it drew this time, and however it escaped a byte.
+//! Forms (RFC 7578, RFC 2183 and the URL standard): a form is the same whatever boundary a browser drew this time, and however
+//! a name or a byte was written.
 //!
-//! What cannot be read as a form for certain is `None`, and is then compared byte by byte: two requests are never taken for
-//! one because both are malformed.
+//! What cannot be read as a form is `None`, and is then compared byte by byte: two requests are never taken for one because
+//! both are malformed.
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
 
+use super::coding;
 use crate::secret::Framed;
+
+/// Fields that frameworks add against cross-site request forgery, which are drawn anew for each page, by their exact names.
+/// They are no part of what a person entered. `docs/fingerprints.md` names the framework of each.
+pub(crate) const CSRF_FIELDS: [&str; 17] = [
+    "__RequestVerificationToken",
+    "__anti-forgery-token",
+    "_csrf",
+    "_csrf-backend",
+    "_csrf-frontend",
+    "_csrfToken",
+    "_csrf_token",
+    "_token",
+    "_wpnonce",
+    "_xsrf",
+    "authenticity_token",
+    "csrfToken",
+    "csrf_test_name",
+    "csrf_token",
+    "csrfmiddlewaretoken",
+    "form_token",
+    "gorilla.csrf.Token",
+];
+
+/// The most bytes that a compressed form may decode to.
+const DECODED_MAX: usize = 8 << 20;
 
 /// A form that was read.
 pub(crate) struct Form {
     /// The content type, without the boundary.
     kind: Vec<u8>,
     fields: Vec<Field>,
+    is_sound: bool,
 }
 
-/// One field, or one file.
+/// A field, or a file.
 struct Field {
-    /// Of a part: its headers, names in lower case. Of an escaped pair: its name, where it has a value too.
-    headers: Vec<(Vec<u8>, Vec<u8>)>,
     name: Vec<u8>,
+    /// What is said of the value: the file's name, its type, other headers. Of a URL-encoded pair: whether it has a value.
+    about: Vec<(Vec<u8>, Vec<u8>)>,
     is_file: bool,
-    value: Bytes,
+    /// It has another encoding than its bytes.
+    is_encoded: bool,
+    value: Vec<u8>,
 }
 
-/// Whether a body with these headers is a form, by its content type.
+/// Returns true if the content type says that the body is a form.
 pub(crate) fn is_form(headers: &HeaderMap) -> bool {
-    media(headers).is_some()
+    media_types(headers).any(|media| media == URLENCODED || media == MULTIPART)
+}
+
+/// Returns true if the content type says that the body is a form of parts.
+pub(crate) fn is_multipart(headers: &HeaderMap) -> bool {
+    media_types(headers).any(|media| media == MULTIPART)
+}
+
+const URLENCODED: &[u8] = b"application/x-www-form-urlencoded";
+const MULTIPART: &[u8] = b"multipart/form-data";
+
+fn media_types(headers: &HeaderMap) -> impl Iterator<Item = Vec<u8>> {
+    headers.get_all(CONTENT_TYPE).iter().map(|line| {
+        line.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase()
+    })
 }
 
 impl Form {
     /// Reads the body as what its content type says.
     pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Option<Self> {
-        match media(headers)? {
-            Media::Escaped => {
-                let kind = headers.get(CONTENT_TYPE)?.as_bytes().to_vec();
-                let pairs = body.split(|byte| *byte == b'&').filter(|_| !body.is_empty());
-                Some(Self { kind, fields: pairs.map(pair).collect::<Option<_>>()? })
+        let mut lines = headers.get_all(CONTENT_TYPE).iter();
+        let line = lines.next()?;
+        if lines.next().is_some() {
+            return None;
+        }
+        let body = coding::decoded(headers, body, DECODED_MAX.max(body.len()))?;
+        let (media, parameters) = parameters(line.as_bytes())?;
+        let mut kind = media.clone();
+        for (name, value) in parameters.iter().filter(|(name, _)| name != b"boundary") {
+            kind.push(b';');
+            kind.extend_from_slice(name);
+            kind.push(b'=');
+            kind.extend_from_slice(value);
+        }
+        match media.as_slice() {
+            URLENCODED => {
+                let pairs: Vec<_> =
+                    body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()).map(pair).collect();
+                let is_sound = pairs.iter().all(|(_, is_sound)| *is_sound);
+                Some(Self { kind, fields: pairs.into_iter().map(|(field, _)| field).collect(), is_sound })
             }
-            Media::Parts { boundary, kind } => Some(Self { kind, fields: parts(body, &boundary)? }),
+            MULTIPART => {
+                let mut boundaries = parameters.iter().filter(|(name, _)| name == b"boundary");
+                let (Some((_, boundary)), None) = (boundaries.next(), boundaries.next()) else { return None };
+                let is_boundary = (1..=256).contains(&boundary.len())
+                    && boundary.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+                if !is_boundary {
+                    return None;
+                }
+                Some(Self { kind, fields: parts(&body, boundary)?, is_sound: true })
+            }
+            _ => None,
         }
     }
 
-    /// The value of the field that is called `name`; of several the first. Files are no fields.
-    pub(crate) fn value(&self, name: &str) -> Option<&[u8]> {
-        self.fields.iter().find(|field| !field.is_file && field.name == name.as_bytes()).map(|field| &*field.value)
+    /// Returns true if the body can be read in one way only.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.is_sound
     }
 
-    /// The content type, without what a browser draws anew for each submit.
+    /// Returns the values of the field that is called `name`, in their order. Files are no fields. `None`: a value is in an
+    /// encoding of its own.
+    pub(crate) fn values(&self, name: &str) -> Option<Vec<&[u8]>> {
+        let fields = self.fields.iter().filter(|field| !field.is_file && field.name == name.as_bytes());
+        fields.map(|field| (!field.is_encoded).then_some(&*field.value)).collect()
+    }
+
+    /// Returns the content type, without what a browser draws anew for each submit.
     pub(crate) fn kind(&self) -> &[u8] {
         &self.kind
     }
 
-    /// Adds the fields to a digest, in their order.
+    /// Adds the fields to a digest, in their order, without those of [`CSRF_FIELDS`].
     pub(crate) fn frame(&self, into: &mut Framed) {
-        into.number(self.fields.len());
-        for field in &self.fields {
-            into.number(field.headers.len());
-            for (name, value) in &field.headers {
+        let is_csrf = |field: &&Field| !field.is_file && CSRF_FIELDS.iter().any(|name| name.as_bytes() == field.name);
+        let fields = || self.fields.iter().filter(|field| !is_csrf(field));
+        into.number(fields().count());
+        for field in fields() {
+            into.field(&field.name);
+            into.number(field.is_file.into());
+            into.number(field.about.len());
+            for (name, value) in &field.about {
                 into.field(name);
                 into.field(value);
             }
@@ -66,117 +147,270 @@ impl Form {
     }
 }
 
-enum Media {
-    Escaped,
-    Parts { boundary: Vec<u8>, kind: Vec<u8> },
+/// `a=b`, with escapes undone as the URL standard says; and whether none of them was broken. "a" and "a=" stay two things.
+fn pair(pair: &[u8]) -> (Field, bool) {
+    let at = pair.iter().position(|byte| *byte == b'=');
+    let (name, is_sound_name) = unescaped(&pair[..at.unwrap_or(pair.len())]);
+    let (value, is_sound_value) = at.map_or((Vec::new(), true), |at| unescaped(&pair[at + 1..]));
+    let about = if at.is_some() { vec![(b"=".to_vec(), Vec::new())] } else { Vec::new() };
+    (Field { name, about, is_file: false, is_encoded: false, value }, is_sound_name && is_sound_value)
 }
 
-/// What kind of form it is. A body that is compressed, or has two types, is none that could be read.
-fn media(headers: &HeaderMap) -> Option<Media> {
-    let mut lines = headers.get_all(CONTENT_TYPE).iter();
-    let line = lines.next()?.as_bytes();
-    if lines.next().is_some() || headers.contains_key(CONTENT_ENCODING) {
-        return None;
-    }
-    let mut pieces = line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-    let kind = pieces.next()?.to_ascii_lowercase();
-    match kind.as_slice() {
-        b"application/x-www-form-urlencoded" => Some(Media::Escaped),
-        b"multipart/form-data" => {
-            let is_boundary = |piece: &&[u8]| piece.len() > 9 && piece[..9].eq_ignore_ascii_case(b"boundary=");
-            let (boundaries, rest): (Vec<&[u8]>, Vec<&[u8]>) = pieces.partition(is_boundary);
-            let [boundary] = boundaries.as_slice() else { return None };
-            let boundary = match &boundary[9..] {
-                [b'"', inside @ .., b'"'] => inside,
-                plain => plain,
-            };
-            // A quoted boundary with a semicolon, or an escape, was taken apart above.
-            let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
-            if boundary.is_empty() || boundary.len() > 70 || !boundary.iter().all(is_plain) {
-                return None;
+fn unescaped(text: &[u8]) -> (Vec<u8>, bool) {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut is_sound = true;
+    let mut at = 0;
+    while at < text.len() {
+        let digit = |at: usize| text.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        match (text[at], digit(at + 1), digit(at + 2)) {
+            (b'+', ..) => plain.push(b' '),
+            (b'%', Some(high), Some(low)) => {
+                plain.push((high << 4 | low) as u8);
+                at += 2;
             }
-            let kind = std::iter::once(kind.as_slice()).chain(rest).collect::<Vec<_>>().join(&b';');
-            Some(Media::Parts { boundary: boundary.to_vec(), kind })
+            (byte, ..) => {
+                is_sound &= byte != b'%';
+                plain.push(byte);
+            }
         }
+        at += 1;
+    }
+    (plain, is_sound)
+}
+
+/// The parts between boundaries. A preamble and an epilogue are no part of the form (RFC 2046, 5.1.1).
+fn parts(body: &[u8], boundary: &[u8]) -> Option<Vec<Field>> {
+    let delimiter = [b"\r\n--", boundary].concat();
+    // The first one needs no line end before it where nothing stands there.
+    let mut next = match body.starts_with(&delimiter[2..]) {
+        true => delimiter_end(body, delimiter.len() - 2).map(|end| (0, end)),
+        false => None,
+    };
+    if next.is_none() {
+        next = find_delimiter(body, 0, &delimiter);
+    }
+    let mut fields = Vec::new();
+    loop {
+        let start = match next?.1 {
+            End::Close => return Some(fields),
+            End::Part(start) => start,
+        };
+        // A part without headers has no name, and is no field of a form.
+        let headers_end = start + memchr::memmem::find(&body[start..], b"\r\n\r\n")?;
+        let value = headers_end + 4;
+        let found = find_delimiter(body, value, &delimiter)?;
+        fields.push(part(&body[start..headers_end], &body[value..found.0])?);
+        next = Some(found);
+    }
+}
+
+/// What follows a boundary.
+#[derive(Clone, Copy)]
+enum End {
+    /// Another part, whose headers begin there.
+    Part(usize),
+    Close,
+}
+
+/// Finds the next boundary that stands alone in its line: where it begins, and what follows.
+fn find_delimiter(body: &[u8], from: usize, delimiter: &[u8]) -> Option<(usize, End)> {
+    memchr::memmem::find_iter(&body[from..], delimiter)
+        .map(|at| from + at)
+        .find_map(|at| delimiter_end(body, at + delimiter.len()).map(|end| (at, end)))
+}
+
+/// Reads what follows the bytes of a boundary: two hyphens or none, spaces, the end of the line.
+fn delimiter_end(body: &[u8], at: usize) -> Option<End> {
+    let rest = body.get(at..)?;
+    let (is_close, rest) = match rest.strip_prefix(b"--") {
+        Some(rest) => (true, rest),
+        None => (false, rest),
+    };
+    let padding = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    match &rest[padding..] {
+        [] if is_close => Some(End::Close),
+        [b'\r', b'\n', ..] if is_close => Some(End::Close),
+        [b'\r', b'\n', ..] => Some(End::Part(body.len() - rest.len() + padding + 2)),
         _ => None,
     }
 }
 
-/// `a=b`, with escapes undone. "a" and "a=" stay two things.
-fn pair(pair: &[u8]) -> Option<Field> {
-    let at = pair.iter().position(|byte| *byte == b'=');
-    let name = unescaped(&pair[..at.unwrap_or(pair.len())])?;
-    let value = at.map_or_else(|| Some(Vec::new()), |at| unescaped(&pair[at + 1..]))?;
-    let mark = if at.is_some() { b"=".to_vec() } else { Vec::new() };
-    Some(Field { headers: vec![(name.clone(), mark)], name, is_file: false, value: value.into() })
+fn part(head: &[u8], value: &[u8]) -> Option<Field> {
+    let mut headers: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    for line in lines_of(head) {
+        // A folded line goes on with the one before.
+        if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
+            let (_, value) = headers.last_mut()?;
+            value.push(b' ');
+            value.extend_from_slice(line.trim_ascii());
+            continue;
+        }
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        headers.push((line[..colon].trim_ascii().to_ascii_lowercase(), line[colon + 1..].trim_ascii().to_vec()));
+    }
+    let mut dispositions = headers.iter().filter(|(name, _)| name == b"content-disposition");
+    let (Some((_, disposition)), None) = (dispositions.next(), dispositions.next()) else { return None };
+    let (kind, parameters) = parameters(disposition)?;
+    let mut names = parameters.iter().filter(|(name, _)| name == b"name");
+    let (Some((_, name)), None, b"form-data") = (names.next(), names.next(), kind.as_slice()) else { return None };
+    let is_file = parameters.iter().any(|(name, _)| name == b"filename" || name == b"filename*");
+    let is_plain = |value: &[u8]| matches!(value.to_ascii_lowercase().as_slice(), b"7bit" | b"8bit" | b"binary");
+    let is_encoded = headers.iter().any(|(name, value)| name == b"content-transfer-encoding" && !is_plain(value));
+    let name = name.clone();
+    let mut about: Vec<_> = parameters.into_iter().filter(|(name, _)| name != b"name").collect();
+    about.extend(
+        headers
+            .into_iter()
+            .filter(|(name, _)| name != b"content-disposition")
+            .map(|(name, value)| ([name, b":".to_vec()].concat(), value)),
+    );
+    Some(Field { name, about, is_file, is_encoded, value: value.to_vec() })
 }
 
-fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut bytes = text.iter();
-    while let Some(byte) = bytes.next() {
-        plain.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let mut digit = || char::from(*bytes.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
+/// Lines that end in CR LF.
+fn lines_of(mut head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut is_over = false;
+    std::iter::from_fn(move || {
+        if is_over {
+            return None;
+        }
+        let at = memchr::memmem::find(head, b"\r\n");
+        let line = &head[..at.unwrap_or(head.len())];
+        match at {
+            Some(at) => head = &head[at + 2..],
+            None => is_over = true,
+        }
+        Some(line)
+    })
+}
+
+type Parameters = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Reads `value; name=value; name="value"`: the first value and the names in lower case. A quoted string may hold a semicolon
+/// and an escaped quote; a backslash before anything else is one, for old browsers send Windows paths. `None`: a quote that
+/// is not closed, or a parameter without a value.
+fn parameters(line: &[u8]) -> Option<(Vec<u8>, Parameters)> {
+    let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
+    let first = line[..end].trim_ascii().to_ascii_lowercase();
+    let mut rest = &line[end..];
+    let mut parameters = Vec::new();
+    while let Some((b';', after)) = rest.split_first() {
+        rest = after.trim_ascii_start();
+        if rest.is_empty() || rest[0] == b';' {
+            continue;
+        }
+        let equals = rest.iter().position(|byte| matches!(byte, b'=' | b';'))?;
+        if rest[equals] != b'=' {
+            return None;
+        }
+        let name = rest[..equals].trim_ascii().to_ascii_lowercase();
+        rest = rest[equals + 1..].trim_ascii_start();
+        let value = match rest.split_first() {
+            Some((b'"', inside)) => {
+                let (value, after) = quoted(inside)?;
+                rest = after.trim_ascii_start();
+                if !matches!(rest.first(), None | Some(b';')) {
+                    return None;
+                }
+                value
             }
-            byte => *byte,
-        });
+            _ => {
+                let end = rest.iter().position(|byte| *byte == b';').unwrap_or(rest.len());
+                let value = rest[..end].trim_ascii().to_vec();
+                rest = &rest[end..];
+                value
+            }
+        };
+        parameters.push((name, value));
     }
-    Some(plain)
+    Some((first, parameters))
 }
 
-/// The parts between boundaries (RFC 7578), with nothing before the first and nothing after the last.
-fn parts(body: &Bytes, boundary: &[u8]) -> Option<Vec<Field>> {
-    let delimiter = [b"\r\n--", boundary].concat();
-    let mut at = strip(body, 0, &delimiter[2..])?;
-    let mut fields = Vec::new();
+/// Reads up to the closing quote.
+fn quoted(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let mut value = Vec::new();
+    let mut at = 0;
     loop {
-        if let Some(end) = strip(body, at, b"--") {
-            return matches!(&body[end..], b"" | b"\r\n").then_some(fields);
+        match (*text.get(at)?, text.get(at + 1)) {
+            (b'"', _) => return Some((value, &text[at + 1..])),
+            (b'\\', Some(escaped @ (b'"' | b'\\'))) => {
+                value.push(*escaped);
+                at += 1;
+            }
+            (byte, _) => value.push(byte),
         }
-        let start = strip(body, at, b"\r\n")?;
-        // A part without headers has no name, and is no field of a form.
-        let headers_end = start + find(&body[start..], b"\r\n\r\n")?;
-        let value = headers_end + 4;
-        let value_end = value + find(&body[value..], &delimiter)?;
-        fields.push(part(&body[start..headers_end], body.slice(value..value_end))?);
-        at = value_end + delimiter.len();
+        at += 1;
     }
 }
 
-fn part(head: &[u8], value: Bytes) -> Option<Field> {
-    let mut headers = Vec::new();
-    let mut rest = head;
-    loop {
-        let end = find(rest, b"\r\n").unwrap_or(rest.len());
-        let colon = rest[..end].iter().position(|byte| *byte == b':')?;
-        headers.push((rest[..colon].to_ascii_lowercase(), rest[colon + 1..end].trim_ascii().to_vec()));
-        match rest.get(end + 2..) {
-            Some(more) => rest = more,
-            None => break,
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::HeaderMap;
+    use http::header::CONTENT_TYPE;
+
+    use super::Form;
+
+    /// Name, whether it is a file, and value.
+    type Fields = Vec<(String, bool, Vec<u8>)>;
+
+    fn ours(kind: &str, body: &str) -> Option<Fields> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, kind.parse().expect("a value"));
+        let form = Form::read(&headers, &Bytes::from(body.to_owned()))?;
+        let text = |name: Vec<u8>| String::from_utf8(name).expect("text");
+        Some(form.fields.into_iter().map(|field| (text(field.name), field.is_file, field.value)).collect())
+    }
+
+    /// The same by a parser of other hands.
+    async fn theirs(kind: &str, body: &str) -> Option<Fields> {
+        let boundary = multer::parse_boundary(kind).ok()?;
+        let body = Bytes::from(body.to_owned());
+        let stream = futures_util::stream::once(async { Ok::<_, std::io::Error>(body) });
+        let mut parts = multer::Multipart::new(stream, boundary);
+        let mut fields = Vec::new();
+        while let Some(field) = parts.next_field().await.ok()? {
+            let (name, is_file) = (field.name()?.to_owned(), field.file_name().is_some());
+            fields.push((name, is_file, field.bytes().await.ok()?.to_vec()));
+        }
+        Some(fields)
+    }
+
+    const ITEM: &str = "Content-Disposition: form-data; name=\"item\"\r\n\r\ntea";
+
+    #[tokio::test]
+    async fn form_of_parts_is_read_as_another_parser_reads_it() {
+        let plain = format!("--b\r\n{ITEM}\r\n--b--\r\n");
+        let spelled = |head: &str| format!("--b\r\n{head}\r\n\r\ntea\r\n--b--\r\n");
+        let kind = "multipart/form-data; boundary=b";
+        for (what, kind, body) in [
+            ("plain", kind, plain.clone()),
+            ("a quoted boundary", "multipart/form-data; boundary=\"b\"", plain.clone()),
+            ("the type in capital letters", "Multipart/Form-Data; BOUNDARY=b", plain.clone()),
+            ("a name without quotes", kind, spelled("Content-Disposition: form-data; name=item")),
+            ("a header's name in lower case", kind, spelled("content-disposition: form-data; name=\"item\"")),
+            ("no space", kind, spelled("Content-Disposition:form-data;name=\"item\"")),
+            ("a preamble", kind, format!("This is a form.\r\n{plain}")),
+            ("an epilogue", kind, format!("{plain}The end.")),
+            ("no line end at the end", kind, plain.trim_end().to_owned()),
+            ("two fields", kind, format!("--b\r\n{ITEM}\r\n{plain}")),
+            (
+                "a file",
+                kind,
+                spelled("Content-Disposition: form-data; name=\"item\"; filename=\"p.png\"\r\nContent-Type: image/png"),
+            ),
+            ("a file without quotes", kind, spelled("Content-Disposition: form-data; name=item; filename=p.png")),
+            ("an empty field", kind, plain.replace("tea", "")),
+            ("a value with line ends", kind, plain.replace("tea", "a\r\n\r\n--c\r\n")),
+            ("an escaped quote", kind, spelled("Content-Disposition: form-data; name=\"a\\\"b\"")),
+        ] {
+            let read = ours(kind, &body);
+            assert!(read.is_some(), "{what} is read");
+            assert_eq!(read, theirs(kind, &body).await, "{what}");
+        }
+        // Neither reads what is cut, or has no boundary.
+        for (kind, body) in [(kind, &plain[..plain.len() - 5]), ("multipart/form-data", &plain[..]), (kind, "")] {
+            assert_eq!((ours(kind, body), theirs(kind, body).await), (None, None), "{body:?}");
         }
     }
-    let (_, disposition) = headers.iter().find(|(name, _)| name == b"content-disposition")?;
-    let name = quoted(disposition, b"name=\"")?.to_vec();
-    let is_file = find(disposition, b"; filename").is_some();
-    Some(Field { headers, name, is_file, value })
-}
-
-/// What stands between the quotes after `; name="`: browsers escape a quote as %22, so that the next one ends it.
-fn quoted<'a>(disposition: &'a [u8], opening: &[u8]) -> Option<&'a [u8]> {
-    let opening = [b"; ", opening].concat();
-    let start = find(disposition, &opening)? + opening.len();
-    let length = disposition[start..].iter().position(|byte| *byte == b'"')?;
-    Some(&disposition[start..start + length])
-}
-
-/// Where `text` goes on after `what`, if that stands at `at`.
-fn strip(text: &[u8], at: usize, what: &[u8]) -> Option<usize> {
-    text.get(at..)?.starts_with(what).then_some(at + what.len())
-}
-
-fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    memchr::memmem::find(text, what)
 }

@@ -1,38 +1,66 @@
-//! Where the key comes from if no header bears one: a form's hidden field, or it is made here; and whether a route takes it.
+//! Where the key comes from: a header, a form's hidden field, a member of a JSON body, or it is made here; and whether a
+//! route takes it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::HeaderName;
 
 use crate::engine::{Ask, Engine};
 use crate::fingerprint::form::{self, Form};
-use crate::fingerprint::{Fingerprint, Rules};
+use crate::fingerprint::{Fingerprint, JsonError, Rules, json};
 use crate::key::{Invalid, Key};
 use crate::policy::{Keys, Missing, Policy};
 use crate::principal::{Principal, RequestView};
 use crate::problem::{Code, Problem};
 use crate::secret::{HashKeys, hex};
+use crate::wire;
 
 /// Where the key of a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// A header.
     Header,
-    /// Perhaps a field of the form that the body is; else the policy says what is done without one.
-    Form,
+    /// Perhaps a field of the form, or a member of the JSON, that the body is; else the policy says what is done without
+    /// one.
+    Body,
     /// It was made for this request.
     Generated,
     /// The request itself.
     Derived(Duration),
 }
 
+/// Returns true if a header of the request is one that has a key.
+pub(super) fn are_sent(policy: &Policy, headers: &HeaderMap) -> bool {
+    wire::line(headers, &wire::IDEMPOTENCY_KEY).is_some()
+        || policy.key_headers.iter().any(|name| wire::line(headers, name).is_some())
+}
+
+/// Why the key of a request's headers is refused.
+pub(super) enum SentError {
+    /// The header of this name is malformed.
+    Invalid(HeaderName, Invalid),
+    /// Two headers name two keys.
+    Differ,
+}
+
+/// Finds the key in the headers of a request: `Idempotency-Key`, or another name of the policy. One key under two names is
+/// one.
+pub(super) fn sent(policy: &Policy, headers: &HeaderMap) -> Result<Option<Key>, SentError> {
+    let of = |name: &HeaderName| Key::of(headers, name).map_err(|invalid| SentError::Invalid(name.clone(), invalid));
+    policy.key_headers.iter().try_fold(of(&wire::IDEMPOTENCY_KEY)?, |found, name| match (found, of(name)?) {
+        (Some(one), Some(other)) if one != other => Err(SentError::Differ),
+        (found, other) => Ok(found.or(other)),
+    })
+}
+
 /// Returns true if the policy wants a key for a request whose headers have none.
 ///
 /// A request without a key is never refused because its caller cannot be told: without a key it could not log in.
 pub(super) fn are_wanted(policy: &Policy, request: RequestView<'_>) -> bool {
-    has_field(policy, request.headers)
+    may_have_key(policy, request.headers)
         || match policy.missing {
             Missing::Pass => false,
             Missing::Reject => true,
@@ -41,15 +69,24 @@ pub(super) fn are_wanted(policy: &Policy, request: RequestView<'_>) -> bool {
         }
 }
 
+/// Returns true if the body can have the key.
+fn may_have_key(policy: &Policy, headers: &HeaderMap) -> bool {
+    has_field(policy, headers) || has_member(policy, headers)
+}
+
 fn has_field(policy: &Policy, headers: &HeaderMap) -> bool {
     policy.form_field.is_some() && form::is_form(headers)
+}
+
+fn has_member(policy: &Policy, headers: &HeaderMap) -> bool {
+    !policy.key_members.is_empty() && json::is_json(headers)
 }
 
 impl Source {
     /// Of a request whose headers bear no key. `None`: it has none, and needs one.
     pub(super) fn instead(policy: &Policy, headers: &HeaderMap) -> Option<Self> {
-        match has_field(policy, headers) {
-            true => Some(Self::Form),
+        match may_have_key(policy, headers) {
+            true => Some(Self::Body),
             false => Self::without_key(policy),
         }
     }
@@ -88,10 +125,12 @@ impl Known<'_> {
         &self,
         engine: &Engine,
         ask: &mut Ask,
-        fingerprint: impl Fn(&Rules, &HashKeys) -> Fingerprint,
+        derived: impl Fn(&Rules, &HashKeys) -> (u8, Fingerprint),
     ) -> Result<Settled, Problem> {
-        let said = |invalid: Invalid| engine.refusal(Code::KeyInvalid).detail(invalid.sentence());
-        let found = self.in_form(&ask.policy).map_err(said)?;
+        let found = match self.source {
+            Source::Body => self.in_body(engine, ask).map_err(|problem| *problem)?,
+            _ => None,
+        };
         let settled = match (found, self.source) {
             (Some(_), _) if self.unidentified.is_some() => {
                 return Err(self.unidentified.clone().unwrap_or_else(|| engine.refusal(Code::PrincipalUnknown)));
@@ -104,12 +143,12 @@ impl Known<'_> {
                 Settled::Made { upstream: true, client: false }
             }
             (None, Source::Header) => Settled::Sent,
-            (None, Source::Form) => match (Source::without_key(&ask.policy), ask.policy.missing) {
+            (None, Source::Body) => match (Source::without_key(&ask.policy), ask.policy.missing) {
                 (None, Missing::Reject) => return Err(engine.refusal(Code::KeyMissing)),
                 (None, _) => return Ok(Settled::None),
-                (Some(source), _) => self.make(source, engine, ask, fingerprint).await?,
+                (Some(source), _) => self.make(source, engine, ask, derived).await?,
             },
-            (None, source) => self.make(source, engine, ask, fingerprint).await?,
+            (None, source) => self.make(source, engine, ask, derived).await?,
         };
         if ask.policy.keys == Keys::Issued && !matches!(settled, Settled::None) {
             engine.check_issued(&ask.key, &ask.principal, &ask.policy).await?;
@@ -117,10 +156,54 @@ impl Known<'_> {
         Ok(settled)
     }
 
-    fn in_form(&self, policy: &Policy) -> Result<Option<Key>, Invalid> {
-        let Some(name) = policy.form_field.as_deref().filter(|_| self.source == Source::Form) else { return Ok(None) };
-        let Some(form) = Form::read(self.headers, self.body) else { return Ok(None) };
-        form.value(name).map(Key::parse).transpose()
+    /// Finds the key in the body. What cannot be read where the key could be is refused: it may be a retry.
+    fn in_body(&self, engine: &Engine, ask: &mut Ask) -> Result<Option<Key>, Box<Problem>> {
+        if has_field(&ask.policy, self.headers) {
+            let key = self.in_form(engine, &ask.policy)?;
+            // A browser shows the refusal, and nobody asks again.
+            if key.is_some() && ask.policy.wait != ask.policy.form_wait {
+                ask.policy = Arc::new(Policy { wait: ask.policy.form_wait, ..(*ask.policy).clone() });
+            }
+            return Ok(key);
+        }
+        self.in_json(engine, &ask.policy)
+    }
+
+    fn in_form(&self, engine: &Engine, policy: &Policy) -> Result<Option<Key>, Box<Problem>> {
+        let Some(name) = policy.form_field.as_deref() else { return Ok(None) };
+        let form = Form::read(self.headers, self.body);
+        let unreadable = || Box::new(engine.refusal(Code::FormUnreadable));
+        let values = form.as_ref().and_then(|form| form.values(name)).ok_or_else(unreadable)?;
+        let parsed: Result<Vec<Key>, Invalid> = values.into_iter().map(Key::parse).collect();
+        let keys = parsed.map_err(|invalid| Box::new(engine.refusal(Code::KeyInvalid).detail(invalid.sentence())))?;
+        match keys.windows(2).any(|pair| pair[0] != pair[1]) {
+            true => Err(Box::new(engine.refusal(Code::KeysDiffer))),
+            false => Ok(keys.into_iter().next()),
+        }
+    }
+
+    fn in_json(&self, engine: &Engine, policy: &Policy) -> Result<Option<Key>, Box<Problem>> {
+        // Nothing is there, so no key is.
+        if self.body.is_empty() {
+            return Ok(None);
+        }
+        let document = json::read(self.headers, self.body).map_err(|error| Box::new(unreadable_json(engine, error)))?;
+        let refused = |detail: String| Box::new(engine.refusal(Code::KeyInvalid).detail(detail));
+        for pointer in &policy.key_members {
+            match document.find(pointer) {
+                None | Some(json::Value::Null) => {}
+                Some(json::Value::String(text) | json::Value::Number(text)) => {
+                    return Key::from_text(text).map(Some).map_err(|invalid| refused(invalid.sentence()));
+                }
+                Some(_) => {
+                    let what = format!(
+                        "The member {pointer} of the body is the key, and is no string; send a string of 1 to 255 visible ASCII characters."
+                    );
+                    return Err(refused(what));
+                }
+            }
+        }
+        Ok(None)
     }
 
     async fn make(
@@ -128,7 +211,7 @@ impl Known<'_> {
         source: Source,
         engine: &Engine,
         ask: &mut Ask,
-        fingerprint: impl Fn(&Rules, &HashKeys) -> Fingerprint,
+        derived: impl Fn(&Rules, &HashKeys) -> (u8, Fingerprint),
     ) -> Result<Settled, Problem> {
         let Source::Derived(window) = source else {
             ask.key = random();
@@ -137,14 +220,22 @@ impl Known<'_> {
         if ask.principal == Principal::Anonymous {
             return Ok(Settled::None);
         }
-        let print = fingerprint(&ask.policy.fingerprint, engine.hash_keys().await?);
-        ask.key = Key::visible(format!("s1-{}", hex(&print.0)));
+        let (version, print) = derived(&ask.policy.fingerprint, engine.hash_keys().await?);
+        ask.key = Key::visible(format!("s{version}-{}", hex(&print.0)));
         // The window is the store's to measure: the key is known for so long, and then it is free.
         let policy = Policy { retention: window, tombstone: Duration::ZERO, ..(*ask.policy).clone() };
         ask.policy = Arc::new(policy);
         // It comes again with the same request when the window is over, so that it must not bind the upstream for longer.
         Ok(Settled::Made { upstream: false, client: false })
     }
+}
+
+/// Refuses a JSON body that has to be read and cannot be.
+pub(super) fn unreadable_json(engine: &Engine, error: JsonError) -> Problem {
+    engine.refusal(Code::JsonUnreadable).detail(match error {
+        JsonError::Duplicate => "A member stands twice in one object of the JSON body, and readers differ in which one they take. Send each member once.".to_owned(),
+        error => format!("The key is a member of the body on this route, and {error}. Send a JSON document, or the key in Idempotency-Key."),
+    })
 }
 
 /// A key that nobody else makes.

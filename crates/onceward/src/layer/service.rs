@@ -11,24 +11,26 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue, VARY,
+};
 use http::{Request, Response, StatusCode, request, response};
 use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
 
 use super::body::{Body, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
-use super::keys::{self, Known, Settled, Source};
+use super::keys::{self, Known, SentError, Settled, Source};
 use crate::claim::{Claim, LaterEnd};
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
-use crate::key::Key;
 use crate::limits::Limits;
 use crate::observe::PrincipalChange;
 use crate::policy::{CloseDelimited, EndsWithConnection, Fate, Keys, Policy, Stream};
 use crate::principal::{Principal, RequestView, UnidentifiedCallerError};
-use crate::problem::{Code, Problem};
+use crate::problem::{Code, Problem, page};
+use crate::record::Print;
 use crate::reply::Reply;
 use crate::secret::HashKeys;
 use crate::wire::{self, Outcome};
@@ -80,7 +82,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.settings.policy;
         let keyed = policy.covers(request.method())
-            && (wire::line(request.headers(), &wire::IDEMPOTENCY_KEY).is_some()
+            && (keys::are_sent(policy, request.headers())
                 || keys::are_wanted(policy, RequestView::from(&request)));
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
@@ -151,7 +153,7 @@ impl<S, B> Call<S, B> {
     /// What the request asks, or why it is refused before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
     fn ask(&mut self) -> Result<Ask, Problem> {
-        let sent = Key::of(&self.head.headers, &wire::IDEMPOTENCY_KEY);
+        let sent = keys::sent(&self.settings.policy, &self.head.headers);
         if let (Ok(None), Some(source)) = (&sent, Source::instead(&self.settings.policy, &self.head.headers)) {
             self.source = source;
         }
@@ -162,7 +164,13 @@ impl<S, B> Call<S, B> {
             Ok(Some(key)) => key,
             Ok(None) if *source != Source::Header => keys::random(),
             Ok(None) => return Err(refused(Code::KeyMissing)),
-            Err(invalid) => return Err(refused(Code::KeyInvalid).detail(invalid.sentence())),
+            Err(SentError::Differ) => return Err(refused(Code::KeysDiffer)),
+            Err(SentError::Invalid(name, invalid)) if name == wire::IDEMPOTENCY_KEY => {
+                return Err(refused(Code::KeyInvalid).detail(invalid.sentence()));
+            }
+            Err(SentError::Invalid(name, invalid)) => {
+                return Err(refused(Code::KeyInvalid).detail(format!("In {name}: {invalid}.")));
+            }
         };
         let (principal, unidentified) = match policy.identify(head) {
             Ok(principal) => (principal, None),
@@ -199,8 +207,8 @@ impl<S, B> Call<S, B> {
         let unidentified = unidentified.clone();
         Box::pin(async move {
             let known = Known { source: *source, headers: &head.headers, body, unidentified };
-            let print = |rules: &Rules, keys: &HashKeys| rules.fingerprint(keys, &parts(head, body));
-            known.settle(&settings.engine, ask, print).await
+            let derived = |rules: &Rules, keys: &HashKeys| rules.derived_key(keys, &parts(head, body));
+            known.settle(&settings.engine, ask, derived).await
         })
     }
 }
@@ -232,11 +240,16 @@ where
             unidentified: None,
             settings: Arc::clone(&service.settings),
         });
+        let is_navigation = page::is_wanted(&call.head.headers);
         // What needs no waiting is done here, so that little is carried through the future.
-        ResponseFuture::keyed(match call.ask() {
-            Ok(ask) => Box::pin(call.run(ask, body)),
-            Err(problem) => Box::pin(async move { Ok(call.refuse_unread(problem, body).await) }),
-        })
+        match (call.ask(), is_navigation) {
+            (Ok(ask), false) => ResponseFuture::keyed(Box::pin(call.run(ask, body))),
+            (Ok(ask), true) => ResponseFuture::keyed(Box::pin(async move { call.run(ask, body).await.map(as_page) })),
+            (Err(problem), _) => ResponseFuture::keyed(Box::pin(async move {
+                let response = call.refuse_unread(problem, body).await;
+                Ok(if is_navigation { as_page(response) } else { response })
+            })),
+        }
     }
 
     /// What becomes of a request with a key.
@@ -257,6 +270,10 @@ where
             };
             if let Some(code) = refused {
                 return Ok(self.refuse(code, body).await);
+            }
+            if let Err(error) = ask.policy.fingerprint.check(&self.head.headers, &self.body) {
+                let problem = self.early(keys::unreadable_json(&self.settings.engine, error));
+                return Ok(refusal(problem, false));
             }
             if self.source != Source::Header || ask.policy.keys == Keys::Issued {
                 return self.settle_and_run(ask).await;
@@ -340,6 +357,18 @@ where
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
         let Self { head, body, .. } = self;
         rules.fingerprint(keys, &parts(head, body))
+    }
+
+    fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> Print {
+        let Self { head, body, .. } = self;
+        let (fingerprint, details) = rules.fingerprint_with_details(keys, &parts(head, body));
+        Print { details: details.map(Arc::new), ..Print::new(fingerprint, Arc::clone(rules)) }
+    }
+
+    fn difference(&self, print: &Print, keys: &HashKeys) -> Option<String> {
+        let Self { head, body, .. } = self;
+        let details = print.details.as_ref()?;
+        print.rules.difference(keys, &parts(head, body), &print.fingerprint, details)
     }
 
     async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Answer> {
@@ -582,11 +611,29 @@ fn with_key<R: http_body::Body>(mut response: Response<Body<R>>, key: Option<Hea
 }
 
 fn refusal<R: http_body::Body>(problem: Problem, close: bool) -> Response<Body<R>> {
-    let mut response = problem.into_response();
+    let mut response = problem.clone().into_response();
+    response.headers_mut().insert(VARY, page::VARY);
     if close {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    response.extensions_mut().insert(Refusal(problem));
     response.map(|body| Body::buffered(body, None))
+}
+
+/// What a response refuses, for whoever words it anew.
+#[derive(Clone)]
+struct Refusal(Problem);
+
+/// Words a refusal for a person.
+fn as_page<R: http_body::Body>(mut response: Response<Body<R>>) -> Response<Body<R>> {
+    match response.extensions_mut().remove::<Refusal>() {
+        Some(Refusal(problem)) => {
+            let (mut head, _) = response.into_parts();
+            let body = page::of(&problem, &mut head.headers);
+            Response::from_parts(head, Body::buffered(body, None))
+        }
+        None => response,
+    }
 }
 
 /// Refuses a request whose body was not read: reads on for a while, so that the refusal is not lost to a broken pipe, and

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use onceward::codec::{VERSION, decode, encode};
-use onceward::fingerprint::{Fingerprint, Kind, Rules};
+use onceward::fingerprint::{self, Details, FIRST_VERSION, Fingerprint, Hosts, Kind, Members, Rules};
 use onceward::record::{AttemptId, Executed, Kept, Phase, Print, Record};
 use onceward::reply::{Head, Reply};
 use onceward::secret::{KeyHash, RecordId};
@@ -23,12 +23,28 @@ fn record(phase: Phase) -> Record {
 }
 
 fn print() -> Print {
-    let rules = Rules { kind: Kind::Exact, headers: vec![HeaderName::from_static("x-tenant")] };
-    Print { fingerprint: Fingerprint([0x44; 32]), rules: Arc::new(rules) }
+    Print::new(Fingerprint([0x44; 32]), first(Kind::Exact))
 }
 
-fn form() -> Arc<Rules> {
-    Arc::new(Rules { kind: Kind::Form, headers: vec![HeaderName::from_static("x-tenant")] })
+/// Rules of the first construction.
+fn first(kind: Kind) -> Arc<Rules> {
+    let headers = vec![HeaderName::from_static("x-tenant")];
+    Arc::new(Rules { version: FIRST_VERSION, kind, headers, ..Rules::default() })
+}
+
+/// A fingerprint as it is made today, beside which stands what an older process compares.
+fn current() -> Print {
+    let pointers = vec!["/sent_at".parse().expect("a pointer"), "/meta/a~1b".parse().expect("a pointer")];
+    let mut rules = Rules { kind: Kind::Json, ..(*first(Kind::Json)).clone() };
+    rules.version = fingerprint::VERSION;
+    rules.hosts = Hosts::Same;
+    rules.members = Members::Except(pointers);
+    let details = Details {
+        first: Some((Fingerprint([0x44; 32]), Kind::Exact)),
+        parts: (0..14).collect(),
+        members: vec![0xa0, 0xa1, 0xb0, 0xb1],
+    };
+    Print { details: Some(Arc::new(details)), ..Print::new(Fingerprint([0x55; 32]), Arc::new(rules)) }
 }
 
 fn completed(kept: Kept) -> Record {
@@ -102,7 +118,7 @@ fn golden() -> Vec<(&'static str, Record, &'static str, &'static str)> {
         ),
         (
             "unknown, a form",
-            record(Phase::Unknown { print: Print { rules: form(), ..print() } }),
+            record(Phase::Unknown { print: Print { rules: first(Kind::Form), ..print() } }),
             "017265ed8bbd47341908041210333333333333333333333333333333331a20222222222222222222222222222222222222222222222222222222222222222222300a204444444444444444444444444444444444444444444444444444444444444444100118022208782d74656e616e74",
             "7a84b52717a2f73c",
         ),
@@ -136,6 +152,48 @@ fn version_2_is_written_and_each_version_read_for_ever() {
             assert_eq!(decode(&ID, &Bytes::from(unhex(bytes))).expect(name), record, "{name} is read");
         }
     }
+}
+
+/// The bytes of today's construction, as they were written when it was new. They never change.
+#[test]
+fn record_of_the_second_construction_keeps_its_bytes() {
+    let record = record(Phase::Unknown { print: current() });
+    let bytes = encode(&ID, &record);
+    let newer = [
+        piece(1, &[0x55; 32]),
+        number(2, 2),
+        number(3, 3),
+        piece(4, b"x-tenant"),
+        number(6, 1),
+        piece(7, b"/sent_at"),
+        piece(7, b"/meta/a~1b"),
+        piece(9, &(0..14).collect::<Vec<u8>>()),
+        piece(10, &[0xa0, 0xa1, 0xb0, 0xb1]),
+    ]
+    .concat();
+    let print = [piece(1, &[0x44; 32]), number(2, 1), piece(4, b"x-tenant"), piece(5, &newer)].concat();
+    assert_eq!(hex(&bytes[9..]), hex(&[fields(4), piece(4, &print)].concat()));
+    assert_eq!(decode(&ID, &bytes).expect("readable"), record);
+}
+
+/// A process of before skips the field of the newer construction, as any that it does not know. What is left is a record of
+/// the first, which it compares by that one.
+#[test]
+fn record_of_the_second_construction_is_one_of_the_first_to_an_older_process() {
+    let older = [piece(1, &[0x44; 32]), number(2, 1), piece(4, b"x-tenant")].concat();
+    let read = decode(&ID, &Bytes::from(sealed(1, &[fields(4), piece(4, &older)].concat()))).expect("readable");
+    assert_eq!(read, record(Phase::Unknown { print: print() }));
+    // And what that process writes over it is read here.
+    assert_eq!(decode(&ID, &encode(&ID, &read)).expect("readable"), read);
+}
+
+/// The same for this process and a construction to come.
+#[test]
+fn record_of_a_construction_to_come_is_one_of_the_first_beside_it() {
+    let newer = [piece(1, &[0x66; 32]), number(2, 3), number(3, 99), piece(4, b"x-other")].concat();
+    let print_fields = [piece(1, &[0x44; 32]), number(2, 1), piece(4, b"x-tenant"), piece(5, &newer)].concat();
+    let bytes = sealed(1, &[fields(4), piece(4, &print_fields)].concat());
+    assert_eq!(decode(&ID, &Bytes::from(bytes)).expect("readable"), record(Phase::Unknown { print: print() }));
 }
 
 /// Beyond 240 bytes the checksum is made in another way; by another program, too.
@@ -236,7 +294,7 @@ fn what_a_newer_build_wrote_is_an_error_of_its_key() {
         let why = unreadable(sealed(1, &[fields(stage), print_fields(1, 0)].concat()), &ID, "another phase");
         assert!(why.contains(&format!("phase {stage}")), "{why}");
     }
-    for (version, kind) in [(0, 0), (2, 0), (1, 1), (1, 7), (257, 0)] {
+    for (version, kind) in [(0, 0), (3, 0), (2, 1), (2, 5), (1, 1), (1, 3), (1, 4), (1, 7), (257, 0)] {
         // Of each phase that has a fingerprint, the tombstone's and the answer's included.
         for stage in [1, 2, 4, 5] {
             let rest = [number(9, 1), piece(11, &number(1, 200))].concat();
@@ -315,10 +373,35 @@ fn values() -> impl Strategy<Value = HeaderValue> {
 }
 
 fn prints() -> impl Strategy<Value = Print> {
-    (any::<[u8; 32]>(), prop::collection::vec(names(), 0..4)).prop_map(|(fingerprint, headers)| Print {
-        fingerprint: Fingerprint(fingerprint),
-        rules: Arc::new(Rules { kind: Kind::Exact, headers }),
-    })
+    let kind = || prop::sample::select(Kind::ALL.to_vec());
+    let pointers = || prop::collection::vec("(/[a-z0-9]{0,5}){1,3}", 1..3);
+    let members = prop_oneof![
+        Just(Members::All),
+        pointers().prop_map(|texts| Members::Only(texts.iter().map(|text| text.parse().expect("a pointer")).collect())),
+        pointers()
+            .prop_map(|texts| Members::Except(texts.iter().map(|text| text.parse().expect("a pointer")).collect())),
+    ];
+    let hosts = prop::sample::select(vec![Hosts::Distinct, Hosts::Same]);
+    let rules =
+        (kind(), prop::collection::vec(names(), 0..4), hosts, members).prop_map(|(kind, headers, hosts, members)| {
+            Rules { version: fingerprint::VERSION, kind, headers, hosts, members }
+        });
+    let first_kind = prop::sample::select(vec![Kind::Exact, Kind::Form]);
+    let hints = || prop::collection::vec(any::<u8>(), 0..20);
+    let details = (any::<[u8; 32]>(), first_kind.clone(), hints(), hints())
+        .prop_map(|(first, kind, parts, members)| Details { first: Some((Fingerprint(first), kind)), parts, members });
+    prop_oneof![
+        (any::<[u8; 32]>(), prop::collection::vec(names(), 0..4), first_kind).prop_map(
+            |(fingerprint, headers, kind)| {
+                let rules = Rules { version: FIRST_VERSION, kind, headers, ..Rules::default() };
+                Print::new(Fingerprint(fingerprint), Arc::new(rules))
+            }
+        ),
+        (any::<[u8; 32]>(), rules, prop::option::of(details)).prop_map(|(fingerprint, rules, details)| Print {
+            details: details.map(Arc::new),
+            ..Print::new(Fingerprint(fingerprint), Arc::new(rules))
+        }),
+    ]
 }
 
 fn kept() -> impl Strategy<Value = Kept> {

@@ -33,7 +33,7 @@ fn before(duration: Duration) -> Duration {
 }
 
 fn print() -> Print {
-    Print { fingerprint: TEA, rules: Arc::default() }
+    Print::new(TEA, Arc::default())
 }
 
 fn whole() -> Kept {

@@ -36,7 +36,7 @@ fn record(n: u64, phase: Phase) -> Record {
 }
 
 fn print() -> Print {
-    Print { fingerprint: Fingerprint([0x9d; 32]), rules: Arc::new(Rules::default()) }
+    Print::new(Fingerprint([0x9d; 32]), Arc::new(Rules::default()))
 }
 
 fn claim(n: u64) -> Record {

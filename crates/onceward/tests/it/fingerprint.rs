@@ -32,7 +32,7 @@ impl Sent {
         let of = |name: &str| -> Vec<String> {
             self.lines.iter().filter(|line| line.0 == name).map(|line| line.1.clone()).collect()
         };
-        let counted = ["host", "content-type", "content-encoding", "x-tenant"].map(of);
+        let counted = ["host", "content-type", "content-encoding", "x-tenant", "if-match"].map(of);
         // Of several Host lines, which no server lets pass, the first is the authority.
         let host = counted[0].first().cloned().unwrap_or_default();
         (self.method, self.target.clone(), host, counted[1..].to_vec(), self.body.clone())
@@ -41,7 +41,8 @@ impl Sent {
 
 /// Few values, so that two drawn requests are often equal, or differ only in where a byte stands.
 fn sent() -> impl Strategy<Value = Sent> {
-    let name = prop::sample::select(vec!["host", "content-type", "content-encoding", "x-tenant", "x-other"]);
+    let name =
+        prop::sample::select(vec!["host", "content-type", "content-encoding", "x-tenant", "if-match", "x-other"]);
     let value = prop::sample::select(vec!["", "a", "b", "ab"]).prop_map(str::to_owned);
     let target = prop::sample::select(vec!["/", "/a", "/a?", "/a?b", "/b", "/a/b"]).prop_map(str::to_owned);
     let body = prop::sample::select(vec![&b""[..], b"a", b"b", b"ab"]).prop_map(<[u8]>::to_vec);

@@ -3,6 +3,7 @@
 mod cache;
 mod ends;
 mod faults;
+mod golden;
 mod keys;
 mod late;
 mod losses;

@@ -22,7 +22,7 @@ use onceward::observe::Observer;
 use onceward::policy::Policy;
 use onceward::principal::Rule;
 use onceward::record::{Found, Record, Version};
-use onceward::secret::RecordId;
+use onceward::secret::{RecordId, Secret};
 use onceward::store::{Census, Error, Facts, MemoryStore, Pending, Replaced, Store};
 use onceward::wire::Outcome;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,6 +148,7 @@ pub(crate) struct Setup {
     /// A store that others use too.
     pub(crate) store: Option<Arc<Faulty>>,
     pub(crate) remote: bool,
+    pub(crate) secret: Option<Secret>,
     pub(crate) clock: ManualClock,
     pub(crate) manual: bool,
 }
@@ -164,6 +165,7 @@ impl Default for Setup {
             namespace: "default",
             store: None,
             remote: false,
+            secret: None,
             clock: ManualClock::default(),
             manual: false,
         }
@@ -179,6 +181,11 @@ impl Setup {
     /// The store is not in this process, as far as the engine knows.
     pub(crate) fn remote(mut self) -> Self {
         self.remote = true;
+        self
+    }
+
+    pub(crate) fn secret(mut self, secret: Secret) -> Self {
+        self.secret = Some(secret);
         self
     }
 
@@ -199,7 +206,11 @@ impl Setup {
         };
         let store = self.store.unwrap_or_else(|| Arc::new(Faulty::new(Arc::clone(&clock), self.remote)));
         let counts = Arc::new(Counts::default());
-        let layer = IdempotencyLayer::builder(Arc::clone(&store) as Arc<dyn Store>)
+        let mut builder = IdempotencyLayer::builder(Arc::clone(&store) as Arc<dyn Store>);
+        if let Some(secret) = self.secret {
+            builder = builder.secret(secret);
+        }
+        let layer = builder
             .limits(self.limits)
             .namespace(self.namespace)
             .clock(clock)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri};
-use onceward::fingerprint::{Kind, Parts, Rules};
+use onceward::fingerprint::{FIRST_VERSION, Hosts, Kind, Members, Parts, Pointer, Rules, VERSION};
 use onceward::key::{Invalid, Key};
 use onceward::secret::{HashKeys, Secret};
 use onceward::wire::IDEMPOTENCY_KEY;
@@ -114,15 +114,30 @@ fn a_key_is_never_shown() {
 
 #[test]
 fn each_fingerprint_is_what_the_vectors_say() {
-    assert_fingerprints("fingerprints", Kind::Exact);
+    assert_fingerprints("fingerprints", FIRST_VERSION, Kind::Exact);
 }
 
 #[test]
 fn each_form_has_the_fingerprint_that_the_vectors_say() {
-    assert_fingerprints("forms", Kind::Form);
+    assert_fingerprints("forms", FIRST_VERSION, Kind::Form);
 }
 
-fn assert_fingerprints(part: &str, kind: Kind) {
+#[test]
+fn fingerprint_of_the_second_construction_is_what_the_vectors_say() {
+    assert_fingerprints("fingerprints_2", VERSION, Kind::Auto);
+}
+
+#[test]
+fn form_of_the_second_construction_has_the_fingerprint_that_the_vectors_say() {
+    assert_fingerprints("forms_2", VERSION, Kind::Form);
+}
+
+#[test]
+fn json_has_the_fingerprint_that_the_vectors_say() {
+    assert_fingerprints("json", VERSION, Kind::Json);
+}
+
+fn assert_fingerprints(part: &str, version: u8, kind: Kind) {
     let cases = cases(part);
     let mut groups: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for case in &cases {
@@ -144,8 +159,19 @@ fn assert_fingerprints(part: &str, kind: Kind) {
         .parse()
         .expect("a target");
         let names = case["rules"]["headers"].as_array().expect("a list");
+        let pointers = |field: &str| -> Vec<Pointer> {
+            let texts = case["rules"][field].as_array().map_or(&[][..], Vec::as_slice);
+            texts.iter().map(|text| text.as_str().expect("text").parse().expect("a pointer")).collect()
+        };
         let rules = Rules {
+            version,
             kind,
+            hosts: if case["rules"]["hosts"] == "same" { Hosts::Same } else { Hosts::Distinct },
+            members: match (pointers("ignore"), pointers("only")) {
+                (ignore, only) if only.is_empty() && ignore.is_empty() => Members::All,
+                (ignore, only) if only.is_empty() => Members::Except(ignore),
+                (_, only) => Members::Only(only),
+            },
             headers: names.iter().map(|name| name.as_str().expect("a name").parse().expect("a name")).collect(),
         };
         let method = Method::from_bytes(text(case, "method").as_bytes()).expect("a method");

@@ -30,7 +30,7 @@ fn record(n: u8, phase: Phase) -> Record {
 }
 
 fn print() -> Print {
-    Print { fingerprint: Fingerprint([7; 32]), rules: Arc::new(Rules::default()) }
+    Print::new(Fingerprint([7; 32]), Arc::new(Rules::default()))
 }
 
 fn claim(n: u8) -> Record {

@@ -38,7 +38,7 @@ pub(super) const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
 const ANSWER_KEY_BYTES: usize = KEY_BYTES + ANSWER.len();
 
 /// What a record takes without an answer, in bytes, unless its fingerprint takes many headers.
-const RECORD_TYPICAL: usize = 224;
+const RECORD_TYPICAL: usize = 288;
 
 /// A record as it is sent.
 pub(super) struct Sent {

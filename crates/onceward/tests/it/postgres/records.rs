@@ -25,21 +25,21 @@ pub(super) fn id(n: usize) -> RecordId {
 }
 
 pub(super) fn claim(attempt: AttemptId) -> Record {
-    let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
+    let print = Print::new(Fingerprint([7; 32]), Arc::default());
     let phase = Phase::InFlight { print, lease: LEASE, began: Duration::ZERO };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
 pub(super) fn answer(attempt: AttemptId) -> Record {
     let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"tea") };
-    let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
+    let print = Print::new(Fingerprint([7; 32]), Arc::default());
     let (retention, tombstone) = (Duration::from_secs(86_400), Duration::from_secs(86_400));
     let phase = Phase::Completed { print, kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
 pub(super) fn unknown(attempt: AttemptId) -> Record {
-    let phase = Phase::Unknown { print: Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() } };
+    let phase = Phase::Unknown { print: Print::new(Fingerprint([7; 32]), Arc::default()) };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
