@@ -111,6 +111,13 @@ const PROGRAMS: &[Program] = &[
         needed_by: &["gateway"],
     },
     Program {
+        name: "script",
+        package: "bsdutils",
+        at_least: (2, 30),
+        purpose: "is the terminal that is closed under a gateway",
+        needed_by: &["gateway"],
+    },
+    Program {
         name: "/usr/lib/postgresql/15/bin/postgres",
         package: "postgresql-15",
         at_least: (15, 0),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Uri};
 use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -126,11 +126,8 @@ impl ClientSocket {
         if state.fragments.is_empty() {
             return false;
         }
-        let uri = request.uri();
-        let target = uri.to_string();
-        let is_it = |(method, found): &(String, String)| {
-            // The parser writes an empty path as a slash.
-            method == request.method().as_str() && found.trim_end_matches('/') == target.trim_end_matches('/')
+        let is_it = |(method, target): &(String, String)| {
+            method == request.method().as_str() && target.parse::<Uri>().is_ok_and(|target| target == *request.uri())
         };
         let before = state.fragments.len();
         state.fragments.retain(|fragment| !is_it(fragment));

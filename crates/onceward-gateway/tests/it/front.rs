@@ -91,6 +91,7 @@ fn invalid_target_is_rejected() {
         "/p#x",
         "/p?q#x",
         "http://a/p#x",
+        "http://a?x#y",
         "http://a:b/p",
         "http://a,b/p",
     ];
@@ -104,7 +105,9 @@ fn invalid_target_is_rejected() {
         let answer = gateway.send(post(target, ""));
         assert_eq!((answer.status, outcome(&answer)), (400, ""), "{target}");
     }
-    assert_problem(&gateway.send(post("/p#x", KEY)), "target_invalid", KEY);
+    for target in ["/p#x", "http://a?x#y"] {
+        assert_problem(&gateway.send(post(target, KEY)), "target_invalid", KEY);
+    }
     assert_eq!(upstream.seen().len(), 0);
 
     // On a connection that is used again, too, and for that request alone.
@@ -448,6 +451,32 @@ fn signals_without_a_meaning_do_not_end_the_process() {
     gateway.signal("QUIT");
     assert_eq!(gateway.ended().code(), Some(0));
     assert!(gateway.log().contains("SIGQUIT: draining"));
+}
+
+/// A terminal that is closed takes with it whoever could stop the process.
+#[cfg(target_os = "linux")]
+#[test]
+fn sighup_of_a_closed_terminal_drains() {
+    let upstream = Scripted::answering(OK);
+    let folder = tempfile::tempdir().unwrap();
+    let settings = format!("upstream = {:?}\nstore = \"memory:\"\n", upstream.url());
+    std::fs::write(folder.path().join("onceward.toml"), settings).unwrap();
+    let serve = format!("exec {} serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 2>log", env!("CARGO_BIN_EXE_onceward"));
+    let mut terminal = std::process::Command::new("script");
+    terminal.args(["-qec", &serve, "/dev/null"]).current_dir(folder.path());
+    terminal.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut terminal = terminal.spawn().unwrap();
+    let logged = |text: &str| {
+        poll(text, || {
+            let log = std::fs::read_to_string(folder.path().join("log")).ok()?;
+            log.contains(text).then_some(())
+        });
+    };
+    logged("listening on");
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    logged("SIGHUP: draining");
+    logged("stopped");
 }
 
 #[test]
