@@ -9,6 +9,7 @@ mod client_socket;
 mod cors;
 #[cfg(feature = "demo")]
 mod demo;
+mod descriptors;
 mod forwarded;
 mod logging;
 mod loops;
@@ -62,7 +63,9 @@ fn run(serve: &Serve) -> ExitCode {
         Ok(config) => config,
         Err(what) => return failed(what, 2),
     };
-    match serve::run(config) {
+    let result = serve::run(config);
+    logging::end();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => failed(what, 1),
     }

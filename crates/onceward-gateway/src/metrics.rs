@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use onceward::observe::Observer;
@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     store_errors: Family<OfStore, Counter>,
     claims_in_flight: Gauge<u64, AtomicU64>,
     keys_unknown: Gauge<u64, AtomicU64>,
+    executing: Gauge<u64, AtomicU64>,
+    log_lines_dropped: Counter,
 }
 
 struct OneRoute {
@@ -70,6 +72,8 @@ impl Metrics {
             store_errors: Family::default(),
             claims_in_flight: Gauge::default(),
             keys_unknown: Gauge::default(),
+            executing: Gauge::default(),
+            log_lines_dropped: Counter::default(),
         };
         for policy in policies {
             let route = || OfRoute { route: policy.route.to_string() };
@@ -108,6 +112,16 @@ impl Metrics {
         );
         registry.register("onceward_store_seconds", "How long the store took", metrics.store_seconds.clone());
         registry.register("onceward_store_errors", "What the store failed to do", metrics.store_errors.clone());
+        registry.register(
+            "onceward_executions",
+            "Requests that execute in this process, with or without a key",
+            metrics.executing.clone(),
+        );
+        registry.register(
+            "onceward_log_lines_dropped",
+            "Log lines that were dropped because nobody read them",
+            metrics.log_lines_dropped.clone(),
+        );
         registry.register("onceward_upstream_seconds", "How long executions took", upstream_seconds);
         metrics
     }
@@ -116,6 +130,12 @@ impl Metrics {
     pub(crate) fn set_census(&self, in_flight: u64, unknown: u64) {
         self.claims_in_flight.set(in_flight);
         self.keys_unknown.set(unknown);
+    }
+
+    /// The process's own figures, for the next [`Metrics::text`].
+    pub(crate) fn set_process(&self, executing: usize, log_lines_dropped: u64) {
+        self.executing.set(executing as u64);
+        self.log_lines_dropped.inner().store(log_lines_dropped, Ordering::Relaxed);
     }
 
     /// All of it in the text format that Prometheus reads.

@@ -74,12 +74,14 @@ pub enum Code {
     IssuedKeyExpired,
     RequestTooLarge,
     KeyReused,
+    HeadersTooLarge,
     HandlerPanicked,
     RecordUnreadable,
     UpstreamUnreachable,
     UpstreamLost,
     StoreUnavailable,
     Draining,
+    Overloaded,
     UpstreamTimeout,
     LoopDetected,
 }
@@ -105,7 +107,7 @@ pub struct Row {
 
 impl Code {
     /// Every code, in the order of their statuses.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::KeyMissing,
         Self::KeyInvalid,
         Self::RequestIncomplete,
@@ -122,12 +124,14 @@ impl Code {
         Self::IssuedKeyExpired,
         Self::RequestTooLarge,
         Self::KeyReused,
+        Self::HeadersTooLarge,
         Self::HandlerPanicked,
         Self::RecordUnreadable,
         Self::UpstreamUnreachable,
         Self::UpstreamLost,
         Self::StoreUnavailable,
         Self::Draining,
+        Self::Overloaded,
         Self::UpstreamTimeout,
         Self::LoopDetected,
     ];
@@ -172,6 +176,8 @@ impl Code {
                 "The body is larger than requests with a key may be. Send a smaller one, or raise request_body in [limits]."),
             Self::KeyReused => (S::UNPROCESSABLE_ENTITY, "key_reused", O::Mismatch, E::Unknown, R::Stop, "This key was used for another request",
                 "This key came with another method, address, content type or body before. Retry with the very same request, or make a new key for a new action."),
+            Self::HeadersTooLarge => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", O::Rejected, E::No, R::NewKey, "The request's headers are too large",
+                "The request has more header lines, or a larger head, than are taken here, and was not executed. Send fewer; cookies are mostly what grows. The operator raises header_lines or header_size in [limits]."),
             Self::HandlerPanicked => (S::INTERNAL_SERVER_ERROR, "handler_panicked", O::Unknown, E::Unknown, R::SameKey, "The service failed midway",
                 "The handler panicked, and may have done part of its work. Asking again with the same key tells what became of it; it is not executed twice."),
             Self::RecordUnreadable => (S::INTERNAL_SERVER_ERROR, "record_unreadable", O::Rejected, E::Unknown, R::Stop, "The key's record cannot be read",
@@ -184,6 +190,8 @@ impl Code {
                 "The store of keys does not answer or is full, so the request was not executed. Send it again with the same key after Retry-After."),
             Self::Draining => (S::SERVICE_UNAVAILABLE, "draining", O::Rejected, E::Unknown, R::SameKey, "This process is about to stop",
                 "This process takes no new requests with a key. Send it again with the same key after Retry-After."),
+            Self::Overloaded => (S::SERVICE_UNAVAILABLE, "overloaded", O::Rejected, E::Unknown, R::SameKey, "Too many requests are running",
+                "As many requests are running as this process may run at the same time, so this one was not executed. Send it again with the same key after Retry-After."),
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, "upstream_timeout", O::InFlight, E::Unknown, R::Wait, "The answer takes longer than you can wait",
                 "The request was sent and is still running; its answer will be kept. Ask again with the same key after Retry-After."),
             Self::LoopDetected => (S::LOOP_DETECTED, "loop_detected", O::Rejected, E::No, R::Stop, "The gateway is its own upstream",

@@ -1,5 +1,6 @@
 //! The gateway, from outside.
 
+mod bounds;
 mod client;
 mod config;
 mod cors;

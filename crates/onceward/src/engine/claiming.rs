@@ -74,10 +74,17 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
     let running = Running::begin(&held.shared);
     Box::pin(async move {
         let _running = running;
-        match claim(&held, &mut *operation).await {
+        // From before the claim to the end of all that belongs to it; see `Held::place`.
+        let is_full = !held.take_place();
+        match claim(&held, &mut *operation, is_full).await {
             Claimed::Won => {}
-            Claimed::Told(answer) => return Begun::Answered(answer).into(),
+            Claimed::Told(answer) => {
+                held.leave_place();
+                return Begun::Answered(answer).into();
+            }
             Claimed::Running(met) => {
+                // Whoever waits for another's execution has none.
+                held.leave_place();
                 let Met { found, age, left } = *met;
                 return Begun::Running(Box::new(Other { asked: held, operation, found, age, left })).into();
             }
@@ -87,7 +94,7 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
 }
 
 /// Claims the key: one insert, and a replace where something that no longer binds is in its place.
-async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::Answer> {
+async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O, is_full: bool) -> Claimed<O::Answer> {
     let shared = &held.shared;
     let record = held.record_in_flight();
     let refused = |problem| Claimed::Told(Answer::refused(problem));
@@ -96,9 +103,14 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
     for _ in 0..16 {
         fault::reach("claim-before");
         let sent_at = shared.clock.now();
-        let draining = shared.draining.load(Ordering::SeqCst);
+        // No claims are taken, and replays go on.
+        let closed = match () {
+            () if shared.draining.load(Ordering::SeqCst) => Some(Code::Draining),
+            () if is_full => Some(Code::Overloaded),
+            () => None,
+        };
         let written = match over {
-            _ if draining => shared.get(&held.id).await,
+            _ if closed.is_some() => shared.get(&held.id).await,
             None => shared.insert(&held.id, &record).await,
             Some(version) => match shared.replace(&held.id, version, &record).await {
                 Ok(Replaced::Yes) => Ok(None),
@@ -112,7 +124,7 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
             },
         };
         let found = match written {
-            Ok(None) if draining => return refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
+            Ok(None) if let Some(code) = closed => return refused(shared.problem(code, &held.id).retry_after(1)),
             Ok(None) => {
                 fault::reach("claim-after");
                 held.won(sent_at, over);
@@ -125,7 +137,7 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
             }
             Ok(Some(found)) => found,
             Err(error) => {
-                if error.applied() == Applied::Unknown && !draining {
+                if error.applied() == Applied::Unknown && closed.is_none() {
                     Shared::release_later(held, over);
                 }
                 return refused(shared.store_refusal(Some(&held.id), &error));
@@ -133,7 +145,7 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
         };
         let fingerprint = held.fingerprint_for(&found.record, operation);
         return match decide::claim(&found, &fingerprint, held.policy.guarantee) {
-            decide::Claim::Execute if draining => refused(shared.problem(Code::Draining, &held.id).retry_after(1)),
+            decide::Claim::Execute if let Some(code) = closed => refused(shared.problem(code, &held.id).retry_after(1)),
             decide::Claim::InFlight { .. } if fault::planted("second-execution") => {
                 over = Some(found.record.version());
                 continue;

@@ -14,7 +14,7 @@ type Row = (Code, u16, &'static str, &'static str, Executed, Retry);
 
 /// What is promised on the wire.
 #[rustfmt::skip]
-const TABLE: [Row; 24] = [
+const TABLE: [Row; 26] = [
     (Code::KeyMissing,          400, "key_missing",          "rejected",   No,      NewKey),
     (Code::KeyInvalid,          400, "key_invalid",          "rejected",   No,      NewKey),
     (Code::RequestIncomplete,   400, "request_incomplete",   "rejected",   Unknown, SameKey),
@@ -31,12 +31,14 @@ const TABLE: [Row; 24] = [
     (Code::IssuedKeyExpired,    409, "issued_key_expired",   "expired",    Unknown, Stop),
     (Code::RequestTooLarge,     413, "request_too_large",    "rejected",   Unknown, Stop),
     (Code::KeyReused,           422, "key_reused",           "mismatch",   Unknown, Stop),
+    (Code::HeadersTooLarge,     431, "headers_too_large",    "rejected",   No,      NewKey),
     (Code::HandlerPanicked,     500, "handler_panicked",     "unknown",    Unknown, SameKey),
     (Code::RecordUnreadable,    500, "record_unreadable",    "rejected",   Unknown, Stop),
     (Code::UpstreamUnreachable, 502, "upstream_unreachable", "released",   No,      SameKey),
     (Code::UpstreamLost,        502, "upstream_lost",        "unknown",    Unknown, SameKey),
     (Code::StoreUnavailable,    503, "store_unavailable",    "rejected",   Unknown, SameKey),
     (Code::Draining,            503, "draining",             "rejected",   Unknown, SameKey),
+    (Code::Overloaded,          503, "overloaded",           "rejected",   Unknown, SameKey),
     (Code::UpstreamTimeout,     504, "upstream_timeout",     "in-flight",  Unknown, Wait),
     (Code::LoopDetected,        508, "loop_detected",        "rejected",   No,      Stop),
 ];
