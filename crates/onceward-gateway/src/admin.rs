@@ -61,7 +61,7 @@ impl Admin {
             return Ok(text(StatusCode::MISDIRECTED_REQUEST, why));
         }
         Ok(match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
+            (&Method::GET | &Method::HEAD, "/healthz") => self.healthz(),
             (&Method::GET | &Method::HEAD, "/readyz") => self.readyz().await,
             (&Method::GET | &Method::HEAD, "/metrics") => self.metrics().await,
             (&Method::GET | &Method::HEAD, "/status") if self.may_see(&request) => self.status().await,
@@ -85,6 +85,16 @@ impl Admin {
             _ => &[],
         };
         is_equal(token.as_bytes(), given)
+    }
+
+    /// Red where only a restart helps.
+    fn healthz(&self) -> Page {
+        match self.engine.store().facts().broken {
+            None => text(StatusCode::OK, "ok\n"),
+            Some(why) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("the store takes no writes until a restart: {why}\n"))
+            }
+        }
     }
 
     /// Goes to the store with writes and reads: one that only answers reads is not ready.
@@ -121,6 +131,7 @@ impl Admin {
             Ok(census) => self.metrics.set_census(census.in_flight, census.unknown),
             Err(error) => tracing::warn!(%error, "the store could not be counted"),
         }
+        self.metrics.set_process(self.engine.executing(), crate::logging::dropped_lines());
         match self.metrics.text() {
             Ok(body) => {
                 let mut page = text(StatusCode::OK, body);
@@ -175,6 +186,9 @@ impl Admin {
             "draining": self.engine.is_draining(),
             "in_flight": self.engine.in_flight(),
             "connections_max": self.connections_max,
+            "log_lines_dropped": crate::logging::dropped_lines(),
+            "executing": self.engine.executing(),
+            "executions_max": self.engine.limits().executions,
             "upstream": config.upstream.to_string(),
             "namespace": config.namespace,
             "guarantees": policies.map(guarantee).collect::<Vec<_>>(),

@@ -249,6 +249,7 @@ impl Settings {
         limits.cache = self.get("limits.cache", |item| parse::size(item, 0, 64 * GIB))?;
         limits.waiters_per_key = self.get("limits.waiters_per_key", |item| parse::count(item, 0, 100_000))?;
         limits.wait_max = self.get("limits.wait_max", duration(Duration::ZERO, HOUR))?;
+        limits.executions = self.get("limits.executions", |item| parse::count(item, 1, 1_000_000))?;
         limits.store_timeout = self.get("limits.store_timeout", duration(MS, MINUTE))?;
         limits.upstream_timeout = self.get("limits.upstream_timeout", duration(MS, DAY))?;
         limits.capture_timeout = self.get("limits.capture_timeout", duration(MS, DAY))?;

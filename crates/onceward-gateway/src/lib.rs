@@ -11,6 +11,7 @@ mod client_socket;
 mod cors;
 #[cfg(feature = "demo")]
 mod demo;
+mod descriptors;
 mod forwarded;
 mod jwt;
 mod logging;
@@ -65,7 +66,9 @@ fn run(serve: &Serve) -> ExitCode {
         Ok(config) => config,
         Err(what) => return failed(what, 2),
     };
-    match serve::run(config) {
+    let result = serve::run(config);
+    logging::end();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => failed(what, 1),
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use onceward::observe::{Observer, PrincipalChange};
@@ -57,6 +57,8 @@ pub(crate) struct Metrics {
     principal_changes: Family<OfChange, Counter>,
     /// The last change of each kind: its route, and what changed.
     last_changes: Mutex<BTreeMap<&'static str, (String, String)>>,
+    executing: Gauge<u64, AtomicU64>,
+    log_lines_dropped: Counter,
 }
 
 struct OneRoute {
@@ -81,6 +83,8 @@ impl Metrics {
             keys_unknown: Gauge::default(),
             principal_changes: Family::default(),
             last_changes: Mutex::default(),
+            executing: Gauge::default(),
+            log_lines_dropped: Counter::default(),
         };
         for change in PrincipalChange::ALL {
             let _ = metrics.principal_changes.get_or_create(&OfChange { kind: change.as_str() });
@@ -127,6 +131,16 @@ impl Metrics {
         );
         registry.register("onceward_store_seconds", "How long the store took", metrics.store_seconds.clone());
         registry.register("onceward_store_errors", "What the store failed to do", metrics.store_errors.clone());
+        registry.register(
+            "onceward_executions",
+            "Requests that execute in this process, with or without a key",
+            metrics.executing.clone(),
+        );
+        registry.register(
+            "onceward_log_lines_dropped",
+            "Log lines that were dropped because nobody read them",
+            metrics.log_lines_dropped.clone(),
+        );
         registry.register("onceward_upstream_seconds", "How long executions took", upstream_seconds);
         metrics
     }
@@ -152,6 +166,12 @@ impl Metrics {
             Some(format!("{}: {route}{name}, {count} times: {}", change.as_str(), change.advice()))
         };
         PrincipalChange::ALL.into_iter().filter_map(warning).collect()
+    }
+
+    /// The process's own figures, for the next [`Metrics::text`].
+    pub(crate) fn set_process(&self, executing: usize, log_lines_dropped: u64) {
+        self.executing.set(executing as u64);
+        self.log_lines_dropped.inner().store(log_lines_dropped, Ordering::Relaxed);
     }
 
     /// All of it in the text format that Prometheus reads.

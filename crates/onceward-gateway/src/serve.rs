@@ -23,11 +23,16 @@ use crate::authorize::Authorizer;
 use crate::callers::Callers;
 use crate::config::{Config, StoreUrl};
 use crate::cors::Cors;
+use crate::descriptors::{self, Budget};
 use crate::jwt::Jwt;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::server::{self, Bounds};
 use crate::signals::Signals;
 use crate::upstream::Forwarder;
+
+/// Upper bound on idle connections for questions of CORS, which are rare.
+const CORS_IDLE_MAX: usize = 4;
 
 /// What answers have to reach their clients when the drain limit is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -57,11 +62,28 @@ async fn serve(config: Config) -> Result<(), String> {
     let (listener, listening) = bind(config.listen, "--listen").await?;
     let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
 
+    tokio::spawn(logging::report_equal_lines());
+    let open_files = descriptors::raise();
+    let budget = Budget::of(open_files, config.limits.executions);
+    let mut limits = config.limits.clone();
+    limits.executions = budget.executions;
+    tracing::info!(
+        open_files,
+        connections = budget.connections,
+        executions = budget.executions,
+        "open files are shared out"
+    );
+    if budget.executions < config.limits.executions {
+        tracing::warn!(
+            executions = budget.executions,
+            "fewer requests may execute at the same time than limits.executions says: the process may open only {open_files} files; raise the hard limit (LimitNOFILE, ulimit -Hn)"
+        );
+    }
     let store = open_store(&config.store, config.limits.store_timeout).await?;
     let metrics = Arc::new(Metrics::new(policies(&config)));
     let mut builder = IdempotencyLayer::builder(store)
         .namespace(config.namespace.clone())
-        .limits(config.limits.clone())
+        .limits(limits)
         .issuing(config.issuing)
         .observer(Arc::clone(&metrics) as _)
         .forwarding();
@@ -89,11 +111,12 @@ async fn serve(config: Config) -> Result<(), String> {
     if let Some(jwt) = jwt.clone() {
         tokio::spawn(async move { jwt.refresh_forever().await });
     }
-    let authorizer = Authorizer::new(Forwarder::new(&config)?, config.endpoints.clone());
+    let authorizer = Authorizer::new(Forwarder::new(&config, engine.clone(), CORS_IDLE_MAX)?, config.endpoints.clone());
     let callers = Callers::new(engine.clone(), jwt, authorizer, &config);
-    let cors = Cors::new(Forwarder::new(&config)?, &config);
-    let app = Arc::new(App::new(&layer, &Forwarder::new(&config)?, cors, callers, &config));
-    let connections_max = server::connections_max();
+    let cors = Cors::new(Forwarder::new(&config, engine.clone(), CORS_IDLE_MAX)?, &config);
+    let forwarder = Forwarder::new(&config, engine.clone(), budget.idle)?;
+    let app = Arc::new(App::new(&layer, &forwarder, cors, callers, &config));
+    let connections_max = budget.connections;
     let leaving = Arc::<AtomicBool>::default();
     let admin = Arc::new(Admin::new(
         engine.clone(),
@@ -147,6 +170,7 @@ async fn serve(config: Config) -> Result<(), String> {
     tokio::spawn(async move {
         let told = signals.stop().await;
         tracing::warn!("{told} again: stopped at once");
+        logging::end();
         std::process::exit(1);
     });
     tokio::time::sleep(delay).await;

@@ -312,16 +312,5 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// How many connections are taken at once: each may need one to the upstream, and the store's files need their share.
-pub(crate) fn connections_max() -> usize {
-    const MOST: usize = 8192;
-    const KEPT: usize = 200;
-    let open_files = std::fs::read_to_string("/proc/self/limits").ok().and_then(|limits| {
-        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-        line.split_whitespace().next()?.parse::<usize>().ok()
-    });
-    (open_files.unwrap_or(1024).saturating_sub(KEPT) / 2).clamp(64, MOST)
-}
-
 /// Operators are few; a flood there shall not take what clients need.
 pub(crate) const ADMIN_CONNECTIONS_MAX: usize = 64;

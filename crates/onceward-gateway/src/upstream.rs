@@ -26,6 +26,7 @@ use http::header::ORIGIN;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
 use onceward::claim::Claim;
+use onceward::engine::{Engine, ExecutionPermit};
 use onceward::fault;
 use onceward::policy::{EndsWithConnection, Fate};
 use onceward::problem::{Code, Problem};
@@ -79,6 +80,7 @@ struct Shared<B> {
     /// The upstream speaks TLS, so that the end of a connection is authenticated.
     is_tls: bool,
     endpoints: String,
+    engine: Engine,
 }
 
 impl<B> Forwarder<B>
@@ -91,16 +93,17 @@ where
     /// # Errors
     ///
     /// One line, where TLS is asked for and cannot be had.
-    pub(crate) fn new(config: &Config) -> Result<Self, String> {
+    pub(crate) fn new(config: &Config, engine: Engine, idle_max: usize) -> Result<Self, String> {
         let Upstream { authority, tls, .. } = &config.upstream;
         let shared = Shared {
-            pool: Pool::new(config.upstream_idle, config.upstream_max_age),
+            pool: Pool::new(config.upstream_idle, config.upstream_max_age, idle_max),
             connector: Connector::new(&config.upstream)?.with_head_limits(config.header_lines, config.header_size),
             authority: authority.clone(),
             host: config.host,
             unkeyed_timeout: config.unkeyed_timeout,
             is_tls: *tls,
             endpoints: config.endpoints.clone(),
+            engine,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -155,6 +158,14 @@ where
     async fn forward(&self, request: Request<B>) -> Response<Answer> {
         let (mut parts, body) = request.into_parts();
         let claim = parts.extensions.remove::<Claim>();
+        // A keyed request has its place since before its claim.
+        let permit = match &claim {
+            Some(_) => None,
+            None => match self.engine.begin_execution() {
+                Some(permit) => Some(permit),
+                None => return self.overloaded(&parts),
+            },
+        };
         // An upgraded connection has no answer that could be kept, so a keyed request stays a request.
         let upgrade = if claim.is_none() { tunnel::asked_for(&mut parts) } else { None };
         let hop = Hop {
@@ -180,7 +191,7 @@ where
             }
             Ok((response, connection)) => match upgrade {
                 Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    tunnel::open(upgrade, response, connection)
+                    tunnel::open(upgrade, response, connection, permit)
                 }
                 _ => {
                     let framing = match Framing::of(&parts.method, response.status(), response.headers()) {
@@ -194,7 +205,7 @@ where
                     // Another gateway says that the request came back to it.
                     let is_loop = response.status() == StatusCode::LOOP_DETECTED
                         && Outcome::of(response.headers()) == Some(Outcome::Rejected);
-                    let mut answer = self.answer(response, connection, &framing, claim.is_some());
+                    let mut answer = self.answer(response, connection, &framing, permit);
                     if is_loop {
                         answer.extensions_mut().insert(Fate::Released);
                     }
@@ -287,17 +298,24 @@ where
         response: Response<hyper::body::Incoming>,
         mut connection: Connection<B>,
         framing: &Framing,
-        is_keyed: bool,
+        permit: Option<ExecutionPermit>,
     ) -> Response<Answer> {
         let (mut parts, body) = response.into_parts();
         connection.heed(&parts.headers);
-        parts.headers = framing.applied_to(headers::to_client(&parts.headers, is_keyed));
+        parts.headers = framing.applied_to(headers::to_client(&parts.headers, permit.is_none()));
         if framing.ends_with_connection && !self.is_tls {
             parts.extensions.insert(EndsWithConnection);
         }
         parts.version = Version::HTTP_11;
         let back = Arc::clone(&self.pool).back(connection);
-        Response::from_parts(parts, Answer::Upstream { received: Received::new(body, back) })
+        Response::from_parts(parts, Answer::Upstream { received: Received::new(body, back, permit) })
+    }
+
+    /// The response to a request without a key where as many execute as may.
+    fn overloaded(&self, parts: &request::Parts) -> Response<Answer> {
+        let problem = unkeyed_problem(Code::Overloaded, parts)
+            .detail("As many requests are running as may at the same time, so this one was not executed. Send it again after Retry-After.");
+        problem.retry_after(1).endpoints(Some(&self.endpoints)).into_response().map(Answer::own)
     }
 
     /// The response to a request that came back here instead of reaching a service.
@@ -339,14 +357,17 @@ where
         };
         let problem = match claim {
             Some(claim) => Problem::new(code, claim.instance()),
-            None => {
-                let id = parts.extensions.get::<RequestId>().map_or_else(String::new, ToString::to_string);
-                Problem::new(code, format!("urn:onceward:request:{id}")).without_key().detail(without_key)
-            }
+            None => unkeyed_problem(code, parts).detail(without_key),
         };
         tracing::warn!(code = code.row().code, method = %parts.method, why, "the upstream gave no answer");
         let mut response = problem.endpoints(Some(&self.endpoints)).into_response_for(&parts.headers).map(Answer::own);
         response.extensions_mut().insert(fate);
         response
     }
+}
+
+/// A problem of a request without a key.
+fn unkeyed_problem(code: Code, parts: &request::Parts) -> Problem {
+    let id = parts.extensions.get::<RequestId>().map_or_else(String::new, ToString::to_string);
+    Problem::new(code, format!("urn:onceward:request:{id}")).without_key()
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::decide::{self, Renew};
-use crate::engine::{Boxed, End, Shared};
+use crate::engine::{Boxed, End, ExecutionPermit, Shared};
 use crate::fault;
 use crate::policy::{Fate, Policy};
 use crate::principal::Principal;
@@ -174,6 +174,9 @@ pub(crate) struct Held {
     declared: AtomicU8,
     /// Where the end of the attempt comes from if its response was handed on before, and whom to tell that it is stored.
     later_end: Mutex<Option<(oneshot::Receiver<End>, oneshot::Sender<()>)>>,
+    /// The place of the execution. It is free again when nobody holds the claim any more: neither the engine nor the task
+    /// that reads a response which was handed on.
+    place: Mutex<Option<ExecutionPermit>>,
     /// One renewal at a time: the loop's and the one before the first byte may meet.
     renewing: tokio::sync::Mutex<()>,
     /// What the client is told whose patience ends before the execution.
@@ -236,6 +239,7 @@ impl Held {
             cut: AtomicBool::new(false),
             response_began: AtomicBool::new(false),
             later_end: Mutex::default(),
+            place: Mutex::default(),
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
             impatience: Impatience::default(),
@@ -288,6 +292,18 @@ impl Held {
     /// The record of this attempt where nobody knows whether it executed.
     pub(crate) fn record_unknown(&self) -> Record {
         self.record(Phase::Unknown { print: self.print.clone() })
+    }
+
+    /// Takes a place among the executions. Returns false if none is free.
+    pub(crate) fn take_place(&self) -> bool {
+        let place = self.shared.begin_execution();
+        let is_taken = place.is_some();
+        *self.place.lock() = place;
+        is_taken
+    }
+
+    pub(crate) fn leave_place(&self) {
+        self.place.lock().take();
     }
 
     pub(crate) fn has_response_begun(&self) -> bool {

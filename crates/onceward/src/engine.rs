@@ -20,11 +20,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::claim::{Claim, Held};
 use crate::clock::{Clock, SystemClock};
@@ -237,6 +237,17 @@ impl Engine {
         self.shared.running.load(Ordering::SeqCst)
     }
 
+    /// Takes a place for an execution, until the permit is dropped: for requests without a key, which the engine never sees.
+    /// `None`: all of [`Limits::executions`] are taken.
+    pub fn begin_execution(&self) -> Option<ExecutionPermit> {
+        self.shared.begin_execution()
+    }
+
+    /// The number of requests that execute in this process, with or without a key.
+    pub fn executing(&self) -> usize {
+        self.shared.limits.executions.saturating_sub(self.shared.executions.available_permits())
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store
@@ -380,6 +391,8 @@ impl Builder {
 
     /// The engine.
     pub fn build(self) -> Engine {
+        // More than a semaphore has would be no bound in any case.
+        let executions = Arc::new(Semaphore::new(self.limits.executions.min(Semaphore::MAX_PERMITS)));
         // A store in this very memory answers as fast as a copy would.
         let caches = self.limits.cache > 0 && !self.store.facts().in_process;
         Engine {
@@ -396,6 +409,8 @@ impl Builder {
                 is_foreign: AtomicBool::new(false),
                 waiters: Arc::default(),
                 callers: Callers::default(),
+                executions,
+                full_logged: AtomicU64::new(0),
                 running: AtomicUsize::new(0),
                 idle: Notify::new(),
                 draining: AtomicBool::new(false),
@@ -405,6 +420,10 @@ impl Builder {
         }
     }
 }
+
+/// A place for an execution, among up to [`Limits::executions`]. Dropping it frees the place.
+#[derive(Debug)]
+pub struct ExecutionPermit(#[allow(dead_code, reason = "held, and dropped")] OwnedSemaphorePermit);
 
 /// What all requests share.
 pub(crate) struct Shared {
@@ -421,6 +440,9 @@ pub(crate) struct Shared {
     is_foreign: AtomicBool,
     waiters: Arc<Waiters>,
     callers: Callers,
+    executions: Arc<Semaphore>,
+    /// When it may be logged again that no place was left, in seconds of the clock.
+    full_logged: AtomicU64,
     running: AtomicUsize,
     idle: Notify,
     draining: AtomicBool,
@@ -446,7 +468,26 @@ impl Drop for Running {
     }
 }
 
+/// The bound on executions is logged at most once in so many seconds.
+const FULL_LOGGED_SECONDS: u64 = 10;
+
 impl Shared {
+    pub(crate) fn begin_execution(&self) -> Option<ExecutionPermit> {
+        if let Ok(permit) = Arc::clone(&self.executions).try_acquire_owned() {
+            return Some(ExecutionPermit(permit));
+        }
+        let now = self.clock.now().as_secs();
+        let due = self.full_logged.load(Ordering::Relaxed);
+        let next = now + FULL_LOGGED_SECONDS;
+        if now >= due && self.full_logged.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            tracing::warn!(
+                executions = self.limits.executions,
+                "overloaded: as many requests execute as may; raise limits.executions, or find out why they take long"
+            );
+        }
+        None
+    }
+
     fn observe<T>(&self, policy: &Policy, answer: &Answer<T>, id: Option<&RecordId>) {
         let Some(observer) = &self.observer else { return };
         let (outcome, prevented) = match answer {

@@ -17,6 +17,9 @@ pub struct Limits {
     pub waiters_per_key: usize,
     /// The longest that a duplicate waits, whatever it prefers.
     pub wait_max: Duration,
+    /// Upper bound on requests that execute at the same time in this process. One more is refused with `overloaded`, and
+    /// claims nothing. Waiting duplicates and replays do not count.
+    pub executions: usize,
     /// How long the store may take for one operation.
     pub store_timeout: Duration,
     /// What the client waits for an answer.
@@ -33,6 +36,7 @@ impl Default for Limits {
             cache: 64 << 20,
             waiters_per_key: 100,
             wait_max: Duration::from_secs(30),
+            executions: 4096,
             store_timeout: Duration::from_secs(2),
             upstream_timeout: Duration::from_secs(60),
             capture_timeout: Duration::from_secs(600),

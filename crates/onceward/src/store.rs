@@ -170,12 +170,20 @@ pub struct Facts {
     pub promise: String,
     /// The records are in this process's own memory: nothing that was read need be remembered beside them.
     pub in_process: bool,
+    /// Why it takes no writes until the process is started again; `None` as long as it may take them.
+    pub broken: Option<String>,
 }
 
 impl Facts {
     /// All of it.
     pub fn new(kind: &'static str, survives_kill: bool, survives_power_loss: bool, promise: impl Into<String>) -> Self {
-        Self { kind, survives_kill, survives_power_loss, promise: promise.into(), in_process: false }
+        Self { kind, survives_kill, survives_power_loss, promise: promise.into(), in_process: false, broken: None }
+    }
+
+    /// Of a store that only a restart helps, and why.
+    pub fn broken(mut self, why: Option<String>) -> Self {
+        self.broken = why;
+        self
     }
 
     /// Of a store whose records are in this process's own memory.

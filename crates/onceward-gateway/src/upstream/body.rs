@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use onceward::engine::ExecutionPermit;
 use pin_project_lite::pin_project;
 
 use super::BoxError;
@@ -94,11 +95,13 @@ pub(crate) type Back = Box<dyn FnOnce() + Send>;
 pub(crate) struct Received {
     body: Incoming,
     back: Option<Back>,
+    /// Of a request without a key.
+    permit: Option<ExecutionPermit>,
 }
 
 impl Received {
-    pub(crate) fn new(body: Incoming, back: Back) -> Self {
-        let mut received = Self { body, back: Some(back) };
+    pub(crate) fn new(body: Incoming, back: Back, permit: Option<ExecutionPermit>) -> Self {
+        let mut received = Self { body, back: Some(back), permit };
         received.give_back_at_end();
         received
     }
@@ -108,6 +111,7 @@ impl Received {
             && let Some(back) = self.back.take()
         {
             back();
+            self.permit = None;
         }
     }
 }
@@ -148,6 +152,7 @@ impl Body for Answer {
                         if let Some(back) = received.back.take() {
                             back();
                         }
+                        received.permit = None;
                     }
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))

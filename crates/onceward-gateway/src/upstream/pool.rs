@@ -20,9 +20,6 @@ use super::BoxError;
 use super::body::{Back, Sent};
 use super::exchange::Exchange;
 
-/// More idle connections than this are closed instead of kept.
-const IDLE_MAX: usize = 512;
-
 /// A connection to the upstream that carries no request, or one.
 pub(crate) struct Connection<B> {
     pub(crate) sender: SendRequest<Sent<B>>,
@@ -62,6 +59,8 @@ pub(crate) struct Pool<B> {
     idle: Mutex<VecDeque<(Instant, Connection<B>)>>,
     idle_max: Duration,
     age_max: Duration,
+    /// More idle connections than this are closed instead of kept.
+    count_max: usize,
 }
 
 impl<B> fmt::Debug for Pool<B> {
@@ -75,9 +74,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    /// A pool whose connections idle at most for `idle_max`, and are used until they are `age_max` old.
-    pub(crate) fn new(idle_max: Duration, age_max: Duration) -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::default(), idle_max, age_max })
+    /// A pool of up to `count_max` idle connections. They idle at most for `idle_max`, and are used until they are `age_max` old.
+    pub(crate) fn new(idle_max: Duration, age_max: Duration, count_max: usize) -> Arc<Self> {
+        Arc::new(Self { idle: Mutex::default(), idle_max, age_max, count_max })
     }
 
     /// The connection that idled least, if it idled short enough and is quiet.
@@ -101,7 +100,7 @@ where
     pub(crate) fn back(self: Arc<Self>, mut connection: Connection<B>) -> Back {
         Box::new(move || {
             let is_old = connection.opened.elapsed() >= self.age_max;
-            if self.idle_max.is_zero() || is_old || !connection.exchange.rest() {
+            if self.idle_max.is_zero() || self.count_max == 0 || is_old || !connection.exchange.rest() {
                 return;
             }
             if connection.sender.is_ready() {
@@ -118,7 +117,7 @@ where
     fn put(self: Arc<Self>, connection: Connection<B>) {
         let now = Instant::now();
         let mut idle = self.idle.lock();
-        while idle.front().is_some_and(|(since, _)| now - *since >= self.idle_max) || idle.len() >= IDLE_MAX {
+        while idle.front().is_some_and(|(since, _)| now - *since >= self.idle_max) || idle.len() >= self.count_max {
             idle.pop_front();
         }
         // One sweep waits for as long as there is something to sweep.

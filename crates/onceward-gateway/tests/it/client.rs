@@ -245,12 +245,14 @@ const TABLE: &[(&str, u16, &str, &str, &str)] = &[
     ("issued_key_expired", 409, "expired", "unknown", "stop"),
     ("request_too_large", 413, "rejected", "unknown", "stop"),
     ("key_reused", 422, "mismatch", "unknown", "stop"),
+    ("headers_too_large", 431, "rejected", "no", "new-key"),
     ("handler_panicked", 500, "unknown", "unknown", "same-key"),
     ("record_unreadable", 500, "rejected", "unknown", "stop"),
     ("upstream_unreachable", 502, "released", "no", "same-key"),
     ("upstream_lost", 502, "unknown", "unknown", "same-key"),
     ("store_unavailable", 503, "rejected", "unknown", "same-key"),
     ("draining", 503, "rejected", "unknown", "same-key"),
+    ("overloaded", 503, "rejected", "unknown", "same-key"),
     ("upstream_timeout", 504, "in-flight", "unknown", "wait"),
     ("loop_detected", 508, "rejected", "no", "stop"),
 ];
@@ -278,7 +280,7 @@ pub(crate) fn assert_problem(answer: &Answer, code: &str, key: &str) {
     let whole = format!("{answer:?}{text}");
     assert!(key.len() < 8 || !whole.contains(key.trim_matches('"')), "the key is told: {whole}");
     match code {
-        "in_flight" | "upstream_timeout" | "store_unavailable" | "draining" => {
+        "in_flight" | "upstream_timeout" | "store_unavailable" | "draining" | "overloaded" => {
             let seconds: u64 = answer.one("retry-after").parse().expect("it says when to ask again");
             assert!((1..=5).contains(&seconds), "Retry-After: {seconds}");
         }

@@ -1,5 +1,6 @@
 //! The gateway, from outside.
 
+mod bounds;
 mod callers;
 mod client;
 mod config;

@@ -74,10 +74,17 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
     let running = Running::begin(&held.shared);
     Box::pin(async move {
         let _running = running;
-        match claim(&held, &mut *operation).await {
+        // From before the claim to the end of all that belongs to it; see `Held::place`.
+        let is_full = !held.take_place();
+        match claim(&held, &mut *operation, is_full).await {
             Claimed::Won => {}
-            Claimed::Told(answer) => return Begun::Answered(answer).into(),
+            Claimed::Told(answer) => {
+                held.leave_place();
+                return Begun::Answered(answer).into();
+            }
             Claimed::Running(met) => {
+                // Whoever waits for another's execution has none.
+                held.leave_place();
                 let Met { found, age, left } = *met;
                 return Begun::Running(Box::new(Other { asked: held, operation, found, age, left })).into();
             }
@@ -87,9 +94,9 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
 }
 
 /// Claims the key, as one of the new keys that its caller may send.
-async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::Answer> {
+async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O, is_full: bool) -> Claimed<O::Answer> {
     let too_many = held.shared.take_new_key(held).err();
-    let claimed = claim_unless(held, operation, too_many).await;
+    let claimed = claim_unless(held, operation, is_full, too_many).await;
     if too_many.is_none() && !matches!(claimed, Claimed::Won) {
         held.shared.give_new_key_back(held);
     }
@@ -98,7 +105,12 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O) -> Claimed<O::
 
 /// Claims the key: one insert, and a replace where something that no longer binds is in its place. A caller that sent too many
 /// new keys may look, so that replays are never refused: `too_many` is after how many seconds it may send one.
-async fn claim_unless<O: Operation>(held: &Arc<Held>, operation: &mut O, too_many: Option<u64>) -> Claimed<O::Answer> {
+async fn claim_unless<O: Operation>(
+    held: &Arc<Held>,
+    operation: &mut O,
+    is_full: bool,
+    too_many: Option<u64>,
+) -> Claimed<O::Answer> {
     let shared = &held.shared;
     let record = held.record_in_flight();
     let refused = |problem| Claimed::Told(Answer::refused(problem));
@@ -107,14 +119,15 @@ async fn claim_unless<O: Operation>(held: &Arc<Held>, operation: &mut O, too_man
     for _ in 0..16 {
         fault::reach("claim-before");
         let sent_at = shared.clock.now();
-        let draining = shared.draining.load(Ordering::SeqCst);
-        let refusal = match draining {
-            true => Some((Code::Draining, 1)),
-            false => too_many.map(|seconds| (Code::TooManyKeys, seconds)),
+        // No claims are taken, and replays go on.
+        let closed = match () {
+            () if shared.draining.load(Ordering::SeqCst) => Some((Code::Draining, 1)),
+            () if is_full => Some((Code::Overloaded, 1)),
+            () => too_many.map(|seconds| (Code::TooManyKeys, seconds)),
         };
-        let refused_now = || refusal.map(|(code, seconds)| shared.problem(code, &held.id).retry_after(seconds));
+        let refused_now = || closed.map(|(code, seconds)| shared.problem(code, &held.id).retry_after(seconds));
         let written = match over {
-            _ if refusal.is_some() => shared.get(&held.id).await,
+            _ if closed.is_some() => shared.get(&held.id).await,
             None => shared.insert(&held.id, &record).await,
             Some(version) => match shared.replace(&held.id, version, &record).await {
                 Ok(Replaced::Yes) => Ok(None),
@@ -143,7 +156,7 @@ async fn claim_unless<O: Operation>(held: &Arc<Held>, operation: &mut O, too_man
             }
             Ok(Some(found)) => found,
             Err(error) => {
-                if error.applied() == Applied::Unknown && refusal.is_none() {
+                if error.applied() == Applied::Unknown && closed.is_none() {
                     Shared::release_later(held, over);
                 }
                 return refused(shared.store_refusal(Some(&held.id), &error));

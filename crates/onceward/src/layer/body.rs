@@ -154,8 +154,18 @@ pub(crate) enum Read<P> {
     Cut,
 }
 
-/// Reads a body, up to `limit` bytes. A body of one piece is not copied. `patience`: how long it may take to bring nothing.
-pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<(&dyn Clock, Duration)>) -> Read<P>
+/// How long a body may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    pub(crate) clock: &'a dyn Clock,
+    /// To bring its next piece.
+    pub(crate) idle: Duration,
+    /// From the first look at it to its end.
+    pub(crate) whole: Duration,
+}
+
+/// Reads a body, up to `limit` bytes. A body of one piece is not copied.
+pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<Patience<'_>>) -> Read<P>
 where
     P: DerefMut,
     P::Target: http_body::Body + Sized,
@@ -163,6 +173,7 @@ where
     let mut first = Bytes::new();
     let mut more: Vec<u8> = Vec::new();
     let mut trailers = None;
+    let mut deadline = None;
     loop {
         if http_body::Body::is_end_stream(&*body) {
             break;
@@ -172,8 +183,11 @@ where
             if let Poll::Ready(come) = http_body::Body::poll_frame(body.as_mut(), context) {
                 return Poll::Ready(Some(come));
             }
-            let Some((clock, most)) = patience else { return Poll::Pending };
-            let stalled = stalled.get_or_insert_with(|| clock.sleep_until(clock.now() + most));
+            let Some(Patience { clock, idle, whole }) = patience else { return Poll::Pending };
+            let stalled = stalled.get_or_insert_with(|| {
+                let now = clock.now();
+                clock.sleep_until((now + idle).min(*deadline.get_or_insert(now + whole)))
+            });
             stalled.as_mut().poll(context).map(|()| None)
         });
         let Some(come) = come.await else { return Read::Cut };

@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode, request, response};
 use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
 
-use super::body::{Body, Piece, Read, into_bytes, next, read};
+use super::body::{Body, Patience, Piece, Read, into_bytes, next, read};
 use super::future::ResponseFuture;
 use super::keys::{self, Known, SentError, Settled, Source};
 use crate::claim::{Claim, LaterEnd};
@@ -35,9 +35,11 @@ use crate::reply::Reply;
 use crate::secret::HashKeys;
 use crate::wire::{self, Outcome};
 
-/// How long the body of a request with a key may bring nothing. It is read whole before anything happens, so that whoever stops in
-/// the middle would hold what it has taken of the process for ever.
-const STALLED: Duration = Duration::from_secs(30);
+/// How long the body of a request with a key may bring nothing. It is read whole before anything happens, so that a client that
+/// stops in the middle would hold its part of the process for ever.
+const STALLED: Duration = Duration::from_secs(60);
+/// How long the body of a request with a key may take as a whole.
+const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Does each request that bears a key once. Made by [`IdempotencyLayer`](super::IdempotencyLayer).
 #[derive(Clone, Debug)]
@@ -258,7 +260,7 @@ where
         async move {
             let mut body = pin!(body);
             let engine = &self.settings.engine;
-            let patience = Some((&**engine.clock(), STALLED));
+            let patience = Some(Patience { clock: &**engine.clock(), idle: STALLED, whole: BODY_TIMEOUT });
             let most = ask.policy.request_body.unwrap_or(engine.limits().request_body);
             let refused = match read(body.as_mut(), most, patience).await {
                 Read::Whole(body, trailers) => {

@@ -289,6 +289,7 @@ impl Store for EmbeddedStore {
             "every claim and answer is synced to this machine's disk before anybody is told of it; \
              one process at a time; the disk itself is not doubled",
         )
+        .broken(self.shared.poison.get().cloned())
     }
 }
 
