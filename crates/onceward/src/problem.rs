@@ -60,6 +60,7 @@ impl Retry {
 pub enum Code {
     KeyMissing,
     KeyInvalid,
+    MethodCase,
     RequestIncomplete,
     KeyForged,
     PrincipalUnknown,
@@ -102,9 +103,10 @@ pub struct Row {
 
 impl Code {
     /// Every code, in the order of their statuses.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::KeyMissing,
         Self::KeyInvalid,
+        Self::MethodCase,
         Self::RequestIncomplete,
         Self::KeyForged,
         Self::PrincipalUnknown,
@@ -138,6 +140,8 @@ impl Code {
                 "This route takes requests with an Idempotency-Key alone. Send one per action, and the same one on each retry of it."),
             Self::KeyInvalid => (S::BAD_REQUEST, "key_invalid", O::Rejected, E::No, R::NewKey, "The key is malformed",
                 "The Idempotency-Key is malformed."),
+            Self::MethodCase => (S::BAD_REQUEST, "method_case", O::Rejected, E::No, R::NewKey, "The method is in the wrong case",
+                "Methods are case-sensitive, and this one is protected only in upper case; some servers execute it in any. Send it in upper case, as in PATCH."),
             Self::RequestIncomplete => (S::BAD_REQUEST, "request_incomplete", O::Rejected, E::Unknown, R::SameKey, "The request was cut",
                 "The request's body ended before it was whole. Send the request again with the same key."),
             Self::PrincipalUnknown => (S::FORBIDDEN, "principal_unknown", O::Rejected, E::Unknown, R::Stop, "Nobody said who is asking",

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
 use onceward::fingerprint::Kind;
-use onceward::policy::{CloseDelimited, Guarantee, Keys, Missing, StatusSet, Stream};
+use onceward::policy::{CloseDelimited, Guarantee, JsonPointer, Keys, Missing, StatusSet, Stream};
 use onceward::principal::{Part, Rule};
 #[cfg(feature = "redis")]
 use onceward::store::redis;
@@ -39,10 +39,20 @@ pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
             .iter()
             .map(|item| match item {
                 Item::Text(text) | Item::Number(text) | Item::Plain(text) => Ok(text.clone()),
+                Item::Bool(_) => Err("a TOML boolean may not stand in the list".into()),
                 other => Err(format!("{other} may not stand in the list")),
             })
             .collect(),
         other => Err(format!("{other} is no list; write [{other}]")),
+    }
+}
+
+/// True or false.
+pub(crate) fn flag(item: &Item) -> Parsed<bool> {
+    match item {
+        Item::Bool(flag) => Ok(*flag),
+        Item::Plain(text) => text.trim().parse().map_err(|_| format!("{text:?} is neither; write true or false")),
+        other => Err(format!("{other} is neither true nor false; write one of them, without quotes")),
     }
 }
 
@@ -484,7 +494,15 @@ pub(crate) fn principal(item: &Item) -> Parsed<Rule> {
     parts.collect::<Parsed<Vec<Part>>>().map(Rule::Parts)
 }
 
-/// A list of statuses and ranges of them.
+/// A JSON Pointer; empty means that there is none.
+pub(crate) fn json_pointer(item: &Item) -> Parsed<Option<JsonPointer>> {
+    match text(item)?.trim() {
+        "" => Ok(None),
+        text => text.parse().map(Some),
+    }
+}
+
+/// A list of statuses and ranges of them, each perhaps with a header.
 pub(crate) fn statuses(item: &Item) -> Parsed<StatusSet> {
     list(item)?.join(",").parse()
 }

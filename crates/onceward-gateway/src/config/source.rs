@@ -88,6 +88,8 @@ pub(crate) enum Item {
     Text(String),
     /// A TOML integer, in decimal digits.
     Number(String),
+    /// A TOML boolean.
+    Bool(bool),
     /// A TOML array.
     List(Vec<Item>),
     /// Something that no setting is.
@@ -102,6 +104,7 @@ impl Item {
                 Ok(number) => Self::Number(number.to_string()),
                 Err(_) => Self::Other("integer"),
             },
+            DeValue::Boolean(flag) => Self::Bool(*flag),
             DeValue::Array(items) => Self::List(items.iter().map(|item| Self::of(item.get_ref())).collect()),
             other => Self::Other(other.type_str()),
         }
@@ -113,6 +116,7 @@ impl fmt::Display for Item {
         match self {
             Self::Plain(text) | Self::Text(text) => write!(f, "{text:?}"),
             Self::Number(digits) => f.write_str(digits),
+            Self::Bool(flag) => write!(f, "{flag}"),
             Self::List(items) => {
                 f.write_str("[")?;
                 for (at, item) in items.iter().enumerate() {

@@ -222,9 +222,10 @@ pub(crate) fn assert_replay(answer: &Answer, first: &Answer) {
 }
 
 /// The table of DESIGN.md, section 5, and the rows that it forgot.
-const TABLE: [(&str, u16, &str, &str, &str); 21] = [
+const TABLE: [(&str, u16, &str, &str, &str); 22] = [
     ("key_missing", 400, "rejected", "no", "new-key"),
     ("key_invalid", 400, "rejected", "no", "new-key"),
+    ("method_case", 400, "rejected", "no", "new-key"),
     ("request_incomplete", 400, "rejected", "unknown", "same-key"),
     ("key_forged", 400, "rejected", "unknown", "stop"),
     ("principal_unknown", 403, "rejected", "unknown", "stop"),

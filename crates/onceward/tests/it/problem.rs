@@ -14,9 +14,10 @@ type Row = (Code, u16, &'static str, &'static str, Executed, Retry);
 
 /// What is promised on the wire.
 #[rustfmt::skip]
-const TABLE: [Row; 21] = [
+const TABLE: [Row; 22] = [
     (Code::KeyMissing,          400, "key_missing",          "rejected",   No,      NewKey),
     (Code::KeyInvalid,          400, "key_invalid",          "rejected",   No,      NewKey),
+    (Code::MethodCase,          400, "method_case",          "rejected",   No,      NewKey),
     (Code::RequestIncomplete,   400, "request_incomplete",   "rejected",   Unknown, SameKey),
     (Code::KeyForged,           400, "key_forged",           "rejected",   Unknown, Stop),
     (Code::PrincipalUnknown,    403, "principal_unknown",    "rejected",   Unknown, Stop),
