@@ -18,14 +18,21 @@ pub enum Holder {
         over: Option<Version>,
     },
     /// It has the claim. Its clock says at any time that two thirds of the lease are over, or that they are not.
-    Ready,
+    Ready {
+        /// What it replaced may have executed.
+        after_unknown: bool,
+    },
     /// It renews before the first byte.
     Renewing {
+        /// What it replaced may have executed.
+        after_unknown: bool,
         /// How the renewal asks.
         step: Step,
     },
     /// The first byte is on its way; it listens, and renews beside that.
     Sent {
+        /// What its claim replaced may have executed.
+        after_unknown: bool,
         /// A renewal that the store has not answered.
         renewing: Option<Step>,
     },
@@ -116,12 +123,12 @@ impl Holder {
         match self {
             Self::Claiming { over: None } => Some(Op::Insert(row(At::InFlight))),
             Self::Claiming { over: Some(over) } => Some(Op::Replace(over, row(At::InFlight))),
-            Self::Renewing { step } | Self::Sent { renewing: Some(step) } => Some(match step {
+            Self::Renewing { step, .. } | Self::Sent { renewing: Some(step), .. } => Some(match step {
                 Step::Over(over) => Op::Replace(over, row(At::InFlight)),
                 Step::Insert => Op::Insert(row(At::InFlight)),
                 Step::Look => Op::Get,
             }),
-            Self::Sent { renewing: None } => None,
+            Self::Sent { renewing: None, .. } => None,
             Self::Ending { step: Step::Look, .. } => Some(Op::Get),
             Self::Ending { end, step: Step::Insert, .. } => Some(Op::Insert(row(end.at(me)))),
             Self::Ending { end: End::Released { .. }, step: Step::Over(over), .. }
@@ -130,7 +137,7 @@ impl Holder {
                 Some(Op::Remove(over))
             }
             Self::Ending { end, step: Step::Over(over), .. } => Some(Op::Replace(over, row(end.at(me)))),
-            Self::Absent | Self::Ready | Self::Streaming | Self::Done(_) | Self::Dead => None,
+            Self::Absent | Self::Ready { .. } | Self::Streaming | Self::Done(_) | Self::Dead => None,
         }
     }
 
@@ -151,6 +158,16 @@ impl Holder {
 
     /// Begins to end, with a client that still waits.
     pub(crate) fn end(self, me: Me, end: End) -> Self {
+        let after_unknown = match self {
+            Self::Ready { after_unknown } | Self::Renewing { after_unknown, .. } | Self::Sent { after_unknown, .. } => {
+                after_unknown && me.variant != Variant::ReleasesAfterUnknown
+            }
+            _ => false,
+        };
+        let end = match end {
+            End::Released { .. } if after_unknown => End::Interrupted,
+            end => end,
+        };
         let told =
             (me.variant == Variant::TellsBeforeKeeping && end == End::Completed).then_some(Told::Stored(me.request));
         Self::Ending { end, step: Step::Over(mine(me, Stage::InFlight)), told }
@@ -159,8 +176,9 @@ impl Holder {
     /// The store did what was asked.
     pub(crate) fn done(self, me: Me) -> Self {
         match self {
-            Self::Claiming { .. } | Self::Renewing { .. } => Self::Ready,
-            Self::Sent { .. } => Self::Sent { renewing: None },
+            Self::Claiming { over } => Self::Ready { after_unknown: decide::follows_unknown(over) },
+            Self::Renewing { after_unknown, .. } => Self::Ready { after_unknown },
+            Self::Sent { after_unknown, .. } => Self::Sent { after_unknown, renewing: None },
             Self::Ending { end, told, .. } => ended(me, end, told),
             other => other,
         }
@@ -169,16 +187,16 @@ impl Holder {
     /// The store did not do it, and shows what is there.
     pub(crate) fn found(self, me: Me, found: Option<&Found>) -> Self {
         match self {
-            Self::Claiming { .. } => claimed(me, found),
-            Self::Renewing { .. } => match decide::renew(found, attempt(me.request)) {
-                Renew::Write(over) => Self::Renewing { step: Step::Over(over) },
-                Renew::Insert => Self::Renewing { step: Step::Insert },
+            Self::Claiming { over } => claimed(me, over, found),
+            Self::Renewing { after_unknown, .. } => match decide::renew(found, attempt(me.request)) {
+                Renew::Write(over) => Self::Renewing { after_unknown, step: Step::Over(over) },
+                Renew::Insert => Self::Renewing { after_unknown, step: Step::Insert },
                 Renew::Lost => self.end(me, End::Released { over: None }),
             },
-            Self::Sent { .. } => match decide::renew(found, attempt(me.request)) {
-                Renew::Write(over) => Self::Sent { renewing: Some(Step::Over(over)) },
-                Renew::Insert => Self::Sent { renewing: Some(Step::Insert) },
-                Renew::Lost => Self::Sent { renewing: None },
+            Self::Sent { after_unknown, .. } => match decide::renew(found, attempt(me.request)) {
+                Renew::Write(over) => Self::Sent { after_unknown, renewing: Some(Step::Over(over)) },
+                Renew::Insert => Self::Sent { after_unknown, renewing: Some(Step::Insert) },
+                Renew::Lost => Self::Sent { after_unknown, renewing: None },
             },
             Self::Ending { end, told, .. } => match end {
                 End::Completed | End::Headed => {
@@ -206,13 +224,18 @@ impl Holder {
     /// The store did not answer: the operation may have taken effect, or still may.
     pub(crate) fn unanswered(self, me: Me) -> Self {
         match self {
-            Self::Claiming { .. } if me.variant == Variant::SendsUnclaimed => Self::Ready,
-            // No byte was sent: the client is told to come again, and the claim is given back until the store answers.
+            Self::Claiming { .. } if me.variant == Variant::SendsUnclaimed => Self::Ready { after_unknown: false },
+            // No byte was sent: the client is told to come again, and the claim is given back until the store answers; over an
+            // attempt that may have executed it leaves an unknown again.
             Self::Claiming { over } => {
-                Self::Ending { end: End::Released { over }, step: Step::Look, told: Some(Told::Unavailable) }
+                let end = match decide::follows_unknown(over) {
+                    true if me.variant != Variant::ReleasesAfterUnknown => End::Interrupted,
+                    _ => End::Released { over },
+                };
+                Self::Ending { end, step: Step::Look, told: Some(Told::Unavailable) }
             }
             Self::Renewing { .. } => self.end(me, End::Released { over: None }),
-            Self::Sent { .. } => Self::Sent { renewing: None },
+            Self::Sent { after_unknown, .. } => Self::Sent { after_unknown, renewing: None },
             Self::Ending { end, step, told } => {
                 let now = match end {
                     End::Interrupted => Told::Unknown,
@@ -240,12 +263,12 @@ pub(crate) fn mine(me: Me, stage: Stage) -> Version {
     Version { attempt: attempt(me.request), stage }
 }
 
-fn claimed(me: Me, found: Option<&Found>) -> Holder {
+fn claimed(me: Me, over: Option<Version>, found: Option<&Found>) -> Holder {
     let Some(found) = found else { return Holder::Claiming { over: None } };
     if found.record.attempt == attempt(me.request) {
         // The store's driver had sent the claim twice, and the first arrived. No byte was sent, so it is the attempt's to
         // use even where the sweep has given it up meanwhile.
-        return Holder::Ready;
+        return Holder::Ready { after_unknown: decide::follows_unknown(over) };
     }
     let asked = match (me.variant, found.record.print()) {
         (Variant::IgnoresFingerprint, Some(print)) => print.fingerprint,

@@ -23,6 +23,8 @@ pub const NO_OVERTAKEN_WRITE: &str = "an overtaken holder writes nothing";
 pub const NEVER_DELETED: &str = "no claim and no unknown is deleted";
 /// Nobody is told that a request was not executed which was, or will be.
 pub const RELEASED_DID_NOT_RUN: &str = "what is called released did not run";
+/// Nobody is told that a key is free as long as an attempt of it has executed, or is on its way to the service.
+pub const RELEASED_AFTER_NOTHING: &str = "what is called released follows nothing that may have run";
 /// When all is over, a key whose holder lived to the end and sent no byte is free. (`at-most-once` only: else a claim that
 /// arrives late over a lost one leaves the key as lost as it was, and the next caller takes over all the same.)
 pub const UNSENT_IS_FREE: &str = "a key of which no byte was sent comes free";
@@ -73,11 +75,13 @@ struct Broken {
     mixed_up: bool,
     overtaken: bool,
     deleted: bool,
+    released: bool,
 }
 
 impl History {
     /// A client was told something.
-    pub(crate) fn tell(&mut self, told: Option<Told>) {
+    pub(crate) fn tell(&mut self, told: Option<Told>, is_under_way: bool) {
+        self.broken.released |= told == Some(Told::Released) && (self.effects > 0 || is_under_way);
         if let Some(Told::Stored(answer) | Told::Replayed(answer)) = told {
             self.broken.contradicted |= self.shown.is_some_and(|shown| shown != answer);
             self.shown = Some(answer);
@@ -133,6 +137,7 @@ pub(crate) fn all(protocol: &Protocol) -> Vec<Property<Protocol>> {
         Property::always(RELEASED_DID_NOT_RUN, |_, state: &State| {
             requests(state).all(|(holder, wire)| holder.told() != Some(Told::Released) || wire != Wire::Executed)
         }),
+        Property::always(RELEASED_AFTER_NOTHING, |_, state: &State| !state.history.broken.released),
         Property::always(NEVER_STUCK, never_stuck),
     ];
     if protocol.guarantee == Guarantee::AtMostOnce {
@@ -180,7 +185,7 @@ fn seen() -> [Property<Protocol>; 13] {
         Property::sometimes(TAKEOVER, |_, state: &State| {
             owner(state).is_some_and(|(row, holder)| {
                 let other = |at: usize| at != usize::from(row.attempt);
-                holder == Holder::Ready
+                matches!(holder, Holder::Ready { .. })
                     && state.wires.iter().enumerate().any(|(at, wire)| other(at) && *wire == Wire::Executed)
             })
         }),

@@ -114,6 +114,8 @@ pub enum Variant {
     TellsBeforeKeeping,
     /// Nobody compares fingerprints.
     IgnoresFingerprint,
+    /// A request that was declined, or not sent, is released although the attempt before it may have executed.
+    ReleasesAfterUnknown,
 }
 
 /// One moment of the whole.
@@ -317,14 +319,14 @@ impl Protocol {
                     actions.push(Action::Arrives(request));
                 }
             }
-            Holder::Ready => {
+            Holder::Ready { .. } => {
                 actions.push(Action::Sends(request));
                 actions.push(Action::Renews(request));
                 if left.cuts > 0 {
                     actions.push(Action::CannotConnect(request));
                 }
             }
-            Holder::Sent { renewing } => {
+            Holder::Sent { renewing, .. } => {
                 match wire {
                     Wire::Executed => {
                         actions.push(Action::Answers(request));
@@ -414,7 +416,8 @@ impl Model for Protocol {
             Action::Store(request, delivery) => self.deliver(state, request, delivery)?,
             Action::Sends(request) => {
                 state.wires[usize::from(request)] = Wire::Sent;
-                state.becomes(request, Holder::Sent { renewing: None });
+                let Holder::Ready { after_unknown } = last.holders[usize::from(request)] else { return None };
+                state.becomes(request, Holder::Sent { after_unknown, renewing: None });
             }
             Action::CannotConnect(request) => {
                 state.left.cuts -= 1;
@@ -422,9 +425,11 @@ impl Model for Protocol {
             }
             Action::Renews(request) => {
                 let over = mine(self.me(request), Stage::InFlight);
+                let step = Step::Over(over);
                 let renews = match last.holders[usize::from(request)] {
-                    Holder::Ready => Holder::Renewing { step: Step::Over(over) },
-                    _ => Holder::Sent { renewing: Some(Step::Over(over)) },
+                    Holder::Ready { after_unknown } => Holder::Renewing { after_unknown, step },
+                    Holder::Sent { after_unknown, .. } => Holder::Sent { after_unknown, renewing: Some(step) },
+                    _ => return None,
                 };
                 state.becomes(request, renews);
             }
@@ -499,7 +504,8 @@ impl State {
         let told = self.holders[usize::from(request)].told();
         self.holders[usize::from(request)] = holder;
         if holder.told() != told {
-            self.history.tell(holder.told());
+            let others_sent = self.wires.contains(&Wire::Sent);
+            self.history.tell(holder.told(), others_sent);
         }
     }
 

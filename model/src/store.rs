@@ -176,7 +176,7 @@ pub fn answer(kept: &Kept) -> u8 {
 fn kept(answer: u8, whole: bool) -> Kept {
     let status = StatusCode::from_u16(200 + u16::from(answer)).expect("a status below 300");
     match whole {
-        true => Kept::Whole(Arc::new(Reply { status, headers: Vec::new(), body: Bytes::new() })),
+        true => Kept::Whole(Arc::new(Reply { status, headers: Vec::new(), body: Bytes::new(), redirect: None })),
         false => Kept::Head(Head { status, location: None }),
     }
 }

@@ -168,7 +168,10 @@ fn labelled(case: &Case<'_>, outcome: Outcome, answered: &Answered, before: Exec
         Outcome::Stored | Outcome::Replayed | Outcome::NotStored => drop_key(Action::Return, Yes, Reason::Answer),
         // Never seen here, or released: what was sent earlier may yet arrive, so `executed` stays open.
         Outcome::Released if asked => case.resend_now(Unknown, Reason::Free),
-        Outcome::Released if is_busy(status) || status == 503 || retry == Some(Retry::SameKey) => {
+        // It did not execute, and says when to send the same again, or comes from a crowd that passes.
+        Outcome::Released
+            if is_busy(status) || status == 503 || answered.retry_after.is_some() || retry == Some(Retry::SameKey) =>
+        {
             case.again(No, Reason::Busy)
         }
         Outcome::Released => keep_key(Action::Return, No, Reason::NotExecuted),
@@ -215,7 +218,8 @@ fn plain(case: &Case<'_>, status: u16, before: Executed) -> Decision {
         _ if is_lost(status) => case.again(Unknown, Reason::AnswerLost),
         _ if case.given.asked => keep_key(Action::Fail(Kind::OutcomeUnknown), Unknown, Reason::Unknown),
         ..400 => drop_key(Action::Return, Yes, Reason::Plain),
-        409 | 500.. => keep_key(Action::Return, Unknown, Reason::Plain),
+        409 => keep_key(Action::Return, Unknown, Reason::Plain),
+        500.. if !KEPT.contains(&status) => keep_key(Action::Return, Unknown, Reason::Plain),
         _ => {
             let keeps_key = case.given.doubt || KEPT.contains(&status);
             Decision { action: Action::Return, keeps_key, executed: before, because: Reason::Plain }
@@ -224,19 +228,20 @@ fn plain(case: &Case<'_>, status: u16, before: Executed) -> Decision {
 }
 
 /// What may be mended, waited for or signed in to without a new intent, so that the same key goes on.
-const KEPT: [u16; 12] = [401, 403, 407, 409, 410, 421, 422, 423, 425, 426, 429, 431];
+const KEPT: [u16; 23] =
+    [401, 403, 407, 409, 410, 411, 412, 417, 419, 421, 422, 423, 425, 426, 428, 429, 431, 440, 449, 498, 509, 511, 561];
 /// The refusals that come before anything of this attempt was executed.
 const BEFORE: [&str; 5] =
     ["store_unavailable", "draining", "request_incomplete", "request_too_large", "principal_unknown"];
 
 /// Said by a proxy, or a service, that may have executed the request.
 fn is_lost(status: u16) -> bool {
-    matches!(status, 408 | 502..=504 | 520..=527)
+    matches!(status, 408 | 502..=504 | 520..=527 | 530 | 598 | 599)
 }
 
 /// Said by one that did not.
 fn is_busy(status: u16) -> bool {
-    matches!(status, 425 | 429)
+    matches!(status, 425 | 429 | 529)
 }
 
 /// What the header says, else what the problem's code stands for.

@@ -123,7 +123,13 @@ fn origin(url: &Url) -> String {
 
 #[async_trait]
 impl Middleware for Idempotent {
-    async fn handle(&self, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+    async fn handle(&self, mut request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+        // Methods are case-sensitive, and some servers execute `patch` all the same.
+        for method in [Method::POST, Method::PATCH] {
+            if request.method().as_str().eq_ignore_ascii_case(method.as_str()) {
+                *request.method_mut() = method;
+            }
+        }
         if ![Method::POST, Method::PATCH].contains(request.method()) {
             return next.run(request, extensions).await;
         }

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use onceward::fingerprint::{Hosts, Kind, Members, Rules};
 use onceward::issued::Issuing;
 use onceward::limits::Limits;
@@ -213,6 +214,11 @@ impl Settings {
         Ok(found)
     }
 
+    /// Returns true if somebody set it.
+    fn is_set(&self, path: &str) -> bool {
+        self.layers.iter().skip(1).any(|layer| layer.contains_key(path))
+    }
+
     /// Changes a default that hangs on another setting.
     fn default(&mut self, path: &str, value: &str) {
         if let Some(default) = self.layers[0].get_mut(path) {
@@ -327,6 +333,12 @@ impl Settings {
             );
             return Err(self.refuse(&["policy.upstream_timeout", "limits.capture_timeout"], what));
         }
+        // A service that says 503 itself, before it executes, may say so; no other status of a proxy is ever a service's word.
+        if policy.release_on.contains(StatusCode::SERVICE_UNAVAILABLE) && !self.is_set("policy.unknown_on") {
+            policy.unknown_on = policy.unknown_on.without(503);
+        }
+        policy.released_when = self.get("policy.released_when", parse::json_pointer)?;
+        policy.forward_key = self.get("policy.forward_key", parse::flag)?;
         if let Some(status) = policy.release_on.common(&policy.unknown_on) {
             let what = format!(
                 "{status} is in release_on and in unknown_on; it can mean one of them, take it out of the other"

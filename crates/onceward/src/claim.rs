@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::decide::{self, Renew};
 use crate::engine::{Boxed, End, ExecutionPermit, Shared};
 use crate::fault;
+use crate::fingerprint::{Fingerprint, Parts};
 use crate::policy::{Fate, Policy};
 use crate::principal::Principal;
 use crate::problem::Problem;
@@ -93,6 +94,13 @@ impl Claim {
     /// What names the operation to support.
     pub fn instance(&self) -> String {
         self.held.id.instance()
+    }
+
+    /// Returns the fingerprint that a request would have by the rules of this attempt, and whether that is its own.
+    pub(crate) fn fingerprint(&self, request: &Parts<'_>) -> Option<(Fingerprint, bool)> {
+        let Print { fingerprint, rules } = &self.held.print;
+        let other = rules.fingerprint(self.held.shared.keys()?, request);
+        Some((other, other == *fingerprint))
     }
 
     /// Says that the streamed rest of the answer was cut, until the store took it.
@@ -181,6 +189,8 @@ pub(crate) struct Held {
     renewing: tokio::sync::Mutex<()>,
     /// What the client is told whose patience ends before the execution.
     pub(crate) impatience: Impatience,
+    /// Whether this is the record of a redirected request, and not of the key's first one.
+    pub(crate) is_redirected: bool,
 }
 
 /// The word to a client whose patience ends: it may be spoken before anybody listens.
@@ -222,8 +232,19 @@ impl Held {
         print: Print,
         policy: Arc<Policy>,
     ) -> Arc<Self> {
+        Arc::new(Self::begin(shared, id, key_hash, print, policy))
+    }
+
+    /// The attempt of the same request at the record that a redirect has led to.
+    pub(crate) fn redirected(&self, id: RecordId) -> Arc<Self> {
+        let (shared, policy) = (Arc::clone(&self.shared), Arc::clone(&self.policy));
+        let attempt = Self::begin(shared, id, self.key_hash, self.print.clone(), policy);
+        Arc::new(Self { is_redirected: true, ..attempt })
+    }
+
+    fn begin(shared: Arc<Shared>, id: RecordId, key_hash: KeyHash, print: Print, policy: Arc<Policy>) -> Self {
         let began = shared.clock.wall();
-        Arc::new(Self {
+        Self {
             shared,
             id,
             principal,
@@ -243,7 +264,8 @@ impl Held {
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
             impatience: Impatience::default(),
-        })
+            is_redirected: false,
+        }
     }
 
     /// The claim was won: by a write that was sent then, over what was there.

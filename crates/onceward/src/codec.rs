@@ -143,6 +143,8 @@ mod tag {
         pub(in super::super) const HEADER: u32 = 2;
         pub(in super::super) const BODY: u32 = 3;
         pub(in super::super) const LOCATION: u32 = 2;
+        /// A reader that does not know it refuses the redirected request as another one, as all did before.
+        pub(in super::super) const REDIRECT: u32 = 4;
     }
 
     /// Within a header.

@@ -945,7 +945,12 @@ fn print() -> Print {
 
 fn reply() -> Reply {
     let header = (HeaderName::from_static("location"), HeaderValue::from_static("/orders/1"));
-    Reply { status: StatusCode::CREATED, headers: vec![header], body: Bytes::from_static(b"{\"order\":1}") }
+    Reply {
+        status: StatusCode::CREATED,
+        headers: vec![header],
+        body: Bytes::from_static(b"{\"order\":1}"),
+        redirect: None,
+    }
 }
 
 fn in_flight(attempt: AttemptId) -> Record {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::fingerprint::Fingerprint;
 use crate::policy::Guarantee;
-use crate::record::{AttemptId, Executed, Found, Kept, Phase, Record, Version};
+use crate::record::{AttemptId, Executed, Found, Kept, Phase, Record, Stage, Version};
 
 /// What a record means at this moment, whoever asks.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,6 +91,21 @@ pub fn claim<'a>(found: &'a Found, asked: &Fingerprint, guarantee: Guarantee) ->
         (Standing::Completed(kept), _) => Claim::Replay(kept),
         (Standing::Expired(executed), _) => Claim::Expired(executed),
     }
+}
+
+/// Returns the fingerprint that the request has at the target of a redirect, as long as that redirect is kept. A request with
+/// the same key that has it is the redirected one, and has a record of its own.
+pub fn redirect(found: &Found) -> Option<Fingerprint> {
+    match standing(found) {
+        Standing::Completed(Kept::Whole(reply)) => reply.redirect,
+        _ => None,
+    }
+}
+
+/// Returns true if an attempt that replaced this version follows one that may have executed. No response releases it: "not
+/// executed" says nothing of the earlier attempt, so that the outcome stays unknown.
+pub fn follows_unknown(over: Option<Version>) -> bool {
+    over.is_some_and(|over| matches!(over.stage, Stage::InFlight | Stage::Unknown))
 }
 
 /// What becomes of the word of an attempt that ended: completed, or unknown.

@@ -19,6 +19,7 @@ use crate::engine::{Engine, Look};
 use crate::fingerprint::Pointer;
 use crate::key::{KEY_BYTES_MAX, Key};
 use crate::layer::FromRecord;
+use crate::layer::coding::Accepted;
 use crate::paths;
 use crate::policy::{Keys, Missing, Policy};
 use crate::principal::{KeySpace, Principal, ScopePart, UnidentifiedCallerError};
@@ -265,7 +266,12 @@ impl Shared {
             (Ok(look), Principal::Anonymous) => state_of(&look),
             (Ok(Look::InFlight(seconds)), _) => in_flight(seconds),
             (Ok(Look::Replay(reply)), _) => {
-                let mut response = reply.replay();
+                let accepted = Accepted::of(headers);
+                let decoded = match accepted.decode(&reply, engine.limits().response_body) {
+                    Some(decoding) => decoding.await,
+                    None => None,
+                };
+                let mut response = decoded.as_ref().unwrap_or(&reply).replay();
                 response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
                 response.headers_mut().insert(wire::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
                 response.extensions_mut().insert(FromRecord);
@@ -276,7 +282,7 @@ impl Shared {
         if let Some(wait) = wait {
             let applied = format!("wait={}", wait.min(engine.limits().wait_max).as_secs());
             if let Ok(applied) = HeaderValue::from_str(&applied) {
-                response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
+                response.headers_mut().append(wire::PREFERENCE_APPLIED, applied);
             }
         }
         response

@@ -173,14 +173,18 @@ impl Engine {
                 return answer;
             }
         };
-        let held = Held::asking(Arc::clone(shared), keys, ask, &*operation);
+        let mut held = Held::asking(Arc::clone(shared), keys, ask, &*operation);
         shared.notice_two_callers(ask, &held);
-        let other = match begin(&held, operation).await {
-            Begun::Answered(answer) => {
-                shared.observe(&ask.policy, &answer, Some(&held.id));
-                return answer;
+        let mut operation = operation;
+        let other = loop {
+            match begin(&held, operation).await {
+                Begun::Answered(answer) => {
+                    shared.observe(&ask.policy, &answer, Some(&held.id));
+                    return answer;
+                }
+                Begun::Running(other) => break other,
+                Begun::Redirected(to) => (held, operation) = (held.redirected(to.id), to.operation),
             }
-            Begun::Running(other) => other,
         };
         let answer = shared.wait_or_refuse(other, ask.wait.unwrap_or(ask.policy.wait)).await;
         shared.observe(&ask.policy, &answer, Some(&held.id));
@@ -552,6 +556,11 @@ impl Shared {
         let found = self.timed("get", self.store.get(id)).await?;
         self.note(id, found.as_ref());
         Ok(found)
+    }
+
+    /// The keys of the hashes, once the store is open.
+    pub(crate) fn keys(&self) -> Option<&HashKeys> {
+        self.opened.get().map(|opened| &opened.keys)
     }
 
     async fn remove(&self, id: &RecordId, over: Version) -> Result<bool, Error> {

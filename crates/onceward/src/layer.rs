@@ -42,8 +42,10 @@
 //! feature `axum-08` the URI as it was received counts, so that it may stand within `Router::nest`.
 
 pub mod body;
+pub(crate) mod coding;
 mod future;
 mod keys;
+mod redirect;
 mod service;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderName, RETRY_AFTER};
+use http::header::HeaderName;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
 use crate::fingerprint::{Pointer, Rules};
@@ -135,7 +136,7 @@ pub struct Policy {
     pub keys_per_minute: Option<NonZeroU32>,
     /// What a fingerprint is made of.
     pub fingerprint: Arc<Rules>,
-    /// Statuses that say: not executed, try again.
+    /// Statuses by which the service says that it did not execute the request, and that the same one may be sent again.
     pub release_on: StatusSet,
     /// Statuses that a proxy may say after the service executed.
     pub unknown_on: StatusSet,
@@ -151,7 +152,18 @@ pub struct Policy {
     ///
     /// [`Limits::request_body`]: crate::limits::Limits::request_body
     pub request_body: Option<usize>,
+    /// Member of a JSON body that says that the request was not executed.
+    pub released_when: Option<JsonPointer>,
+    /// Whether the inner service gets the client's `Idempotency-Key`.
+    pub forward_key: bool,
 }
+
+/// Statuses that free the key, by default. `docs/statuses.md` has the source of each.
+const RELEASE_ON: &str = "401, 403, 407, 411, 412, 417, 419, 421, 423, 425, 426, 428, 429, 431, 440, 449, 498, 509, 511, 529, \
+    561, 400+dpop-nonce, 400+payment-required, 400+www-authenticate, 402+dpop-nonce, 402+payment-required, \
+    402+www-authenticate, 415+accept-encoding";
+/// Statuses that leave the outcome unknown, by default.
+const UNKNOWN_ON: &str = "408, 502, 503, 504, 520-527, 530, 598, 599";
 
 impl Default for Policy {
     fn default() -> Self {
@@ -175,15 +187,15 @@ impl Default for Policy {
             scope: principal::Scope::default(),
             keys_per_minute: None,
             fingerprint: Arc::default(),
-            release_on: [401, 403, 407, 421, 423, 425, 426, 429, 431]
-                .into_iter()
-                .map(|status| (status, status))
-                .collect(),
-            unknown_on: [(408, 408), (502, 504), (520, 527)].into_iter().collect(),
             stream: Stream::Auto,
             close_delimited: CloseDelimited::Pass,
             upstream_timeout: None,
             request_body: None,
+            // A test reads both lists, so that neither falls back to an empty one.
+            release_on: RELEASE_ON.parse().unwrap_or_default(),
+            unknown_on: UNKNOWN_ON.parse().unwrap_or_default(),
+            released_when: None,
+            forward_key: true,
         }
     }
 }
@@ -211,7 +223,13 @@ impl Policy {
         self.methods.contains(method)
     }
 
-    /// How an attempt ended, by a whole answer: what the upstream declares, else what its status says.
+    /// Whether this is a protected method, but for the case of its letters: methods are case-sensitive, and some servers
+    /// execute `patch` all the same.
+    pub fn differs_in_case(&self, method: &Method) -> bool {
+        !self.covers(method) && self.methods.iter().any(|own| own.as_str().eq_ignore_ascii_case(method.as_str()))
+    }
+
+    /// How an attempt ended, by the head of a whole response: what the service declares, else what its status says.
     pub fn fate(&self, status: StatusCode, headers: &HeaderMap) -> Option<Fate> {
         match Outcome::of(headers) {
             Some(Outcome::Released | Outcome::Mismatch | Outcome::Rejected) => return Some(Fate::Released),
@@ -220,11 +238,14 @@ impl Policy {
             Some(Outcome::Stored | Outcome::Replayed) => return None,
             Some(Outcome::Expired) | None => {}
         }
-        let busy = status == StatusCode::SERVICE_UNAVAILABLE && headers.contains_key(RETRY_AFTER);
-        if busy || self.release_on.contains(status) {
+        // The route's own word counts first. A 503 says nothing by itself, with or without `Retry-After`: proxies give it for
+        // a connection that was reset after the service had executed.
+        if self.release_on.matches(status, headers) {
             Some(Fate::Released)
-        } else if self.unknown_on.contains(status) {
+        } else if self.unknown_on.matches(status, headers) {
             Some(Fate::Unknown)
+        } else if status.is_client_error() && headers.contains_key(RETRY_AFTER) {
+            Some(Fate::Released)
         } else {
             None
         }
@@ -246,40 +267,78 @@ pub enum Fate {
     NotKept,
 }
 
-/// A set of statuses.
+/// Set of statuses, each perhaps only together with a header: `"408, 520-527, 503+retry-after"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StatusSet(Vec<(u16, u16)>);
+pub struct StatusSet(Vec<StatusRange>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct StatusRange {
+    from: u16,
+    to: u16,
+    /// The response must have this header.
+    with: Option<HeaderName>,
+}
+
+impl StatusRange {
+    fn contains(&self, status: u16) -> bool {
+        (self.from..=self.to).contains(&status)
+    }
+}
 
 impl StatusSet {
-    /// Whether the status is in it.
+    /// Returns true if the status is in the set, whatever the response's headers.
     pub fn contains(&self, status: StatusCode) -> bool {
-        let status = status.as_u16();
-        self.0.iter().any(|(from, to)| (*from..=*to).contains(&status))
+        self.always().any(|range| range.contains(status.as_u16()))
     }
 
-    /// The first status that is in both.
+    /// Returns true if a response with this status and these headers is in the set.
+    pub fn matches(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        self.0.iter().any(|range| {
+            range.contains(status.as_u16()) && range.with.as_ref().is_none_or(|name| headers.contains_key(name))
+        })
+    }
+
+    /// Returns the first status that is in both, whatever the headers.
     pub fn common(&self, other: &Self) -> Option<u16> {
-        self.0
-            .iter()
-            .flat_map(|(from, to)| *from..=*to)
-            .find(|status| other.0.iter().any(|(from, to)| (*from..=*to).contains(status)))
+        self.always()
+            .flat_map(|range| range.from..=range.to)
+            .find(|status| other.always().any(|range| range.contains(*status)))
+    }
+
+    /// Returns the set without this status.
+    pub fn without(&self, status: u16) -> Self {
+        let parts = self.0.iter().flat_map(|range| {
+            let part = |from, to| (from <= to).then(|| StatusRange { from, to, with: range.with.clone() });
+            match range.contains(status) {
+                true => [part(range.from, status - 1), part(status + 1, range.to)],
+                false => [part(range.from, range.to), None],
+            }
+        });
+        Self(parts.flatten().collect())
+    }
+
+    fn always(&self) -> impl Iterator<Item = &StatusRange> {
+        self.0.iter().filter(|range| range.with.is_none())
     }
 }
 
 impl FromIterator<(u16, u16)> for StatusSet {
     /// From ranges, both ends included.
     fn from_iter<I: IntoIterator<Item = (u16, u16)>>(ranges: I) -> Self {
-        Self(ranges.into_iter().collect())
+        Self(ranges.into_iter().map(|(from, to)| StatusRange { from, to, with: None }).collect())
     }
 }
 
 impl fmt::Display for StatusSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (from, to)) in self.0.iter().enumerate() {
+        for (at, StatusRange { from, to, with }) in self.0.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             match from == to {
                 true => write!(f, "{comma}{from}")?,
                 false => write!(f, "{comma}{from}-{to}")?,
+            }
+            if let Some(name) = with {
+                write!(f, "+{name}")?;
             }
         }
         Ok(())
@@ -289,7 +348,7 @@ impl fmt::Display for StatusSet {
 impl FromStr for StatusSet {
     type Err = String;
 
-    /// From `"408, 502-504"`.
+    /// From `"408, 502-504, 503+retry-after"`.
     fn from_str(text: &str) -> Result<Self, String> {
         let status = |text: &str| match text.trim().parse() {
             Ok(status @ 200..=599) => Ok(status),
@@ -301,13 +360,59 @@ impl FromStr for StatusSet {
         text.split(',')
             .map(str::trim)
             .filter(|item| !item.is_empty())
-            .map(|item| match item.split_once('-') {
-                None => status(item).map(|one| (one, one)),
-                Some((from, to)) => match (status(from)?, status(to)?) {
-                    (from, to) if from <= to => Ok((from, to)),
-                    _ => Err(format!("{item:?} runs backwards; write the lower status first")),
-                },
+            .map(|item| {
+                let (statuses, with) = match item.split_once('+') {
+                    None => (item, None),
+                    Some((statuses, name)) => match HeaderName::from_str(name.trim()) {
+                        Ok(name) => (statuses, Some(name)),
+                        Err(_) => {
+                            return Err(format!(
+                                "{item:?} names no header; write a status, + and a header, such as \"503+retry-after\""
+                            ));
+                        }
+                    },
+                };
+                match statuses.split_once('-') {
+                    None => status(statuses).map(|one| StatusRange { from: one, to: one, with }),
+                    Some((from, to)) => match (status(from)?, status(to)?) {
+                        (from, to) if from <= to => Ok(StatusRange { from, to, with }),
+                        _ => Err(format!("{item:?} runs backwards; write the lower status first")),
+                    },
+                }
             })
-            .collect::<Result<Self, String>>()
+            .collect::<Result<_, String>>()
+            .map(Self)
+    }
+}
+
+/// Pointer to a member of a JSON document (RFC 6901), such as `/errors/0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JsonPointer(Arc<str>);
+
+impl JsonPointer {
+    /// Returns true if the document has that member, and it is neither `null` nor `false`. A body that is no JSON has none.
+    pub fn is_set_in(&self, body: &[u8]) -> bool {
+        let document: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        document.pointer(&self.0).is_some_and(|member| !member.is_null() && *member != serde_json::Value::Bool(false))
+    }
+}
+
+impl fmt::Display for JsonPointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for JsonPointer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_escaped = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+        match text.starts_with('/') && text.len() > 1 && is_escaped {
+            true => Ok(Self(text.into())),
+            false => Err(format!(
+                "{text:?} is no JSON Pointer to a member; write \"/error\" or \"/errors/0\", with ~1 for a slash in a name and ~0 for a tilde"
+            )),
+        }
     }
 }

@@ -63,6 +63,7 @@ impl Retry {
 pub enum Code {
     KeyMissing,
     KeyInvalid,
+    MethodCase,
     KeysDiffer,
     FormUnreadable,
     JsonUnreadable,
@@ -119,6 +120,7 @@ impl Code {
     pub const ALL: &'static [Self] = &[
         Self::KeyMissing,
         Self::KeyInvalid,
+        Self::MethodCase,
         Self::KeysDiffer,
         Self::FormUnreadable,
         Self::JsonUnreadable,
@@ -163,6 +165,8 @@ impl Code {
                 "This route takes requests with an Idempotency-Key alone. Send one per action, and the same one on each retry of it."),
             Self::KeyInvalid => (S::BAD_REQUEST, "key_invalid", O::Rejected, E::No, R::NewKey, "The key is malformed",
                 "The Idempotency-Key is malformed."),
+            Self::MethodCase => (S::BAD_REQUEST, "method_case", O::Rejected, E::No, R::NewKey, "The method is in the wrong case",
+                "Methods are case-sensitive, and this one is protected only in upper case; some servers execute it in any. Send it in upper case, as in PATCH."),
             Self::KeysDiffer => (S::BAD_REQUEST, "keys_differ", O::Rejected, E::No, R::NewKey, "Two keys that differ",
                 "The request has two keys, and they differ. Send one key per action, in one place, or the same one in each."),
             Self::FormUnreadable => (S::BAD_REQUEST, "form_unreadable", O::Rejected, E::No, R::NewKey, "The form cannot be read",

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::{Response, StatusCode};
 
+use crate::fingerprint::Fingerprint;
 use crate::wire;
 
 /// An answer as it is kept: the status, the end-to-end headers that a replay shows (in their order, with duplicates), the
@@ -16,6 +17,8 @@ pub struct Reply {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The whole body.
     pub body: Bytes,
+    /// Fingerprint of the same request at the `Location` of this response, where that is a 307 or a 308.
+    pub redirect: Option<Fingerprint>,
 }
 
 impl Reply {
@@ -27,7 +30,7 @@ impl Reply {
                 .filter(|(name, _)| !wire::is_left_out_of_replays(name))
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
-        let mut reply = Self { status, headers: kept, body };
+        let mut reply = Self { status, headers: kept, body, redirect: None };
         reply.compact();
         reply
     }

@@ -7,6 +7,7 @@ use sha2::Sha256;
 use smallvec::SmallVec;
 
 use crate::fault;
+use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::principal::{KeySpace, Principal};
 
@@ -35,6 +36,7 @@ impl fmt::Debug for Secret {
 #[derive(Clone)]
 pub struct HashKeys {
     record: [u8; 32],
+    redirect: [u8; 32],
     lookup: [u8; 32],
     /// A fingerprint goes over a few hundred bytes one after the other, where SHA-256 by the processor's own instructions
     /// takes half of BLAKE3's time; the ids are of one block, where it does not.
@@ -53,6 +55,7 @@ impl HashKeys {
         let derive = |context| blake3::derive_key(context, &secret.0);
         Self {
             record: derive("onceward v1 record id"),
+            redirect: derive("onceward v1 redirect id"),
             lookup: derive("onceward v1 key lookup"),
             fingerprint: MacKey::new(&derive("onceward v1 fingerprint")),
             body: derive("onceward v2 fingerprint body"),
@@ -84,6 +87,15 @@ impl HashKeys {
             framed.field(space);
         }
         RecordId(framed.hash(&self.record))
+    }
+
+    /// The id of the record of a request that followed a redirect with the key of the first one: `target` is its fingerprint
+    /// there.
+    pub(crate) fn redirect_id(&self, first: &RecordId, target: &Fingerprint) -> RecordId {
+        let mut framed = Framed::default();
+        framed.field(&first.0);
+        framed.field(&target.0);
+        RecordId(framed.hash(&self.redirect))
     }
 
     /// The digest of the key alone, by which an operator finds it whoever sent it.

@@ -129,32 +129,61 @@ pub fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &He
 }
 
 /// Whether a replay leaves this end-to-end header out: it belongs to the moment, the session or the origin of the first
-/// request, not to the answer.
+/// request, not to the response. `Preference-Applied` stays: it says how the service understood the request.
 pub fn is_left_out_of_replays(name: &HeaderName) -> bool {
     matches!(*name, header::DATE | header::SET_COOKIE | header::WWW_AUTHENTICATE)
-        || matches!(name.as_str(), "idempotency-outcome" | "idempotency-replayed" | "preference-applied")
+        || matches!(name.as_str(), "idempotency-outcome" | "idempotency-replayed")
         || name.as_str().starts_with("access-control-")
 }
 
-/// How long the client is ready to wait, by `Prefer: wait=N` (RFC 7240). The first one counts.
+/// Returns how long the client is ready to wait, by `Prefer: wait=N` (RFC 7240). The first `wait` counts.
 pub fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
-    names_in(headers, &PREFER).find_map(wait_of).map(Duration::from_secs)
+    preferences(headers).find_map(wait_of).map(Duration::from_secs)
 }
 
-/// The `Prefer` that goes on to the upstream: without `wait`, which is answered here. `None`: nothing is left of it.
+/// Returns the `Prefer` that goes on to the upstream: without `wait`, which is honoured here. `None`: nothing is left of it.
 pub fn prefer_without_wait(headers: &HeaderMap) -> Option<HeaderValue> {
-    let rest: Vec<&str> = names_in(headers, &PREFER).filter(|preference| wait_of(preference).is_none()).collect();
+    let rest: Vec<&[u8]> = preferences(headers).filter(|preference| wait_of(preference).is_none()).collect();
     match rest.is_empty() {
         true => None,
-        false => HeaderValue::from_str(&rest.join(", ")).ok(),
+        false => HeaderValue::from_bytes(&rest.join(&b", "[..])).ok(),
     }
 }
 
-fn wait_of(preference: &str) -> Option<u64> {
-    let preference = preference.split(';').next().unwrap_or_default();
-    let (name, value) = preference.split_once('=')?;
-    match name.trim().eq_ignore_ascii_case("wait") {
-        true => value.trim().trim_matches('"').parse().ok(),
+/// The preferences of all lines of `Prefer`, each with its parameters.
+fn preferences(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(PREFER)
+        .iter()
+        .flat_map(|line| unquoted_split(line.as_bytes(), b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|preference| !preference.is_empty())
+}
+
+fn wait_of(preference: &[u8]) -> Option<u64> {
+    let preference = unquoted_split(preference, b';').next()?;
+    let at = preference.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = (preference[..at].trim_ascii(), preference[at + 1..].trim_ascii());
+    let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    match name.eq_ignore_ascii_case(b"wait") && value.iter().all(u8::is_ascii_digit) {
+        true => str::from_utf8(value).ok()?.parse().ok(),
         false => None,
     }
+}
+
+/// Splits a header's value at a separator, but not within a quoted string (RFC 9110, 5.6.4).
+fn unquoted_split(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    value.split(move |byte| {
+        if is_escaped {
+            is_escaped = false;
+            return false;
+        }
+        match byte {
+            b'\\' => is_escaped = is_quoted,
+            b'"' => is_quoted = !is_quoted,
+            _ => return !is_quoted && *byte == separator,
+        }
+        false
+    })
 }

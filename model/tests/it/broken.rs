@@ -37,5 +37,7 @@ caught! {
     a_blind_completion_contradicts: CompletesBlindly, [0, 0], AtLeastOnce, NOTHING, breaks NEVER_CONTRADICTED;
     telling_before_keeping_contradicts: TellsBeforeKeeping, [0], AtMostOnce, NOTHING, breaks NEVER_CONTRADICTED;
     comparing_the_attempt_only_overwrites_an_answer: ComparesAttemptOnly, [0], AtMostOnce, NOTHING, breaks KEPT_FOR_GOOD;
+    releasing_after_an_unknown_lies:
+        ReleasesAfterUnknown, [0, 0], AtLeastOnce, Bounds { declines: 1, ..NOTHING }, breaks RELEASED_AFTER_NOTHING;
     ignoring_fingerprints_mixes_up: IgnoresFingerprint, [0, 1], AtMostOnce, NOTHING, breaks NO_MIX_UP;
 }

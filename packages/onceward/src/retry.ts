@@ -53,10 +53,10 @@ export type Decision = {
 )
 
 /** Said by a proxy, or a service, that may have executed the request; and by one that did not. */
-const isLost = (status: number) => /^(408|50[234]|52[0-7])$/.test(`${status}`)
-const isBusy = (status: number) => status === 425 || status === 429
+const isLost = (status: number) => /^(408|50[234]|52[0-7]|530|59[89])$/.test(`${status}`)
+const isBusy = (status: number) => status === 425 || status === 429 || status === 529
 /** What may be mended, waited for or signed in to without a new intent, so that the same key goes on. */
-const isKept = (status: number) => /^4(01|03|07|10|2[1236]|31)$/.test(`${status}`)
+const isKept = (status: number) => /^(4(01|03|07|1[01279]|2[12368]|31|40|49|98)|5(09|11|61))$/.test(`${status}`)
 /** The outcomes of codes, for pages of other origins that can read the body and not the header. */
 const BY_CODE: Record<string, Outcome> = {
   in_flight: 'in-flight', upstream_timeout: 'in-flight', outcome_unknown: 'unknown', upstream_lost: 'unknown',
@@ -117,7 +117,7 @@ export function decide(given: Given, heard: Heard): Decision {
     case 'released':
       // Never seen here, or released: what was sent earlier may yet arrive, so `executed` stays open.
       if (asked) return again('unknown', 'free', 'resend', 0)
-      if (isBusy(status) || status === 503 || retry === 'same-key') return again('no', 'busy')
+      if (isBusy(status) || status === 503 || heard.retry_after_ms !== undefined || retry === 'same-key') return again('no', 'busy')
       return hand('no', 'not-executed')
     case 'in-flight':
       inFlight = true
@@ -145,7 +145,7 @@ export function decide(given: Given, heard: Heard): Decision {
   if (isLost(status)) return again('unknown', 'answer-lost')
   if (asked) return fail('OutcomeUnknownError', 'unknown', 'unknown')
   if (status < 400) return hand('yes', 'plain', 'drop')
-  if (status >= 500 || status === 409) return hand('unknown', 'plain')
+  if ((status >= 500 && !isKept(status)) || status === 409) return hand('unknown', 'plain')
   return hand(before, 'plain', doubt || isKept(status) ? 'keep' : 'drop')
 }
 

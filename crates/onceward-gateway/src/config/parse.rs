@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName};
 use http::{HeaderValue, Method, Uri};
 use onceward::fingerprint::{Hosts, Kind, Pointer};
-use onceward::policy::{CloseDelimited, Guarantee, Keys, Missing, StatusSet, Stream};
+use onceward::policy::{CloseDelimited, Guarantee, JsonPointer, Keys, Missing, StatusSet, Stream};
 #[cfg(feature = "redis")]
 use onceward::store::redis;
 use onceward::wire;
@@ -46,6 +46,15 @@ pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
             })
             .collect(),
         other => Err(format!("{other} is no list; write [{other}]")),
+    }
+}
+
+/// True or false.
+pub(crate) fn flag(item: &Item) -> Parsed<bool> {
+    match item {
+        Item::Bool(flag) => Ok(*flag),
+        Item::Plain(text) => text.trim().parse().map_err(|_| format!("{text:?} is neither; write true or false")),
+        other => Err(format!("{other} is neither true nor false; write one of them, without quotes")),
     }
 }
 
@@ -542,7 +551,15 @@ pub(crate) fn methods(item: &Item) -> Parsed<Vec<Method>> {
     Ok(methods)
 }
 
-/// A list of statuses and ranges of them.
+/// A JSON Pointer; empty means that there is none.
+pub(crate) fn json_pointer(item: &Item) -> Parsed<Option<JsonPointer>> {
+    match text(item)?.trim() {
+        "" => Ok(None),
+        text => text.parse().map(Some),
+    }
+}
+
+/// A list of statuses and ranges of them, each perhaps with a header.
 pub(crate) fn statuses(item: &Item) -> Parsed<StatusSet> {
     list(item)?.join(",").parse()
 }

@@ -98,6 +98,8 @@ pub(crate) enum Item {
     Text(String),
     /// A TOML integer, in decimal digits.
     Number(String),
+    /// A TOML boolean.
+    Bool(bool),
     /// A TOML array.
     List(Vec<Item>),
     /// A TOML boolean.

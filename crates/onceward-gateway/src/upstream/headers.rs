@@ -87,10 +87,10 @@ pub(crate) fn to_client(upstreams: &HeaderMap, is_keyed: bool) -> HeaderMap {
     headers
 }
 
-/// Trailers of a request, without those that only the gateway may say.
+/// Trailers of a request, without those that only the gateway may say, and without a key: it is a header or nothing.
 pub(crate) fn trailers_to_upstream(trailers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(trailers.len());
-    for (name, value) in trailers.iter().filter(|(name, _)| !is_ours(name)) {
+    for (name, value) in trailers.iter().filter(|(name, _)| !is_ours(name) && **name != wire::IDEMPOTENCY_KEY) {
         kept.append(name.clone(), value.clone());
     }
     kept

@@ -225,6 +225,7 @@ pub(crate) fn assert_replay(answer: &Answer, first: &Answer) {
 const TABLE: &[(&str, u16, &str, &str, &str)] = &[
     ("key_missing", 400, "rejected", "no", "new-key"),
     ("key_invalid", 400, "rejected", "no", "new-key"),
+    ("method_case", 400, "rejected", "no", "new-key"),
     ("keys_differ", 400, "rejected", "no", "new-key"),
     ("form_unreadable", 400, "rejected", "no", "new-key"),
     ("json_unreadable", 400, "rejected", "no", "new-key"),

@@ -24,11 +24,13 @@ mod kills;
 mod machine;
 #[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 mod many;
+mod meanings;
 #[cfg(feature = "demo")]
 mod page;
 #[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 #[path = "../../../onceward/tests/it/support/postgres.rs"]
 mod postgres;
+mod redirects;
 #[cfg(all(target_os = "linux", feature = "postgres", feature = "redis"))]
 #[path = "../../../onceward/tests/it/support/redis.rs"]
 mod redis;

@@ -14,9 +14,7 @@ const KEY: &str = "row-key-0123456789";
 fn a_whole_answer_is_stored_and_comes_again() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("");
-    for status in
-        [200, 201, 202, 204, 304, 301, 303, 400, 402, 404, 405, 409, 410, 415, 422, 428, 451, 499, 500, 501, 505, 511]
-    {
+    for status in [200, 201, 202, 204, 304, 301, 303, 400, 402, 404, 405, 409, 410, 415, 422, 451, 499, 500, 501, 505] {
         let key = format!("whole-answer-{status}");
         let ask = order(&key).step(format!("status {status}")).step("header Location: /orders/1");
         let first = ask.send(&gateway);
@@ -44,9 +42,12 @@ fn an_interim_answer_is_no_answer() {
 fn a_status_that_says_not_now_frees_the_key() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("");
-    let mut ends: Vec<(u16, &str)> =
-        [401, 403, 407, 421, 423, 425, 426, 429, 431].map(|status| (status, "header X-Why: busy")).to_vec();
-    ends.push((503, "header Retry-After: 7"));
+    let mut ends: Vec<(u16, &str)> = [401, 403, 407, 412, 419, 421, 423, 425, 426, 428, 429, 431, 440, 449, 511, 529]
+        .map(|status| (status, "header X-Why: busy"))
+        .to_vec();
+    ends.extend([409, 413, 422].map(|status| (status, "header Retry-After: 7")));
+    ends.extend([(402, "header PAYMENT-REQUIRED: e30="), (402, "header WWW-Authenticate: Payment id=\"7\"")]);
+    ends.push((400, "header DPoP-Nonce: eyJ7S_zG.eyJH0-Z"));
     // An upstream that speaks the same language.
     ends.extend(["released", "mismatch", "rejected"].map(|word| (409, word)));
     ends.extend([(200, "released"), (500, "released"), (504, "released")]);
@@ -56,7 +57,7 @@ fn a_status_that_says_not_now_frees_the_key() {
             if why.starts_with("header") { why.to_owned() } else { format!("header Idempotency-Outcome: {why}") };
         let first = order(&key).step(format!("status {status}")).step(&line).send(&gateway);
         assert_answer(&first, status, "released");
-        if status == 503 {
+        if why.contains("Retry-After") {
             assert_eq!(first.one("retry-after"), "7");
         }
         // Free for any request, another body included; and a free key is executed, not replayed.
@@ -72,7 +73,9 @@ fn a_status_that_a_proxy_may_say_leaves_it_unknown() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("");
     let mut ends: Vec<(u16, String)> =
-        [408, 502, 503, 504].into_iter().chain(520..=527).map(|s| (s, "X-Why: proxy".into())).collect();
+        [408, 502, 503, 504, 530, 598, 599].into_iter().chain(520..=527).map(|s| (s, "X-Why: proxy".into())).collect();
+    // Varnish says so of a connection that was reset after the service executed, and a service of itself that did not.
+    ends.extend([408, 503].map(|status| (status, "Retry-After: 5".into())));
     ends.extend(["unknown", "in-flight"].map(|word| (200, format!("Idempotency-Outcome: {word}"))));
     for (at, (status, line)) in ends.into_iter().enumerate() {
         let key = format!("unknown-by-status-{at}");
@@ -119,6 +122,21 @@ fn the_statuses_of_a_route_can_be_said() {
     assert_answer(&order("said-429-0").step("status 429").send(&gateway), 429, "stored");
     assert_answer(&order("said-504-0").step("status 504").send(&gateway), 504, "stored");
     assert_eq!(upstream.executions().len(), 5);
+}
+
+#[test]
+fn a_503_is_released_where_the_route_says_so() {
+    let upstream = Upstream::start();
+    for (settings, with_header, without) in [
+        ("[policy]\nrelease_on = [\"503\"]", "released", "released"),
+        ("[policy]\nrelease_on = [\"503+retry-after\"]", "released", "unknown"),
+        ("[[route]]\npath = \"/orders\"\nrelease_on = [429, \"503+Retry-After\"]", "released", "unknown"),
+    ] {
+        let gateway = upstream.gateway(settings);
+        let first = order("busy-key").step("status 503").step("header Retry-After: 7").send(&gateway);
+        assert_answer(&first, 503, with_header);
+        assert_answer(&order("down-key").step("status 503").send(&gateway), 503, without);
+    }
 }
 
 #[test]

@@ -20,7 +20,8 @@ pub(crate) fn claim(attempt: AttemptId) -> Record {
 
 /// Its answer, with a body of so many bytes.
 pub(crate) fn completed(attempt: AttemptId, bytes: usize, retention: Duration, tombstone: Duration) -> Record {
-    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: vec![4; bytes].into() };
+    let reply =
+        Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: vec![4; bytes].into(), redirect: None };
     let phase = Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
     Record { key_hash: KeyHash([2; 32]), attempt, phase }
 }

@@ -215,17 +215,18 @@ fn print(fields: &[u8]) -> Result<Print, Error> {
 }
 
 fn reply(whole: &Bytes, fields: &[u8]) -> Result<Reply, Error> {
-    let (mut number, mut headers, mut body) = (0, Vec::new(), Bytes::new());
+    let (mut number, mut headers, mut body, mut redirect) = (0, Vec::new(), Bytes::new(), None);
     each(fields, |tag, field| {
         match tag {
             tag::reply::STATUS => number = field.number()?,
             tag::reply::HEADER => headers.push(header(whole, field.piece()?)?),
             tag::reply::BODY => body = whole.slice_ref(field.piece()?),
+            tag::reply::REDIRECT => redirect = Some(Fingerprint(array(field.piece()?, "redirect")?)),
             _ => {}
         }
         Ok(())
     })?;
-    Ok(Reply { status: status(number)?, headers, body })
+    Ok(Reply { status: status(number)?, headers, body, redirect })
 }
 
 fn header(whole: &Bytes, fields: &[u8]) -> Result<(HeaderName, HeaderValue), Error> {

@@ -118,7 +118,8 @@ impl Writer<'_> {
         };
         let headers: usize = reply.headers.iter().map(|(name, value)| piece_length(header_length(name, value))).sum();
         let body = if reply.body.is_empty() { 0 } else { piece_length(reply.body.len()) };
-        let length = number_length(status) + headers + body;
+        let redirect = reply.redirect.map_or(0, |redirect| piece_length(redirect.0.len()));
+        let length = number_length(status) + headers + body + redirect;
         self.0.reserve(length + 8);
         self.begin(tag::REPLY, length);
         self.number(tag::reply::STATUS, status);
@@ -128,6 +129,9 @@ impl Writer<'_> {
             self.piece(tag::header::VALUE, value.as_bytes());
         }
         self.piece(tag::reply::BODY, &reply.body);
+        if let Some(redirect) = &reply.redirect {
+            self.piece(tag::reply::REDIRECT, &redirect.0);
+        }
     }
 
     fn number(&mut self, tag: u32, value: u64) {

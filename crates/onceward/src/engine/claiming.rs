@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::holding::hold;
-use super::{Answer, Ask, Boxed, Operation, Running, Shared};
+use super::{Answer, Ask, Boxed, Error, Operation, Running, Shared};
 use crate::claim::Held;
 use crate::decide;
 use crate::fault;
@@ -22,6 +22,8 @@ enum Claimed<T> {
     Told(Answer<T>),
     /// Another attempt is executing.
     Running(Box<Met>),
+    /// The request follows a redirect, and this is its own record.
+    Redirected(RecordId),
 }
 
 /// Another attempt's record, as it was met.
@@ -35,7 +37,18 @@ pub(super) enum Begun<O: Operation> {
     Answered(Answer<O::Answer>),
     /// Another attempt is executing.
     Running(Box<Other<O>>),
+    /// The request follows a redirect, and has a record of its own.
+    Redirected(Box<Redirected<O>>),
 }
+
+/// A request that follows a redirect, and its record.
+pub(super) struct Redirected<O> {
+    pub(super) id: RecordId,
+    pub(super) operation: Box<O>,
+}
+
+/// Upper bound on the redirects that one key follows.
+const REDIRECTS_MAX: usize = 5;
 
 /// Another attempt, and the request that met it.
 pub(super) struct Other<O> {
@@ -88,6 +101,7 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
                 let Met { found, age, left } = *met;
                 return Begun::Running(Box::new(Other { asked: held, operation, found, age, left })).into();
             }
+            Claimed::Redirected(id) => return Begun::Redirected(Box::new(Redirected { id, operation })).into(),
         }
         hold(&held, operation).await
     })
@@ -180,11 +194,43 @@ async fn claim_unless<O: Operation>(
                 }
             },
             decide::Claim::InFlight { age, left } => Claimed::Running(Box::new(Met { found, age, left })),
+            decide::Claim::Mismatch if decide::redirect(&found).is_some() && !held.is_redirected => {
+                match redirected(held, &found, operation).await {
+                    Ok(Some(id)) => Claimed::Redirected(id),
+                    Ok(None) => Claimed::Told(held.mismatch(&found.record, operation)),
+                    Err(error) => refused(shared.store_refusal(Some(&held.id), &error)),
+                }
+            }
             decide::Claim::Mismatch => Claimed::Told(held.mismatch(&found.record, operation)),
             judged => Claimed::Told(shared.told(&held.id, judged)),
         };
     }
     refused(shared.problem(Code::StoreUnavailable, &held.id).retry_after(1))
+}
+
+/// Finds the record of a request that followed redirects, the first of which was found under the key. Each target has a record
+/// of its own, so that a chain executes once and can be retried as a whole. Boxed, for it is rare.
+fn redirected<'a, O: Operation>(
+    held: &'a Held,
+    found: &'a Found,
+    operation: &'a mut O,
+) -> Boxed<'a, Result<Option<RecordId>, Error>> {
+    Box::pin(async move {
+        let Some(keys) = held.shared.keys() else { return Ok(None) };
+        let mut found = found.clone();
+        for _ in 0..REDIRECTS_MAX {
+            let Some(target) = decide::redirect(&found) else { return Ok(None) };
+            let id = keys.redirect_id(&held.id, &target);
+            if held.fingerprint_for(&found.record, &*operation) == target {
+                return Ok(Some(id));
+            }
+            match held.shared.get(&id).await? {
+                Some(next) => found = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    })
 }
 
 impl Held {

@@ -14,9 +14,10 @@ use super::claiming::{Begun, Ended};
 use super::writing::Wrote;
 use super::{Answer, Boxed, End, Execution, Operation, Running, Shared, over};
 use crate::claim::{Claim, Held};
+use crate::decide;
 use crate::fault;
 use crate::policy::Policy;
-use crate::problem::Code;
+use crate::problem::{Code, Executed};
 use crate::record::{Kept, Phase, Record};
 use crate::store::{Error, Replaced, chain};
 use crate::waiters;
@@ -214,10 +215,20 @@ impl<T> Ending<T> {
             }
             Watched::GivenUp => Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) },
         };
+        let end = match end {
+            // This attempt did nothing; the one before it may have, so that the key is not free.
+            End::Released(_) if decide::follows_unknown(held.over()) => End::Unknown,
+            end => end,
+        };
         let Policy { retention, tombstone, .. } = *held.policy;
         let print = || held.print.clone();
         let completed = |kept| Phase::Completed { print: print(), kept, retention, tombstone };
         let (phase, outcome) = match &end {
+            // It may be followed for as long as it is kept, and must be known for as long as what was executed then.
+            End::Completed(reply) if reply.redirect.is_some() => {
+                let (kept, tombstone) = (Kept::Whole(Arc::clone(reply)), tombstone.saturating_add(retention));
+                (Phase::Completed { print: print(), kept, retention, tombstone }, Outcome::Stored)
+            }
             End::Completed(reply) => (completed(Kept::Whole(Arc::clone(reply))), Outcome::Stored),
             End::NotKept(head) => (completed(Kept::Head(head.clone())), Outcome::NotStored),
             End::Released(_) => (held.shared.released(), Outcome::Released),
@@ -312,6 +323,12 @@ fn audit(shared: &Shared, held: &Held, wrote: &Wrote, end: &End) {
 fn own<T>(shared: &Shared, held: &Held, answer: Result<T, Code>, outcome: Outcome) -> Answer<T> {
     match answer {
         Ok(answer) => Answer::Own(answer, outcome),
-        Err(code) => Answer::refused(shared.problem(code, &held.id).with_outcome(outcome)),
+        Err(code) => {
+            let problem = shared.problem(code, &held.id).with_outcome(outcome);
+            Answer::refused(match code.row().executed {
+                Executed::No if decide::follows_unknown(held.over()) => problem.executed(Executed::Unknown),
+                _ => problem,
+            })
+        }
     }
 }

@@ -74,6 +74,7 @@ impl Shared {
             status: http::StatusCode::CREATED,
             headers: vec![(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"))],
             body: bytes::Bytes::from_static(b"once"),
+            redirect: None,
         };
         let kept = Kept::Whole(Arc::new(reply));
         let phase = Phase::Completed { print, kept: kept.clone(), retention: keep, tombstone: Duration::ZERO };

@@ -19,6 +19,10 @@ impl Shared {
         let held = Arc::clone(held);
         tokio::spawn(async move {
             let _running = running;
+            if decide::follows_unknown(over) {
+                held.shared.keep_writing(&held, &held.record_unknown()).await;
+                return;
+            }
             let released = held.record(held.shared.released());
             held.shared.retry_until(|| held.shared.release(&held.id, &released, over)).await;
         });

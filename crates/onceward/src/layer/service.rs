@@ -19,15 +19,17 @@ use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
 
 use super::body::{Body, Patience, Piece, Read, into_bytes, next, read};
+use super::coding::{Accepted, decoded_body};
 use super::future::ResponseFuture;
 use super::keys::{self, Known, SentError, Settled, Source};
+use super::redirect::SentRequest;
 use crate::claim::{Claim, LaterEnd};
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::limits::Limits;
 use crate::observe::PrincipalChange;
-use crate::policy::{CloseDelimited, EndsWithConnection, Fate, Keys, Policy, Stream};
+use crate::policy::{CloseDelimited, EndsWithConnection, Fate, JsonPointer, Keys, Missing, Policy, Stream};
 use crate::principal::{Principal, RequestView, UnidentifiedCallerError};
 use crate::problem::{Code, Problem, page};
 use crate::record::Print;
@@ -83,8 +85,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.settings.policy;
-        let keyed = policy.covers(request.method())
-            && (keys::are_sent(policy, request.headers())
+        let in_another_case = policy.differs_in_case(request.method());
+        let keyed = (policy.covers(request.method()) || in_another_case)
+            && (in_another_case && policy.missing != Missing::Pass
+                || keys::are_sent(policy, request.headers())
                 || keys::are_wanted(policy, RequestView::from(&request)));
         if !keyed {
             return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
@@ -121,7 +125,8 @@ fn answer<R: http_body::Body, E>(
     if let Some(wait) = ask.wait
         && let Ok(applied) = HeaderValue::from_str(&format!("wait={}", wait.min(limits.wait_max).as_secs()))
     {
-        response.headers_mut().insert(wire::PREFERENCE_APPLIED, applied);
+        // Beside what the service says of the other preferences.
+        response.headers_mut().append(wire::PREFERENCE_APPLIED, applied);
     }
     Ok(response)
 }
@@ -162,6 +167,9 @@ impl<S, B> Call<S, B> {
         let Self { head, settings, source, .. } = &*self;
         let Settings { policy, engine, .. } = &**settings;
         let refused = |code| self.early(engine.refusal(code));
+        if !policy.covers(&head.method) {
+            return Err(refused(Code::MethodCase));
+        }
         let key = match sent {
             Ok(Some(key)) => key,
             Ok(None) if *source != Source::Header => keys::random(),
@@ -281,7 +289,11 @@ where
                 return self.settle_and_run(ask).await;
             }
             let settings = Arc::clone(&self.settings);
-            answer(&ask, settings.engine.limits(), settings.engine.run(&ask, self).await)
+            let accepted = Accepted::of(&self.head.headers);
+            let limits = settings.engine.limits();
+            let mut answered = settings.engine.run(&ask, self).await;
+            recode(&mut answered, &accepted, limits).await;
+            answer(&ask, limits, answered)
         }
     }
 
@@ -292,7 +304,7 @@ where
             match self.settle(&mut ask).await {
                 Ok(Settled::Sent) => {}
                 Ok(Settled::Made { upstream, client }) => {
-                    if upstream {
+                    if upstream && ask.policy.forward_key {
                         self.head.headers.insert(wire::IDEMPOTENCY_KEY, ask.key.header_value());
                     }
                     shown = client.then(|| ask.key.header_value());
@@ -301,17 +313,34 @@ where
                 Err(problem) => return Ok(refusal(self.early(problem), false)),
             }
             let settings = Arc::clone(&self.settings);
-            let answered = answer(&ask, settings.engine.limits(), settings.engine.run(&ask, self).await);
-            answered.map(|response| with_key(response, shown))
+            let accepted = Accepted::of(&self.head.headers);
+            let limits = settings.engine.limits();
+            let mut answered = settings.engine.run(&ask, self).await;
+            recode(&mut answered, &accepted, limits).await;
+            answer(&ask, limits, answered).map(|response| with_key(response, shown))
         })
     }
 
     /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
     #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
-    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>) {
-        let Self { mut inner, mut head, body, trailers, settings, .. } = *self;
+    fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>, Box<SentRequest>) {
+        let Self { mut inner, mut head, body, mut trailers, settings, .. } = *self;
+        // What a redirect would be followed with.
+        let sent = Box::new(SentRequest {
+            method: head.method.clone(),
+            uri: parts(&head, &body).uri.clone(),
+            headers: head.headers.clone(),
+            body: body.clone(),
+        });
+        if !settings.policy.forward_key {
+            head.headers = without_key(&head.headers);
+        }
+        // Some servers take a trailer for a header, and a key that nobody has looked at for one that was checked.
+        if let Some(trailers) = trailers.as_mut().filter(|trailers| trailers.contains_key(wire::IDEMPOTENCY_KEY)) {
+            **trailers = without_key(trailers);
+        }
         head.extensions.insert(claim);
-        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings)
+        (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings, sent)
     }
 
     /// Passes a request on that turned out to bear no key and to need none.
@@ -379,7 +408,7 @@ where
         }
         // Kept only where a cookie names the caller.
         let renewable = self.settings.policy.principal.names_a_cookie().then(|| cookies_of(&self.head.headers));
-        let (responding, settings) = self.start(claim.clone());
+        let (responding, settings, sent) = self.start(claim.clone());
         let response = match responding.await {
             Ok(response) => response,
             Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
@@ -422,7 +451,28 @@ where
                 Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
             },
         };
-        let keep = |data: &Bytes| Arc::new(Reply::keep(head.status, &head.headers, data.clone()));
+        let mut fate = fate;
+        let mut redirect = None;
+        if fate.is_none()
+            && Outcome::of(&head.headers).is_none()
+            && let Some(whole) = &whole
+        {
+            let target = sent.target(head.status, &head.headers);
+            let followed = target.and_then(|uri| claim.fingerprint(&sent.at(&uri)));
+            redirect = followed.map(|(fingerprint, _)| fingerprint);
+            // To the very same request: it is to be sent again.
+            let is_sent_again = followed.is_some_and(|(_, is_own)| is_own);
+            let says_released = match &settings.policy.released_when {
+                Some(pointer) if !head.status.is_server_error() => {
+                    says_released(pointer, &head.headers, whole, response_limit).await
+                }
+                _ => false,
+            };
+            if is_sent_again || says_released {
+                fate = Some(Fate::Released);
+            }
+        }
+        let keep = |data: &Bytes| Arc::new(Reply { redirect, ..Reply::keep(head.status, &head.headers, data.clone()) });
         let end = match (fate, &whole) {
             (Some(Fate::NotSent | Fate::Released), whole) => End::Released(whole.as_ref().map(keep)),
             (Some(Fate::Unknown), _) => End::Unknown,
@@ -487,6 +537,39 @@ impl Keeper {
         let reply = Reply::keep(self.status, &self.headers, self.data.freeze());
         self.end.send(End::Completed(Arc::new(reply)))
     }
+}
+
+/// Decodes a stored response whose coding the request excludes.
+async fn recode<T>(answered: &mut Answer<T>, accepted: &Accepted, limits: &Limits) {
+    if let Answer::Replay(reply) | Answer::Released(reply) = answered
+        && let Some(decoding) = accepted.decode(reply, limits.response_body)
+        && let Some(decoded) = decoding.await
+    {
+        *reply = decoded;
+    }
+}
+
+/// Returns true if the body says, where the route's `released_when` points to, that nothing was executed. Boxed, for it is rare.
+fn says_released<'a>(
+    pointer: &'a JsonPointer,
+    headers: &'a HeaderMap,
+    body: &'a Bytes,
+    limit: usize,
+) -> Boxed<'a, bool> {
+    Box::pin(
+        async move { decoded_body(headers, body.clone(), limit).await.is_some_and(|body| pointer.is_set_in(&body)) },
+    )
+}
+
+/// The headers without those that carry the key, in their order. Go's HTTP client sends a request again by itself that has
+/// either of them.
+fn without_key(headers: &HeaderMap) -> HeaderMap {
+    const X_IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
+    let mut others = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers.iter().filter(|(name, _)| ![wire::IDEMPOTENCY_KEY, X_IDEMPOTENCY_KEY].contains(name)) {
+        others.append(name.clone(), value.clone());
+    }
+    others
 }
 
 /// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is

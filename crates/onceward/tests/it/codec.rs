@@ -59,6 +59,7 @@ fn whole() -> Record {
         status: StatusCode::CREATED,
         headers: vec![header("content-type", b"text/plain"), header("x-dup", b"a"), header("x-dup", b"\xe9\xff")],
         body: Bytes::from_static(b"made\n"),
+        redirect: None,
     };
     completed(Kept::Whole(Arc::new(reply)))
 }
@@ -199,7 +200,8 @@ fn record_of_a_construction_to_come_is_one_of_the_first_beside_it() {
 /// Beyond 240 bytes the checksum is made in another way; by another program, too.
 #[test]
 fn the_checksum_of_a_large_record_stays_as_well() {
-    let reply = Reply { status: StatusCode::OK, headers: Vec::new(), body: Bytes::from(vec![b'x'; 2000]) };
+    let reply =
+        Reply { status: StatusCode::OK, headers: Vec::new(), body: Bytes::from(vec![b'x'; 2000]), redirect: None };
     let bytes = encode(&ID, &completed(Kept::Whole(Arc::new(reply))));
     assert_eq!(hex(&bytes[1..9]), "1c8e5c387f0d9f33");
 }
@@ -412,7 +414,8 @@ fn kept() -> impl Strategy<Value = Kept> {
         (status(), headers, body).prop_map(|(status, headers, body)| Kept::Whole(Arc::new(Reply {
             status,
             headers,
-            body
+            body,
+            redirect: None,
         }))),
         (status(), prop::option::of(".{0,30}")).prop_map(|(status, location)| Kept::Head(Head { status, location })),
     ]

@@ -37,7 +37,8 @@ fn print() -> Print {
 }
 
 fn whole() -> Kept {
-    let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"made") };
+    let reply =
+        Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"made"), redirect: None };
     Kept::Whole(Arc::new(reply))
 }
 

@@ -51,7 +51,7 @@ fn released(n: u64) -> Record {
 fn completed(n: u64, bytes: usize) -> Record {
     let body: Bytes = (0..bytes).map(|at| (n as usize + at * 7 + at / 251) as u8).collect();
     let headers = vec![("x-order".parse().expect("a name"), n.to_string().parse().expect("a value"))];
-    let reply = Reply { status: http::StatusCode::CREATED, headers, body };
+    let reply = Reply { status: http::StatusCode::CREATED, headers, body, redirect: None };
     let kept = Kept::Whole(Arc::new(reply));
     record(n, Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
 }

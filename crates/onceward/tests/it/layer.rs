@@ -1,6 +1,7 @@
 //! The layer over real sockets: what a client sees, and how often the service ran.
 
 mod cache;
+mod codings;
 mod ends;
 mod faults;
 mod golden;

@@ -27,6 +27,8 @@ mod redis;
 mod shop;
 #[cfg(all(feature = "memory", feature = "conformance"))]
 mod simulated;
+#[cfg(feature = "engine")]
+mod statuses;
 #[cfg(all(any(feature = "postgres", feature = "redis"), feature = "conformance"))]
 mod support;
 #[cfg(feature = "engine")]

@@ -17,6 +17,7 @@ type Row = (Code, u16, &'static str, &'static str, Executed, Retry);
 const TABLE: &[Row] = &[
     (Code::KeyMissing,          400, "key_missing",          "rejected",   No,      NewKey),
     (Code::KeyInvalid,          400, "key_invalid",          "rejected",   No,      NewKey),
+    (Code::MethodCase,          400, "method_case",          "rejected",   No,      NewKey),
     (Code::KeysDiffer,          400, "keys_differ",          "rejected",   No,      NewKey),
     (Code::FormUnreadable,      400, "form_unreadable",      "rejected",   No,      NewKey),
     (Code::JsonUnreadable,      400, "json_unreadable",      "rejected",   No,      NewKey),

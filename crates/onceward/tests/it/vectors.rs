@@ -15,7 +15,7 @@ use sfv::Parser;
 
 use crate::hex::{hex, unhex};
 
-fn cases(part: &str) -> Vec<Value> {
+pub(crate) fn cases(part: &str) -> Vec<Value> {
     let cases: Value = serde_json::from_str(include_str!("../../../../wire/cases.json")).expect("JSON");
     let cases = cases[part].as_array().expect("a list").clone();
     let names: BTreeSet<&str> = cases.iter().map(|case| text(case, "name")).collect();

@@ -141,6 +141,7 @@ fn a_replay_leaves_out_what_belonged_to_the_moment_and_keeps_all_else_in_order()
         ("x-b", b"second"),
         ("x-b", b"second"),
         ("location", b"/orders/7"),
+        ("preference-applied", b"wait=1"),
         ("etag", b"\"1\""),
         ("x-a", b"\xe9\xff\x80"),
         ("content-type", b"text/plain; charset=latin1"),

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody};
 use onceward::layer::IdempotencyLayer;
-use onceward::policy::Fate;
+use onceward::policy::{Fate, Policy};
 use onceward::store::MemoryStore;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -74,11 +74,12 @@ fn check(shop: &Shop, name: &str, status: u16, after: After) -> impl Future<Outp
 
 #[tokio::test]
 async fn each_status_ends_as_the_table_says() {
-    let released = [401, 403, 407, 421, 423, 425, 426, 429, 431];
-    let unknown = [408, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527];
+    let released =
+        [401, 403, 407, 411, 412, 417, 419, 421, 423, 425, 426, 428, 429, 431, 440, 449, 498, 509, 511, 529, 561];
+    let unknown = [408, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530, 598, 599];
     let completed = [
-        200, 201, 202, 204, 206, 301, 303, 304, 307, 400, 402, 404, 405, 406, 409, 410, 412, 413, 415, 422, 424, 428,
-        451, 499, 500, 501, 505, 507, 519, 528, 599,
+        200, 201, 202, 204, 206, 301, 303, 304, 307, 308, 400, 402, 404, 405, 406, 409, 410, 413, 415, 422, 424, 451,
+        499, 500, 501, 505, 507, 519, 528,
     ];
     for (statuses, after) in
         [(released.as_slice(), After::RunsAgain), (&unknown, After::Unknown), (&completed, After::Replayed)]
@@ -95,7 +96,7 @@ async fn each_status_ends_as_the_table_says() {
         }
     }
     let all = released.len() + unknown.len() + completed.len();
-    assert_eq!(all, 52, "no status is in two lists");
+    assert_eq!(all, 65, "no status is in two lists");
 }
 
 fn status_has_body(status: StatusCode) -> bool {
@@ -103,12 +104,97 @@ fn status_has_body(status: StatusCode) -> bool {
 }
 
 #[tokio::test]
-async fn a_503_that_says_when_to_come_back_did_nothing() {
+async fn status_503_with_retry_after_leaves_key_unknown() {
     let busy = |_: Run| (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "7")], "busy").into_response();
     let shop = Setup::default().open(busy).await;
-    check(&shop, "busy", 503, After::RunsAgain).await;
+    check(&shop, "busy", 503, After::Unknown).await;
     let got = shop.order("another", "tea").await;
-    assert_eq!((got.header("retry-after"), got.told()), (Some("7"), (503, "released", "busy")));
+    assert_eq!((got.header("retry-after"), got.told()), (Some("7"), (503, "unknown", "busy")));
+    // Unless the route says what it means there.
+    for (release_on, with_header, without) in
+        [("503", After::RunsAgain, After::RunsAgain), ("503+retry-after", After::RunsAgain, After::Unknown)]
+    {
+        let policy = |policy: &mut Policy| policy.release_on = release_on.parse().expect("statuses");
+        let shop = Setup::default().policy(policy).open(busy).await;
+        check(&shop, "busy", 503, with_header).await;
+        let shop = Setup::default().policy(policy).open(|_| StatusCode::SERVICE_UNAVAILABLE.into_response()).await;
+        check(&shop, "down", 503, without).await;
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_asks_for_a_proof_frees_the_key() {
+    for (status, header, after) in [
+        (402, "payment-required", After::RunsAgain),
+        (402, "www-authenticate", After::RunsAgain),
+        (402, "dpop-nonce", After::RunsAgain),
+        (400, "dpop-nonce", After::RunsAgain),
+        (400, "www-authenticate", After::RunsAgain),
+        (415, "accept-encoding", After::RunsAgain),
+        (402, "x-other", After::Replayed),
+        (400, "x-other", After::Replayed),
+        (200, "dpop-nonce", After::Replayed),
+        // A 4xx that says when to come back is to be sent again then.
+        (404, "retry-after", After::RunsAgain),
+        (409, "retry-after", After::RunsAgain),
+        (413, "retry-after", After::RunsAgain),
+        (408, "retry-after", After::Unknown),
+        (500, "retry-after", After::Replayed),
+        (201, "retry-after", After::Replayed),
+    ] {
+        let shop = Setup::default()
+            .open(move |run: Run| {
+                let status = StatusCode::from_u16(status).expect("a status");
+                (status, [(header, "1")], format!("answer {}", run.n)).into_response()
+            })
+            .await;
+        check(&shop, &format!("{status} {header}"), status, after).await;
+    }
+}
+
+#[tokio::test]
+async fn released_when_points_to_a_json_member() {
+    let gzip = |text: &str| {
+        let mut coded = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255, 1];
+        let length = u16::try_from(text.len()).expect("a short text");
+        coded.extend_from_slice(&length.to_le_bytes());
+        coded.extend_from_slice(&(!length).to_le_bytes());
+        coded.extend_from_slice(text.as_bytes());
+        let crc = text.bytes().fold(!0_u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        });
+        coded.extend_from_slice(&(!crc).to_le_bytes());
+        coded.extend_from_slice(&u32::from(length).to_le_bytes());
+        coded
+    };
+    let denied = "{\"data\":null,\"errors\":[{\"message\":\"denied\"}]}";
+    for (name, status, coded, body, after) in [
+        ("errors", 200, false, denied, After::RunsAgain),
+        ("coded errors", 200, true, denied, After::RunsAgain),
+        ("no errors", 200, false, "{\"data\":{\"order\":1},\"errors\":[]}", After::Replayed),
+        ("null", 200, false, "{\"errors\":[null]}", After::Replayed),
+        ("no JSON", 200, false, "errors", After::Replayed),
+        ("a failure of the server", 500, false, denied, After::Replayed),
+        ("a proxy's failure", 502, false, denied, After::Unknown),
+    ] {
+        let body = if coded { gzip(body) } else { body.as_bytes().to_vec() };
+        let shop = Setup::default()
+            .policy(|policy| policy.released_when = Some("/errors/0".parse().expect("a pointer")))
+            .open(move |_| {
+                let status = StatusCode::from_u16(status).expect("a status");
+                let mut response = (status, body.clone()).into_response();
+                if coded {
+                    response.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
+                }
+                response
+            })
+            .await;
+        check(&shop, name, status, after).await;
+    }
+    // The service's own word counts more.
+    let said = Setup::default().policy(|policy| policy.released_when = Some("/errors/0".parse().expect("a pointer")));
+    let shop = said.open(move |_| ([("idempotency-outcome", "stored")], denied).into_response()).await;
+    check(&shop, "said", 200, After::Replayed).await;
 }
 
 #[tokio::test]

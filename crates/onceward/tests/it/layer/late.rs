@@ -6,13 +6,62 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use onceward::policy::Guarantee;
+use onceward::policy::{Fate, Guarantee};
 use onceward::record::Stage;
 use onceward::store::Store;
 
 use crate::shop::{Fault, Got, Run, Setup, Shop, made, order, soon, until};
 
 const LEASE: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn attempt_after_a_lost_one_never_frees_the_key() {
+    for fate in [Fate::Released, Fate::NotSent] {
+        let setup = Setup::default().policy(|policy| policy.guarantee = Guarantee::AtLeastOnce);
+        let shop = setup
+            .open(move |run: Run| {
+                let claim = run.claim.expect("a keyed request has one");
+                match run.n {
+                    1 => claim.declare(Fate::Unknown),
+                    2 => claim.declare(fate),
+                    3 => panic!("the handler panics"),
+                    4 => return StatusCode::TOO_MANY_REQUESTS.into_response(),
+                    _ => {}
+                }
+                "made".into_response()
+            })
+            .await;
+        for _ in 0..2 {
+            assert_eq!(shop.order("order-7", "tea").await.outcome(), Some("unknown"), "{fate:?}");
+            assert_eq!((shop.census().await.unknown, shop.census().await.released), (1, 0), "{fate:?}");
+            shop.order("order-7", "rum").await.refused(422, "key_reused", "mismatch");
+        }
+        shop.order("order-7", "tea").await.refused(500, "handler_panicked", "unknown");
+        assert_eq!(shop.order("order-7", "tea").await.told(), (429, "unknown", ""), "{fate:?}");
+        shop.order("order-7", "tea").await.stored(200, "made");
+    }
+}
+
+/// One whose claim over a lost attempt was taken without a word, and given back.
+#[tokio::test]
+async fn claim_over_a_lost_attempt_is_given_back_as_unknown() {
+    let setup = Setup::default().policy(|policy| policy.guarantee = Guarantee::AtLeastOnce);
+    let shop = setup
+        .open(|run: Run| {
+            if run.n == 1 {
+                run.claim.expect("a keyed request has one").declare(Fate::Unknown);
+            }
+            "made".into_response()
+        })
+        .await;
+    assert_eq!(shop.order("order-7", "tea").await.outcome(), Some("unknown"));
+    shop.store.fail("replace", Fault::LosesAnswer, 1);
+    shop.order("order-7", "tea").await.refused(503, "store_unavailable", "rejected");
+    shop.settled().await;
+    assert_eq!((shop.census().await.unknown, shop.census().await.released), (1, 0));
+    shop.order("order-7", "rum").await.refused(422, "key_reused", "mismatch");
+    shop.order("order-7", "tea").await.stored(200, "made");
+}
 
 #[tokio::test]
 async fn a_client_that_leaves_cancels_nothing() {
@@ -258,9 +307,10 @@ async fn an_overtaken_holder_is_told_while_the_winner_runs() {
 
 #[tokio::test]
 async fn an_overtaken_holder_gets_its_own_answer_where_the_winner_has_none() {
-    for (name, status, after) in [
-        ("the winner was released", StatusCode::TOO_MANY_REQUESTS, 0),
-        ("nobody knows of the winner", StatusCode::BAD_GATEWAY, 1),
+    for (name, status) in [
+        // No status releases an attempt that follows one which may have executed.
+        ("the winner was declined", StatusCode::TOO_MANY_REQUESTS),
+        ("nobody knows of the winner", StatusCode::BAD_GATEWAY),
     ] {
         let (shop, first) = lost_holder(Guarantee::AtLeastOnce, move |run: Run| match run.n {
             2 => status.into_response(),
@@ -273,7 +323,7 @@ async fn an_overtaken_holder_gets_its_own_answer_where_the_winner_has_none() {
         let got = first.await.expect("an answer");
         assert_eq!(got.told(), (201, "not-stored", "made 1"), "{name}");
         let census = shop.census().await;
-        assert_eq!((census.unknown, census.completed), (after, 0), "{name}: the word of the overtaken is refused");
+        assert_eq!((census.unknown, census.completed), (1, 0), "{name}: the word of the overtaken is refused");
         assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 1, "{name}");
     }
 }

@@ -31,7 +31,12 @@ pub(super) fn claim(attempt: AttemptId) -> Record {
 }
 
 pub(super) fn completed(attempt: AttemptId) -> Record {
-    let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"tea") };
+    let reply = Reply {
+        status: http::StatusCode::CREATED,
+        headers: Vec::new(),
+        body: Bytes::from_static(b"tea"),
+        redirect: None,
+    };
     let print = Print::new(Fingerprint([7; 32]), Arc::default());
     let (retention, tombstone) = (Duration::from_secs(86_400), Duration::from_secs(86_400));
     let phase = Phase::Completed { print, kept: Kept::Whole(Arc::new(reply)), retention, tombstone };

@@ -22,7 +22,12 @@ pub(super) fn claim(attempt: u8) -> Record {
 }
 
 pub(super) fn completed(attempt: u8) -> Record {
-    let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"{\"order\":1}") };
+    let reply = Reply {
+        status: StatusCode::CREATED,
+        headers: Vec::new(),
+        body: Bytes::from_static(b"{\"order\":1}"),
+        redirect: None,
+    };
     let day = Duration::from_secs(86_400);
     let phase =
         Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention: day, tombstone: day * 3 };
@@ -31,7 +36,8 @@ pub(super) fn completed(attempt: u8) -> Record {
 
 /// Returns a completed record with this retention and a body of this size.
 pub(super) fn kept_for(attempt: u8, retention: Duration, body: usize) -> Record {
-    let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: vec![b'.'; body].into() };
+    let reply =
+        Reply { status: StatusCode::CREATED, headers: Vec::new(), body: vec![b'.'; body].into(), redirect: None };
     let tombstone = Duration::from_secs(86_400);
     let phase = Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
     Record { phase, ..claim(attempt) }

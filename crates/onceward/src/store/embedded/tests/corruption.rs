@@ -108,7 +108,8 @@ enum Outcome {
 }
 
 pub(super) fn completed(n: u8) -> Record {
-    let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from(vec![n; 200]) };
+    let reply =
+        Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from(vec![n; 200]), redirect: None };
     let kept = Kept::Whole(Arc::new(reply));
     record(n, Phase::Completed { print: print(), kept, retention: LEASE, tombstone: LEASE })
 }
