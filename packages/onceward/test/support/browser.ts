@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { chromium, type Browser, type BrowserContext, type LaunchOptions } from 'playwright-core'
 import { bundle } from './bundle.js'
-import type { Door } from './door.js'
+import type { FaultProxy } from './faultProxy.js'
 
 const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
 
@@ -35,7 +35,7 @@ function options(): LaunchOptions {
 }
 
 /** Puts a page with this module on a door. */
-export async function publish(door: Door, path: string, source: string): Promise<void> {
+export async function publish(door: FaultProxy, path: string, source: string): Promise<void> {
   door.pages.set(`${path}.js`, { type: 'text/javascript', body: await bundle(source) })
   door.pages.set(path, {
     type: 'text/html',
