@@ -2,7 +2,9 @@
 
 import { contentOf } from './content.js'
 import { idempotentFetch, type IdempotentFetch, type IdempotentInit } from './index.js'
-import { isCsrfField } from './key.js'
+
+/** Names that frameworks give to the CSRF field. */
+const CSRF = /csrf|xsrf|authenticity_?token|requestverificationtoken|^_token$/i
 
 export interface FormOptions extends Omit<IdempotentInit, 'body' | 'method' | 'headers'> {
   readonly fetch?: IdempotentFetch
@@ -22,7 +24,7 @@ export async function submitOnce(form: HTMLFormElement, { fetch = idempotentFetc
   const isMultipart = by('enctype') === 'multipart/form-data'
   const body = isMultipart ? data : new URLSearchParams([...data].map(([name, value]) => [name, typeof value === 'string' ? value : value.name]))
   const fields = [...body]
-  const compared = fields.filter(([name]) => !isCsrfField(name))
+  const compared = fields.filter(([name]) => !CSRF.test(name))
   const payload = compared.length < fields.length ? await contentOf(compared) : undefined
   const { onResponse: _, onError: __, ...rest } = init
   return fetch(by('action') || location.href, { payload, ...rest, method: (by('method') ?? 'post').toUpperCase(), body })

@@ -1,13 +1,13 @@
 /** `fetch` that takes effect once: finds the key of an intent, sends until its outcome is known, and releases the key. */
 
-import { Deadline, onAbort, reasonOf, throwIfAborted, TIMED_OUT, withTimeout } from './deadline.js'
+import { Deadline, throwIfAborted, TIMED_OUT, withTimeout } from './deadline.js'
 import { digest as digestOf, encode } from './digest.js'
 import { errorOf } from './errors.js'
 import { newKey } from './key.js'
-import type { IdempotentInit, Options, Progress } from './options.js'
+import type { IdempotentInit, Options } from './options.js'
 import { prepare } from './prepare.js'
 import type { Decision } from './retry.js'
-import { DEADLINE_MS, send } from './send.js'
+import { DEADLINE_MS, send, type RawProgress } from './send.js'
 import { isCrossOrigin, supportsKeys } from './serverSupport.js'
 import { sha256 } from './sha256.js'
 import type { Shared } from './shared.js'
@@ -39,8 +39,8 @@ export function internalsOf(fetch: IdempotentFetch): Internals {
 /** Options of adapters. */
 export interface AdapterInit extends IdempotentInit {
   /** Called with the release of the key when its end is known, instead of releasing it. */
-  readonly onSettled?: (release: () => Promise<void>) => void
-  readonly onProgress?: (progress: Progress) => void
+  readonly onSettled?: (release: () => Promise<unknown>) => unknown
+  readonly onProgress?: (progress: RawProgress) => void
 }
 
 /** One request of this page, and how many callers await it: a double click is one intent. */
@@ -73,12 +73,14 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
     const groupId = group(given ?? intent)
     const id = isNamed ? namedId(groupId) : `${groupId}:${digest}`
 
-    for (;;) {
-      const running = inFlight.get(id)
-      if (!running || running.digest === digest || request.keepalive) return subscribe(running?.digest === digest ? running : start(), request.signal, () => inFlight.delete(id))
+    let running = inFlight.get(id)
+    while (running && running.digest !== digest && !request.keepalive) {
+      const { response } = running
       // Other content under the same name: the server decides, once the first is settled.
-      await untilSettled(running.response, request.signal)
+      await withTimeout(Infinity, request.signal, () => response.catch(() => undefined))
+      running = inFlight.get(id)
     }
+    return subscribe(running?.digest === digest ? running : start(), request.signal, () => inFlight.delete(id))
 
     function start(): InFlight {
       const stop = new AbortController()
@@ -96,12 +98,7 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
       const find = async () => (await keys.get(id)) ?? (isNamed ? (await keys.youngest(groupId))?.[1] : undefined)
       // What was open at the call is the same intent, even if another tab settles it before our turn.
       const before = await find()
-      const release = (entry?: Entry) => {
-        const finish = () => (entry ? keys.finish(id, entry) : isNamed ? Promise.resolve() : keys.remove(id))
-        return init.onSettled ? init.onSettled(finish) : finish()
-      }
-      const notSent = (isSent?: boolean) =>
-        errorOf(isSent ? 'OutcomeUnknownError' : 'NotSentError', { executed: isSent ? 'unknown' : 'no', intent }, ': the page was left before the request began; send with `keepalive: true` while a page is left')
+      const release = async (finish: () => Promise<unknown>) => (init.onSettled ?? ((it) => it()))(finish)
       let lock: SendLock | Response = {}
       if (!request.keepalive) {
         try {
@@ -112,7 +109,7 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
       }
       if (lock instanceof Response) {
         // A tab that is a copy of the sender has a copy of its key.
-        await release()
+        await release(async () => isNamed || keys.remove(id))
         return lock
       }
       let result: Shared | undefined
@@ -122,8 +119,7 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
         // A key of ours that was never sent gives way to the one that another tab sent for the same.
         const key = given ?? (wasSent ? found!.key : (lock.leaderKey ?? found?.key)) ??
           (await (options.keys ?? newKey)({ prepared, init, intent, user: userOf(), options, deadline, signal }))
-        const maybeExecuted = wasSent || lock.leaderKey !== undefined
-        if (!request.keepalive && wasLeft()) throw notSent(maybeExecuted)
+        const maybeExecuted = !!wasSent || lock.leaderKey !== undefined
         const { origin } = prepared
         const entry: Entry = {
           key, intent, digest: wasSent ? found!.digest : digest, firstSentAt: found?.firstSentAt ?? Date.now(), maybeExecuted: true,
@@ -132,8 +128,8 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
         await keys.put(id, entry)
         await lock.announce?.(key)
         if (!request.keepalive && wasLeft()) {
-          if (!maybeExecuted) await keys.put(id, { ...entry, maybeExecuted: false })
-          throw notSent(maybeExecuted)
+          await keys.put(id, { ...entry, maybeExecuted })
+          throw errorOf(maybeExecuted ? 'OutcomeUnknownError' : 'NotSentError', { executed: maybeExecuted ? 'unknown' : 'no', intent }, ': the page was left before it began: use keepalive')
         }
         let ended: Decision | undefined
         try {
@@ -147,8 +143,8 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
           return sent.response
         } finally {
           const { action, executed, reason, key: verdict } = ended ?? {}
-          if (verdict === 'drop' && executed !== 'no') await release({ ...entry, digest })
-          else if (verdict === 'drop' && (!isNamed || reason === 'refused')) await (init.onSettled ? init.onSettled(() => keys.remove(id)) : keys.remove(id))
+          if (verdict === 'drop' && executed !== 'no') await release(() => keys.finish(id, { ...entry, digest }))
+          else if (verdict === 'drop' && (!isNamed || reason === 'refused')) await release(() => keys.remove(id))
           // A caller that saw a response and sends again means it: only where keys are supported it stays open.
           else if (executed === 'no' || (action === 'return' && !supportsKeys(origin, options))) await keys.put(id, { ...entry, digest, maybeExecuted: false })
         }
@@ -162,34 +158,18 @@ export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
   return idempotentFetch
 }
 
-/** Resolves when a request has ended, or the signal aborts. */
-async function untilSettled(response: Promise<Response>, signal: AbortSignal): Promise<void> {
-  await new Promise<void>((resolve) => {
-    onAbort(signal, resolve)
-    response.then(() => resolve(), () => resolve())
-  })
-  throwIfAborted(signal)
-}
-
 /** Awaits a request that others may await too. The last subscriber that aborts stops it. */
 async function subscribe(it: InFlight, signal: AbortSignal, close: () => void): Promise<Response> {
   it.subscribers += 1
-  let stopListening: (() => void) | undefined
   try {
-    const aborted = new Promise<never>((_, reject) => {
-      stopListening = onAbort(signal, () => {
-        const reason = reasonOf(signal)
-        it.subscribers -= 1
-        reject(reason as Error)
-        if (it.subscribers > 0) return
-        close()
-        it.stop.abort(reason)
-      })
-    })
-    const response = await Promise.race([it.response, aborted])
+    const response = await withTimeout(Infinity, signal, () => it.response)
     // Each of several gets a copy; a single subscriber gets the original, so that no copy is left unread.
     return it.subscribers > 1 ? response.clone() : response
-  } finally {
-    stopListening!()
+  } catch (error) {
+    if (signal.aborted && --it.subscribers === 0) {
+      close()
+      it.stop.abort(error)
+    }
+    throw error
   }
 }

@@ -1,7 +1,7 @@
 /** A mutation that can be observed: the core of an adapter for a framework. */
 
 import { contentOf } from './content.js'
-import { sleep } from './deadline.js'
+import { isOffline, sleep } from './deadline.js'
 import { idempotentFetch } from './default.js'
 import { digest as digestOf, encode } from './digest.js'
 import { internalsOf, type AdapterInit, type IdempotentFetch } from './idempotentFetch.js'
@@ -173,17 +173,22 @@ export class Mutation<Data, Variables> {
     const { intent, repeatable, mutationFn, fetch = idempotentFetch } = this.#options
     const { signal } = run.stop
     const reserved = intent === undefined ? this.#unnamedKey(content) : await reserve(fetch, intent, content, repeatable)
-    const settled: { readonly status: number; readonly release: () => Promise<void> }[] = []
+    const settled: { readonly status: number; readonly release: () => Promise<unknown> }[] = []
     let calls = 0
     const send: MutationContext['fetch'] = async (input, init) => {
       calls += 1
-      let release: (() => Promise<void>) | undefined
+      let release: (() => Promise<unknown>) | undefined
       const adapter: AdapterInit = {
         signal,
         ...init,
         ...(intent !== undefined && { intent: calls === 1 ? intent : `${intent}#${calls}`, payload: content, repeatable }),
         onSettled: (it) => void (release = it),
-        onProgress: (progress) => this.#state.status === 'pending' && this.#set({ ...this.#state, ...progress }),
+        onProgress: ({ attempts, isReached, cause, last }) => {
+          if (this.#state.status !== 'pending') return
+          const isPaused = isOffline()
+          const failureReason = (cause as Error | undefined) ?? (last ? new Error(last.problem?.detail ?? `status ${last.response.status}`) : null)
+          this.#set({ ...this.#state, attempts, isPaused, failureReason, waitingFor: isPaused ? 'network' : !isReached ? 'first-response' : cause ? 'network' : 'server' })
+        },
       }
       let status = 0
       try {
@@ -207,7 +212,7 @@ export class Mutation<Data, Variables> {
       },
     }
     /** Releases keys whose end is delivered: to an observer that is mounted, or to a caller that awaits it. */
-    const deliver = (releases: (() => Promise<void>)[]) =>
+    const deliver = (releases: (() => Promise<unknown>)[]) =>
       run.isAwaited || this.#listeners.size > 0 ? Promise.all(releases.map((release) => release())) : undefined
     try {
       const data = await mutationFn(variables, context)

@@ -46,7 +46,16 @@ export async function prepare(request: Request, given?: BodyInit | null): Promis
 
 /** Makes one attempt of it. */
 export function attempt({ request, body, contentType }: PreparedRequest, headers: Record<string, string | undefined>, signal: AbortSignal): Request {
-  return new Request(request, { headers: withHeaders(request, { ...headers, 'content-type': contentType }), signal, ...(body && { body }) })
+  return new Request(request, { headers: withHeaders(request, { ...headers, 'content-type': contentType }), signal, ...(body && { body: repeatable(body) }) })
+}
+
+/** Node detaches bytes that it sends, and cannot send them again after a 307 or 308. React Native makes no blobs of bytes. */
+function repeatable(body: Uint8Array<ArrayBuffer>): BodyInit {
+  try {
+    return globalThis.document ? body : new Blob([body])
+  } catch {
+    return body
+  }
 }
 
 export function withHeaders(request: Request, headers: Record<string, string | undefined>): Headers {

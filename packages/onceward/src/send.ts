@@ -2,13 +2,13 @@
 
 import { isOffline, reasonOf, sleep, TIMED_OUT, withTimeout, type Deadline } from './deadline.js'
 import { errorOf, type ErrorDetails } from './errors.js'
-import { findVolatileFields } from './key.js'
-import type { Options, Progress } from './options.js'
+import { isVolatile } from './key.js'
+import type { Options } from './options.js'
 import { attempt, type PreparedRequest } from './prepare.js'
 import { backoff, decide, type Decision, type Observation } from './retry.js'
 import { isCrossOrigin, isReached, isSupported, markSupported, readPolicy, supportsKeys } from './serverSupport.js'
-import { endpoint, parseResponse, queryStatus, statusRequest, transport, type AttemptResult } from './status.js'
-import { FIRST_SENT, KEY, outcomeOf } from './wire.js'
+import { endpoint, parseResponse, statusRequest, transport, type AttemptResult, type LookupResult } from './status.js'
+import { FIRST_SENT, KEY, outcomeOf, type Executed } from './wire.js'
 
 /** What is sent, and under which key. */
 export interface SendJob {
@@ -27,7 +27,15 @@ export interface SendJob {
   readonly isDefaultDeadline: boolean
   /** Aborts when no caller is left. */
   readonly signal: AbortSignal
-  readonly onProgress?: ((progress: Progress) => void) | undefined
+  readonly onProgress?: ((progress: RawProgress) => void) | undefined
+}
+
+/** Progress as adapters get it. */
+export interface RawProgress {
+  readonly attempts: number
+  readonly isReached: boolean
+  readonly cause: unknown
+  readonly last: AttemptResult | undefined
 }
 
 export const DEADLINE_MS = 60_000
@@ -70,13 +78,7 @@ export async function send(job: SendJob, options: Options, onEnd: (decision: Dec
       if (supports === undefined) await pause(Math.min(backoff(tries, Math.random()), remainingMs()))
     }
   }
-  const report = () =>
-    job.onProgress?.({
-      attempts: sends,
-      waitingFor: isOffline() ? 'network' : !isReached(origin) ? 'first-response' : cause ? 'network' : 'server',
-      isPaused: isOffline(),
-      failureReason: (cause as Error | undefined) ?? (last && new Error(last.problem?.detail ?? `status ${last.response.status}`)) ?? null,
-    })
+  const report = () => job.onProgress?.({ attempts: sends, isReached: isReached(origin), cause, last })
   const pause = async (ms: number) => {
     await sleep(ms, signal)
     if (isOffline()) report()
@@ -88,7 +90,6 @@ export async function send(job: SendJob, options: Options, onEnd: (decision: Dec
       onEnd(decision)
       if (decision.error === 'AbortError') throw reasonOf(signal)
       const details: ErrorDetails = { executed: decision.executed, intent, problem: last?.problem, response: last?.response, cause }
-      if (decision.reason === 'mismatch' && job.isSameContent !== undefined) throw await payloadChanged(details)
       throw errorOf(decision.error, details, hint(decision))
     }
     if ('after' in decision) {
@@ -96,19 +97,17 @@ export async function send(job: SendJob, options: Options, onEnd: (decision: Dec
       isStatusQuery = decision.action === 'ask'
     }
   }
-  const hint = ({ reason, executed }: Decision): string => {
-    if (reason === 'not-honoured') return `; ${origin} is not known to honour keys: look whether it took effect`
-    if (executed === 'no' || isReached(origin)) return ''
-    return `; ${origin} never responded: it is down${isCrossOrigin(origin) ? ', or refused the preflight: let Access-Control-Allow-Headers name idempotency-key' : ''}`
-  }
-  const payloadChanged = async (details: ErrorDetails) => {
-    const first = await withTimeout(LAST_QUERY_MS, signal, (signal) => queryStatus(options, prepared.request, url, header, 0, signal))
-      .catch(() => ({ state: 'interrupted', executed: 'unknown' }) as const)
-    const volatileFields = findVolatileFields(fieldsOf(prepared))
-    const executed = first.state === 'answered' ? 'yes' : first.state === 'interrupted' ? first.executed : 'unknown'
-    const looks = volatileFields.length ? `; these look different at each send: ${volatileFields.join(', ')}` : ''
-    return errorOf('PayloadChangedError', { ...details, executed, problem: undefined, first, volatileFields } as ErrorDetails,
-      `: "${intent}" was sent with other content before${looks}. Name another intent for another action`)
+  const hint = ({ reason, executed }: Decision): string =>
+    reason === 'not-honoured' ? `; ${origin} is not known to honour keys: look whether it took effect`
+      : executed === 'no' || isReached(origin) ? ''
+        : `; ${origin} never responded: it is down${isCrossOrigin(origin) ? ', or refused the preflight: Access-Control-Allow-Headers must have idempotency-key' : ''}`
+  /** The error of other content under a known name, after the last question. */
+  const payloadChanged = ({ action, executed, error }: { action: string; executed: Executed; error?: string }) => {
+    const first: LookupResult = action === 'return' ? { state: 'answered', response: last!.response }
+      : error === 'InFlightError' ? { state: 'in-flight', afterMs: 1000 } : { state: 'interrupted', executed, problem: last?.problem }
+    const volatileFields = volatileFieldsOf(prepared)
+    return errorOf('PayloadChangedError', { executed, intent, first, volatileFields } as ErrorDetails,
+      `: "${intent}" was sent with other content before${volatileFields[0] ? ` (different at each send: ${volatileFields.join()})` : ''}. Name another intent for another action`)
   }
 
   // The first send of this page may be a resend of the key.
@@ -134,6 +133,7 @@ export async function send(job: SendJob, options: Options, onEnd: (decision: Dec
     }
     options.onAttempt?.({ intent, key, sends, isStatusQuery, observation, decision: judge(observation) })
     let decision = await decided(observation)
+    if (final?.reason === 'mismatch' && !signal.aborted) throw payloadChanged(decision)
     if (decision.action === 'return') {
       onEnd(decision)
       return last!
@@ -143,10 +143,11 @@ export async function send(job: SendJob, options: Options, onEnd: (decision: Dec
       // The caller says that it is the same, so the response of the first is its response.
       hasCompared = true
       decision = { action: 'ask', after: 0, key: 'keep', executed: 'unknown', reason: 'mismatch' }
-    } else if (decision.action === 'throw' && decision.reason === 'deadline' && decision.executed !== 'no' && !final &&
-      support() !== false && (deadline.isOverslept || deadline.wasOffline)) {
-      // The machine slept, or was offline: much may have happened meanwhile, so ask once more.
-      final = decision
+    } else if (!final && decision.action === 'throw' && (decision.reason === 'mismatch' ? job.isSameContent !== undefined
+      // The machine slept, or was offline: much may have happened meanwhile.
+      : decision.reason === 'deadline' && decision.executed !== 'no' && support() !== false && (deadline.isOverslept || deadline.wasOffline))) {
+      // One last question: what became of the first?
+      onEnd(final = decision)
       maybeExecuted = isStatusQuery = true
       continue
     }
@@ -169,15 +170,8 @@ export async function send(job: SendJob, options: Options, onEnd: (decision: Dec
   }
 }
 
-/** Returns the members of a body: of JSON, else of a form. */
-function fieldsOf({ body, contentType = '' }: PreparedRequest): unknown {
-  const text = new TextDecoder().decode(body)
-  try {
-    return JSON.parse(text)
-  } catch {
-    const fields = /^multipart/.test(contentType)
-      ? [...text.matchAll(/ name="([^"]*)"\r\n\r\n([^\r]*)/g)].map(([, name, value]) => [name!, value!] as const)
-      : new URLSearchParams(text)
-    return Object.fromEntries(fields)
-  }
+/** Returns the members of JSON or a form that look different at each send. */
+function volatileFieldsOf({ body }: PreparedRequest): string[] {
+  const members = new TextDecoder().decode(body).matchAll(/([\w.-]+)(?:"\s*:\s*"?|=|"\r\n\r\n)([^"&\r,}]*)/g)
+  return [...members].filter(([, name, value]) => isVolatile(name!, value!)).map(([, name]) => name!)
 }

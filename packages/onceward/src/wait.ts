@@ -1,6 +1,6 @@
 /** Waits for the send lock while another tab sends. */
 
-import { onAbort, reasonOf } from './deadline.js'
+import { onAbort } from './deadline.js'
 import { leaseLock } from './lease.js'
 import type { Shared } from './shared.js'
 import { openChannel, takeLock, type SendLock } from './tabs.js'
@@ -59,10 +59,10 @@ export async function waitForLock(id: string, digest: string, signal: AbortSigna
       return { leaderKey }
     }
     const granted = provider.wait(id, digest, stop.signal)
-    const aborted = new Promise<never>((_, reject) => onAbort(signal, () => reject(reasonOf(signal) as Error)))
+    onAbort(signal, () => stop.abort())
     let isMine = false
     try {
-      const first = await Promise.race([received, aborted, silence(), granted])
+      const first = await Promise.race([received, silence(), granted])
       if (!('done' in first)) return 'body' in first ? toResponse(first) : first
       const late = await Promise.race([received, sleep(RESULT_MS_MAX)])
       if (late) return toResponse(late)

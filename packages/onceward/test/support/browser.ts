@@ -8,14 +8,14 @@ import type { FaultProxy } from './faultProxy.js'
 const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
 
 /** The real Chromium, told to leave the network alone. */
-export const openBrowser = async (): Promise<Browser> => chromium.launch(options())
+export const openBrowser = async (): Promise<Browser> => chromium.launch(browserOptions())
 
 /** The same with a person's setting that no page may keep anything: cookies, storages and locks are denied. */
 export async function withoutStorage(work: (context: BrowserContext) => Promise<void>): Promise<void> {
   const profile = mkdtempSync(join(tmpdir(), 'onceward-profile-'))
   mkdirSync(join(profile, 'Default'))
   writeFileSync(join(profile, 'Default/Preferences'), '{"profile":{"default_content_setting_values":{"cookies":2}}}')
-  const context = await chromium.launchPersistentContext(profile, options())
+  const context = await chromium.launchPersistentContext(profile, browserOptions())
   try {
     await work(context)
   } finally {
@@ -24,7 +24,7 @@ export async function withoutStorage(work: (context: BrowserContext) => Promise<
   }
 }
 
-function options(): LaunchOptions {
+export function browserOptions(): LaunchOptions {
   if (!existsSync(CHROMIUM)) throw new Error(`${CHROMIUM} is missing: install chromium, or name one in CHROMIUM`)
   return {
     executablePath: CHROMIUM,
