@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header};
+use onceward::engine::Engine;
 use onceward::principal::{VerifiedToken, bearer_jwt};
 use serde_json::{Map, Value};
 
@@ -31,7 +32,7 @@ impl Jwt {
     /// # Errors
     ///
     /// One line, where a file cannot be read or has no key.
-    pub(crate) async fn open(settings: &JwtSettings, config: &Config) -> Result<Self, String> {
+    pub(crate) async fn open(settings: &JwtSettings, config: &Config, engine: &Engine) -> Result<Self, String> {
         let secret = match &settings.secret_file {
             None => None,
             Some(path) => {
@@ -49,7 +50,7 @@ impl Jwt {
         };
         let keys = match &settings.keys {
             KeySource::None => None,
-            source => Some(KeySet::open(source.clone(), config).await?),
+            source => Some(KeySet::open(source.clone(), config, engine).await?),
         };
         Ok(Self { settings: settings.clone(), secret, keys })
     }

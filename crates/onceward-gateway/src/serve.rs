@@ -105,7 +105,7 @@ async fn serve(config: Config) -> Result<(), String> {
     }
     let names_claims = policies(&config).any(|policy| policy.principal.names_a_claim());
     let jwt = match names_claims {
-        true => Some(Arc::new(Jwt::open(&config.jwt, &config).await?)),
+        true => Some(Arc::new(Jwt::open(&config.jwt, &config, &engine).await?)),
         false => None,
     };
     if let Some(jwt) = jwt.clone() {

@@ -98,7 +98,7 @@ impl Claim {
 
     /// Returns the fingerprint that a request would have by the rules of this attempt, and whether that is its own.
     pub(crate) fn fingerprint(&self, request: &Parts<'_>) -> Option<(Fingerprint, bool)> {
-        let Print { fingerprint, rules } = &self.held.print;
+        let Print { fingerprint, rules, .. } = &self.held.print;
         let other = rules.fingerprint(self.held.shared.keys()?, request);
         Some((other, other == *fingerprint))
     }
@@ -232,17 +232,24 @@ impl Held {
         print: Print,
         policy: Arc<Policy>,
     ) -> Arc<Self> {
-        Arc::new(Self::begin(shared, id, key_hash, print, policy))
+        Arc::new(Self::begin(shared, id, principal, key_hash, print, policy))
     }
 
     /// The attempt of the same request at the record that a redirect has led to.
     pub(crate) fn redirected(&self, id: RecordId) -> Arc<Self> {
         let (shared, policy) = (Arc::clone(&self.shared), Arc::clone(&self.policy));
-        let attempt = Self::begin(shared, id, self.key_hash, self.print.clone(), policy);
+        let attempt = Self::begin(shared, id, self.principal, self.key_hash, self.print.clone(), policy);
         Arc::new(Self { is_redirected: true, ..attempt })
     }
 
-    fn begin(shared: Arc<Shared>, id: RecordId, key_hash: KeyHash, print: Print, policy: Arc<Policy>) -> Self {
+    fn begin(
+        shared: Arc<Shared>,
+        id: RecordId,
+        principal: Principal,
+        key_hash: KeyHash,
+        print: Print,
+        policy: Arc<Policy>,
+    ) -> Self {
         let began = shared.clock.wall();
         Self {
             shared,

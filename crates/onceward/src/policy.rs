@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderName, RETRY_AFTER};
-use http::header::HeaderName;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
 use crate::fingerprint::{Pointer, Rules};

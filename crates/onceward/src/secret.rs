@@ -191,16 +191,12 @@ impl Framed {
         self.0.push(number as u8);
     }
 
-    /// Returns what was gathered.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
     pub(crate) fn field(&mut self, bytes: &[u8]) {
         self.number(bytes.len());
         self.0.extend_from_slice(bytes);
     }
 
+    /// Returns what was gathered.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }

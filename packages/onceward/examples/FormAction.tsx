@@ -1,4 +1,4 @@
-/** With a form action of React 19: the fields are what the key is bound to. */
+/** With a form action of React 19: one name, one order. */
 import { useActionState } from 'react'
 import { useIdempotentMutation } from 'onceward/react'
 
@@ -7,12 +7,7 @@ interface Order { id: number; item: string; qty: number }
 export function OrderForm({ cart }: { cart: string }) {
   const order = useIdempotentMutation({
     intent: `checkout:${cart}`,
-    mutationFn: async (form: FormData, { fetch }): Promise<Order> => {
-      const body = JSON.stringify({ item: form.get('item'), qty: Number(form.get('qty')) })
-      const response = await fetch('/orders', { method: 'POST', headers: { 'content-type': 'application/json' }, body })
-      if (!response.ok) throw new Error(((await response.json()) as { detail: string }).detail)
-      return response.json() as Promise<Order>
-    },
+    mutationFn: (form: FormData, { json }) => json<Order>('/orders', { item: form.get('item'), qty: Number(form.get('qty')) }),
   })
   const [failure, action, isPending] = useActionState(async (_: string | undefined, form: FormData) => {
     try {

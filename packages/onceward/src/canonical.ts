@@ -1,10 +1,12 @@
-/** The one text of a JSON value (RFC 8785), stricter where two values would become one. */
+/** Canonical text of a JSON value (RFC 8785), stricter where two values would become one. */
 
-/** Says where in a value something stands that a key cannot be derived from, and the mend. */
-export class CanonicalError extends TypeError {
-  override readonly name = 'CanonicalError'
+import { OncewardError } from './errors.js'
+
+/** Names the place in a value that no key can be derived from, and the fix. Nothing was sent. */
+export class CanonicalError extends OncewardError {
+  override readonly name = 'CanonicalError' as const
   constructor(readonly kind: 'number' | 'text' | 'undefined' | 'kind', readonly path: string, what: string) {
-    super(`${path || 'the payload'} ${what}`)
+    super(`${path || 'the payload'} ${what}`, { executed: 'no', intent: '' })
   }
 }
 

@@ -1,147 +1,175 @@
-/** `fetch` that takes effect once: it finds the key of an intent, sends until it is settled, and lets the key go. */
+/** `fetch` that takes effect once: finds the key of an intent, sends until its outcome is known, and releases the key. */
 
+import { Deadline, throwIfAborted, TIMED_OUT, withTimeout } from './deadline.js'
 import { digest as digestOf, encode } from './digest.js'
+import { errorOf } from './errors.js'
 import { newKey } from './key.js'
 import type { IdempotentInit, Options } from './options.js'
-import { isHonoured } from './origin.js'
-import { Deadline, follow } from './patience.js'
 import { prepare } from './prepare.js'
 import type { Decision } from './retry.js'
-import { DEADLINE_MS, send } from './send.js'
+import { DEADLINE_MS, send, type RawProgress } from './send.js'
+import { isCrossOrigin, supportsKeys } from './serverSupport.js'
+import { sha256 } from './sha256.js'
 import type { Shared } from './shared.js'
-import { keysIn, memoryStorage, webStorage, type Keys } from './storage.js'
-import { turn } from './tabs.js'
+import { transport } from './status.js'
+import { Keys, namedId, type Entry } from './storage.js'
+import { acquireSendLock, type SendLock } from './tabs.js'
+import { watchPage } from './visibility.js'
 import { KEY } from './wire.js'
 
-export interface IdempotentFetch {
-  /** As `fetch`; rejects with an `OncewardError` where nobody can say that it took effect once. */
-  (input: RequestInfo | URL, init?: IdempotentInit): Promise<Response>
-  /** For adapters. */
-  readonly inner: Inner
-}
+/** As `fetch`; rejects with an `OncewardError` where it is not known to have taken effect once. */
+export type IdempotentFetch = (input: RequestInfo | URL, init?: IdempotentInit) => Promise<Response>
 
-/** What adapters build on. */
-export interface Inner {
+/** State that adapters share with their fetch. */
+export interface Internals {
   readonly options: Options
   readonly keys: Keys
-  readonly user: () => string
-  /** Names the open keys of the user's intent. */
-  readonly group: (intent: string) => Promise<string>
-  /** Names the key of one payload of it. */
-  readonly id: (intent: string, digest: string) => Promise<string>
+  /** Id of the user's intent. */
+  readonly group: (intent: string) => string
 }
 
-/** For adapters: is called when the key may go, instead of letting it go. */
+const internals = new WeakMap<IdempotentFetch, Internals>()
+
+export function internalsOf(fetch: IdempotentFetch): Internals {
+  const found = internals.get(fetch)
+  if (!found) throw new TypeError('onceward: this fetch is not from createIdempotentFetch')
+  return found
+}
+
+/** Options of adapters. */
 export interface AdapterInit extends IdempotentInit {
-  readonly onSettled?: (letGo: () => Promise<void>) => void | Promise<void>
+  /** Called with the release of the key when its end is known, instead of releasing it. */
+  readonly onSettled?: (release: () => Promise<unknown>) => unknown
+  readonly onProgress?: (progress: RawProgress) => void
 }
 
-/** One request of this page, and how many wait for it: a double click is one intent. */
-interface Shop {
-  readonly answer: Promise<Response>
+/** One request of this page, and how many callers await it: a double click is one intent. */
+interface InFlight {
+  readonly digest: string
+  readonly response: Promise<Response>
   readonly stop: AbortController
-  customers: number
+  subscribers: number
 }
 
-/** A fetch with its settings bound. Make one for the page, and hand it to whoever sends. */
+/** Makes a fetch with these settings. Make one for the page, and use it everywhere. */
 export function createIdempotentFetch(options: Options = {}): IdempotentFetch {
-  const { storage = globalThis.document ? 'session' : 'memory' } = options
-  const place = typeof storage === 'object' ? storage : storage === 'memory' ? memoryStorage() : webStorage(storage)
-  const keys = keysIn(place, options.onWarning ?? console.warn)
-  const shops = new Map<string, Shop>()
-  const inner: Inner = {
-    options,
-    keys,
-    user: () => (typeof options.user === 'function' ? options.user() : options.user) ?? '',
-    group: (intent) => digestOf(encode(JSON.stringify([inner.user(), intent]))),
-    id: async (intent, digest) => `${await inner.group(intent)}:${digest}`,
-  }
+  const keys = new Keys(options.storage ?? (globalThis.document ? 'session' : 'memory'), options.onWarning ?? console.warn)
+  const inFlight = new Map<string, InFlight>()
+  const userOf = () => (typeof options.user === 'function' ? options.user() : options.user) ?? ''
+  const group = (intent: string) => sha256(JSON.stringify([userOf(), intent]))
 
   const idempotentFetch = async (input: RequestInfo | URL, init: AdapterInit = {}): Promise<Response> => {
-    const request = new Request(input, init)
+    const method = init.method ?? (input as Partial<Request>).method ?? ''
+    // `fetch` sends it as typed, and some servers execute it.
+    const request = new Request(input, /^patch$/i.test(method) ? { ...init, method: 'PATCH' } : init)
     const given = request.headers.get(KEY)
-    if (init.intent === undefined && given === null && !/^(POST|PATCH)$/.test(request.method)) {
-      return (options.fetch ?? fetch)(request)
-    }
-    request.signal.throwIfAborted()
-    const prepared = await prepare(request)
+    if (init.intent === undefined && given === null && !/^(POST|PATCH)$/.test(request.method)) return transport(options, request)
+    throwIfAborted(request.signal)
+    const wasLeft = watchPage()
+    const prepared = await prepare(request, init.body)
     const digest = init.payload === undefined ? prepared.digest : await digestOf(encode(init.payload))
     const intent = init.intent ?? `${request.method} ${prepared.url}`
-    const id = await inner.id(given ?? intent, digest)
+    const isNamed = given === null && init.intent !== undefined
+    const groupId = group(given ?? intent)
+    const id = isNamed ? namedId(groupId) : `${groupId}:${digest}`
 
-    const shop = shops.get(id) ?? open()
-    return join(shop, request.signal, () => shops.delete(id))
+    let running = inFlight.get(id)
+    while (running && running.digest !== digest && !request.keepalive) {
+      const { response } = running
+      // Other content under the same name: the server decides, once the first is settled.
+      await withTimeout(Infinity, request.signal, () => response.catch(() => undefined))
+      running = inFlight.get(id)
+    }
+    return subscribe(running?.digest === digest ? running : start(), request.signal, () => inFlight.delete(id))
 
-    function open(): Shop {
+    function start(): InFlight {
       const stop = new AbortController()
-      const answer = once(stop.signal).finally(() => shops.get(id) === shop && shops.delete(id))
-      const shop = { answer, stop, customers: 0 }
-      shops.set(id, shop)
-      return shop
+      const response = run(stop.signal).finally(() => inFlight.get(id) === it && inFlight.delete(id))
+      const it: InFlight = { digest, response, stop, subscribers: 0 }
+      inFlight.set(id, it)
+      return it
     }
 
-    /** One request of an intent, in turn with those of other tabs. */
-    async function once(signal: AbortSignal): Promise<Response> {
-      // What was open when this was asked for is the same intent, even if another tab settles it before our turn.
-      const before = await keys.get(id)
-      const mine = await turn(id, signal)
-      const letGo = () => keys.remove(id)
-      const settle = init.onSettled ?? ((letGo) => letGo())
-      if (mine instanceof Response) {
+    /** Runs one request of an intent, one at a time with those of other tabs. */
+    async function run(signal: AbortSignal): Promise<Response> {
+      const ms = init.deadline ?? options.deadline
+      const deadline = new Deadline(ms ?? DEADLINE_MS)
+      // Names of older versions have an entry for each content.
+      const find = async () => (await keys.get(id)) ?? (isNamed ? (await keys.youngest(groupId))?.[1] : undefined)
+      // What was open at the call is the same intent, even if another tab settles it before our turn.
+      const before = await find()
+      const release = async (finish: () => Promise<unknown>) => (init.onSettled ?? ((it) => it()))(finish)
+      let lock: SendLock | Response = {}
+      if (!request.keepalive) {
+        try {
+          lock = await withTimeout(deadline.remainingMs, signal, (signal) => acquireSendLock(id, digest, signal))
+        } catch (error) {
+          throw error === TIMED_OUT ? errorOf('InFlightError', { executed: 'unknown', intent }, ': another tab is sending it') : error
+        }
+      }
+      if (lock instanceof Response) {
         // A tab that is a copy of the sender has a copy of its key.
-        await settle(letGo)
-        return mine
+        await release(async () => isNamed || keys.remove(id))
+        return lock
       }
       let result: Shared | undefined
       try {
-        const deadline = new Deadline(init.deadline ?? options.deadline ?? DEADLINE_MS)
-        const found = (await keys.get(id)) ?? before
+        const found = (await find()) ?? before
+        const wasSent = found?.maybeExecuted
         // A key of ours that was never sent gives way to the one that another tab sent for the same.
-        const key = given ?? (found?.doubt ? found.key : (mine.theirKey ?? found?.key)) ??
-          (await (options.keys ?? newKey)({ prepared, init, intent, user: inner.user(), options, deadline, signal }))
-        const born = found?.born ?? Date.now()
-        const note = (doubt: boolean) => keys.put(id, { key, intent, digest, born, doubt })
-        await note(true)
-        await mine.announce?.(key)
+        const key = given ?? (wasSent ? found!.key : (lock.leaderKey ?? found?.key)) ??
+          (await (options.keys ?? newKey)({ prepared, init, intent, user: userOf(), options, deadline, signal }))
+        const maybeExecuted = !!wasSent || lock.leaderKey !== undefined
+        const { origin } = prepared
+        const entry: Entry = {
+          key, intent, digest: wasSent ? found!.digest : digest, firstSentAt: found?.firstSentAt ?? Date.now(), maybeExecuted: true,
+          end: found?.end, repeatable: init.repeatable || undefined, origin: globalThis.location && !isCrossOrigin(origin) ? undefined : origin,
+        }
+        await keys.put(id, entry)
+        await lock.announce?.(key)
+        if (!request.keepalive && wasLeft()) {
+          await keys.put(id, { ...entry, maybeExecuted })
+          throw errorOf(maybeExecuted ? 'OutcomeUnknownError' : 'NotSentError', { executed: maybeExecuted ? 'unknown' : 'no', intent }, ': the page was left before it began: use keepalive')
+        }
         let ended: Decision | undefined
-        const doubt = found?.doubt || mine.theirKey !== undefined
         try {
-          const told = await send({ prepared, key, isGiven: given !== null, intent, born, deadline, signal, doubt }, options, (decision) => (ended = decision))
-          // Another is what one tab saw, and others may ask again.
-          if (ended!.key === 'drop') result = told.shared
-          return told.response
+          const isSameContent = isNamed || (given === null && init.payload !== undefined) ? init.payload !== undefined && entry.digest === digest : undefined
+          const sent = await send({
+            prepared, key, isGiven: given !== null, intent, firstSentAt: entry.firstSentAt, deadline, isDefaultDeadline: ms === undefined, signal, maybeExecuted, isSameContent,
+            onProgress: init.onProgress,
+          }, options, (decision) => (ended = decision))
+          // Another decision is what one tab saw, and others may ask again.
+          if (ended!.key === 'drop') result = sent.shared
+          return sent.response
         } finally {
-          if (ended?.key === 'drop') await settle(letGo)
-          // Whoever saw an answer and sends again means it: only where keys are honoured does the doubt last.
-          else if (ended?.executed === 'no' || (ended?.do === 'return' && !isHonoured(prepared.origin, options))) await note(false)
+          const { action, executed, reason, key: verdict } = ended ?? {}
+          if (verdict === 'drop' && executed !== 'no') await release(() => keys.finish(id, { ...entry, digest }))
+          else if (verdict === 'drop' && (!isNamed || reason === 'refused')) await release(() => keys.remove(id))
+          // A caller that saw a response and sends again means it: only where keys are supported it stays open.
+          else if (executed === 'no' || (action === 'return' && !supportsKeys(origin, options))) await keys.put(id, { ...entry, digest, maybeExecuted: false })
         }
       } finally {
-        mine.done?.(result)
+        lock.done?.(result)
       }
     }
   }
 
-  return Object.assign(idempotentFetch, { inner })
+  internals.set(idempotentFetch, { options, keys, group })
+  return idempotentFetch
 }
 
-/** The answer of a request that others may wait for too: who gives up leaves, and the last one to leave stops it. */
-async function join(shop: Shop, signal: AbortSignal, close: () => void): Promise<Response> {
-  shop.customers += 1
-  let leave: (() => void) | undefined
+/** Awaits a request that others may await too. The last subscriber that aborts stops it. */
+async function subscribe(it: InFlight, signal: AbortSignal, close: () => void): Promise<Response> {
+  it.subscribers += 1
   try {
-    const gaveUp = new Promise<never>((_, reject) => {
-      leave = follow(signal, () => {
-        shop.customers -= 1
-        reject(signal.reason as Error)
-        if (shop.customers > 0) return
-        close()
-        shop.stop.abort(signal.reason)
-      })
-    })
-    const response = await Promise.race([shop.answer, gaveUp])
-    // Each gets one of its own; who is alone gets the original, so that no copy is left to be filled unread.
-    return shop.customers > 1 ? response.clone() : response
-  } finally {
-    leave!()
+    const response = await withTimeout(Infinity, signal, () => it.response)
+    // Each of several gets a copy; a single subscriber gets the original, so that no copy is left unread.
+    return it.subscribers > 1 ? response.clone() : response
+  } catch (error) {
+    if (signal.aborted && --it.subscribers === 0) {
+      close()
+      it.stop.abort(error)
+    }
+    throw error
   }
 }

@@ -1,11 +1,10 @@
-type Digest = (data: Uint8Array<ArrayBuffer>) => Promise<string>
+import { digest, encode } from './digest.js'
 
 /**
- * Each FormData gets a random boundary, which would make a retry after a refresh another request. Writes one into `body`
- * that the rest of its bytes decide, of the same length, and returns it.
+ * Replaces the random boundary of FormData, which would make a retry after a refresh another request. Writes one into
+ * `body` that the rest of its bytes determine, of the same length, and returns it.
  */
-export async function fixBoundary(body: Uint8Array<ArrayBuffer>, boundary: string, digest: Digest): Promise<string> {
-  const encode = (text: string) => new TextEncoder().encode(text)
+export async function fixBoundary(body: Uint8Array<ArrayBuffer>, boundary: string): Promise<string> {
   const mark = encode(boundary)
   const places: number[] = []
   for (let at = body.indexOf(mark[0]!); at >= 0; at = body.indexOf(mark[0]!, at + 1)) {

@@ -1,50 +1,81 @@
-/** A mutation that can be looked at: what an adapter of a framework subscribes to. */
+/** A mutation that can be observed: the core of an adapter for a framework. */
 
-import { canonical } from './canonical.js'
+import { contentOf } from './content.js'
+import { isOffline, sleep } from './deadline.js'
 import { idempotentFetch } from './default.js'
-import type { AdapterInit, IdempotentFetch } from './idempotentFetch.js'
 import { digest as digestOf, encode } from './digest.js'
+import { internalsOf, type AdapterInit, type IdempotentFetch } from './idempotentFetch.js'
 import { newKey } from './key.js'
-import { sleep } from './patience.js'
-import { look } from './recall.js'
+import { lookupInternal } from './lookup.js'
+import type { Progress } from './options.js'
 import { WAIT_SECONDS } from './send.js'
+import { entryOf, namedId, nameOf } from './storage.js'
 import type { Executed } from './wire.js'
 
 export interface MutationContext {
   /** `fetch` under the mutation's key. A second call in one mutation has a key of its own. */
   readonly fetch: (input: RequestInfo | URL, init?: RequestInit) => Promise<Response>
-  /** The key, for other transports: the same for each call with this intent and payload, until one succeeds. */
+  /** Sends a value as JSON by POST, and returns the JSON of the response; throws if that is not `ok`. */
+  readonly json: <T = any>(input: RequestInfo | URL, value: unknown, init?: RequestInit) => Promise<T>
+  /** The key, for other transports: the same for each call with this intent, until its end. */
   readonly key: string
   /** Aborts at `reset`. */
   readonly signal: AbortSignal
 }
 
-export interface MutationOptions<Data, Variables> {
-  /** What the person means, such as `checkout:7`. */
-  readonly intent: string
-  readonly mutationFn: (variables: Variables, context: MutationContext) => Promise<Data>
-  /** Makes the data of an answer that an earlier page asked for. Default: JSON, else text; throws if it is not `ok`. */
-  readonly restore?: (response: Response) => Data | Promise<Data>
-  /** From `createIdempotentFetch`. Default: `idempotentFetch`. */
-  readonly fetch?: IdempotentFetch
+/** Callbacks, as TanStack Query has them. */
+export interface MutationCallbacks<Data, Variables> {
+  readonly onSuccess?: ((data: Data, variables: Variables) => unknown) | undefined
+  readonly onError?: ((error: Error, variables: Variables) => unknown) | undefined
+  readonly onSettled?: ((data: Data | undefined, error: Error | null, variables: Variables) => unknown) | undefined
 }
 
-export type MutationState<Data, Variables> =
+export interface MutationOptions<Data, Variables> extends MutationCallbacks<Data, Variables> {
+  /**
+   * Name of one action, such as `checkout:7`: one key from its first send until 24 hours after its end, in all tabs. Without
+   * one, an equal request is the same action only while its outcome is open.
+   */
+  readonly intent?: string | undefined
+  /** True if the name may be used again as soon as the end of its action was delivered. */
+  readonly repeatable?: boolean | undefined
+  readonly mutationFn: (variables: Variables, context: MutationContext) => Promise<Data>
+  /** Makes the data of a response that an earlier page asked for. Default: JSON, else text; throws if it is not `ok`. */
+  readonly restore?: ((response: Response) => Data | Promise<Data>) | undefined
+  /** A fetch of `createIdempotentFetch`. Default: `idempotentFetch`. */
+  readonly fetch?: IdempotentFetch | undefined
+}
+
+export type MutationState<Data, Variables> = Progress & (
   | { readonly status: 'idle'; readonly data: undefined; readonly error: null; readonly variables: undefined }
   | { readonly status: 'pending'; readonly data: undefined; readonly error: null; readonly variables: Variables | undefined }
   | { readonly status: 'success'; readonly data: Data; readonly error: null; readonly variables: Variables | undefined }
   | { readonly status: 'error'; readonly data: undefined; readonly error: Error; readonly variables: Variables | undefined }
-  /** An earlier page sent it, and its answer is not here: mutating the same asks for it under the same key. */
+  /** An earlier page sent it, and its response is not available: mutating the same asks for it under the same key. */
   | { readonly status: 'interrupted'; readonly data: undefined; readonly error: null; readonly variables: undefined; readonly executed: Executed }
+)
 
-const IDLE = { status: 'idle', data: undefined, error: null, variables: undefined } as const
+const NO_PROGRESS: Progress = { attempts: 0, waitingFor: undefined, isPaused: false, failureReason: null }
+const NOTHING = { data: undefined, error: null, variables: undefined } as const
+const IDLE = { ...NO_PROGRESS, ...NOTHING, status: 'idle' } as const
+
+interface Run<Data> {
+  promise: Promise<Data>
+  readonly stop: AbortController
+  /** True if a caller awaits the data itself. */
+  isAwaited: boolean
+}
 
 export class Mutation<Data, Variables> {
   #options: MutationOptions<Data, Variables>
   #state: MutationState<Data, Variables> = IDLE
   readonly #listeners = new Set<() => void>()
-  #running: { payload: string; promise: Promise<Data>; stop: AbortController } | undefined
-  #recalling: AbortController | undefined
+  /** Runs by content: equal calls while one runs are one. */
+  readonly #running = new Map<string, Run<Data>>()
+  /** Keys of unnamed mutations for other transports, by content. */
+  readonly #keys = new Map<string, string>()
+  /** The latest call or run, which the state follows. */
+  #latest: object | undefined
+  #lookup: AbortController | undefined
 
   constructor(options: MutationOptions<Data, Variables>) {
     this.#options = options
@@ -59,111 +90,179 @@ export class Mutation<Data, Variables> {
     this.#options = options
   }
 
-  /** Asks what became of an earlier page's request; sends nothing that takes effect. Returns how to stop asking. */
-  recall(): () => void {
-    const stop = (this.#recalling = new AbortController())
-    void this.#recall(stop.signal).catch(() => undefined)
-    return () => stop.abort()
-  }
-
-  /** Sends. While the same runs already, that is the same intent: both get its result. */
-  readonly mutate = (variables: Variables): Promise<Data> => {
-    this.#recalling?.abort()
-    const payload = textOf(variables)
-    if (this.#running?.payload === payload) return this.#running.promise
-    const stop = new AbortController()
-    const promise = this.#run(variables, payload, stop.signal)
-    const running = (this.#running = { payload, promise, stop })
-    this.#set({ status: 'pending', data: undefined, error: null, variables })
-    const settle = (state: MutationState<Data, Variables>) => {
-      // The state follows the latest; one that was reset is nobody's any longer.
-      if (this.#running !== running) return
-      this.#running = undefined
-      this.#set(state)
+  /**
+   * Finds out what became of an earlier page's or another tab's request, now, when another tab ends it, and when the page
+   * comes back; sends nothing that takes effect. Returns how to stop.
+   */
+  resume(): () => void {
+    const { intent, fetch = idempotentFetch } = this.#options
+    if (intent === undefined) return () => undefined
+    const start = () => {
+      if (this.#latest) return
+      this.#lookup?.abort()
+      const stop = (this.#lookup = new AbortController())
+      void this.#lookupOutcome(stop.signal).catch(() => undefined)
     }
-    promise.then(
-      (data) => settle({ status: 'success', data, error: null, variables }),
-      (error: unknown) => settle({ status: 'error', data: undefined, error: asError(error), variables }),
-    )
-    return promise
+    const onStorage = ({ key, newValue }: StorageEvent) => {
+      if (key === nameOf(namedId(internalsOf(fetch).group(intent))) && entryOf(newValue)?.end) start()
+    }
+    const onShow = ({ persisted }: PageTransitionEvent) => persisted && start()
+    globalThis.addEventListener?.('storage', onStorage)
+    globalThis.addEventListener?.('pageshow', onShow)
+    start()
+    return () => {
+      this.#lookup?.abort()
+      globalThis.removeEventListener?.('storage', onStorage)
+      globalThis.removeEventListener?.('pageshow', onShow)
+    }
   }
 
-  /** Back to idle. What runs is aborted; its key is kept. */
+  /** Sends, and returns the data. Equal calls while one runs are one intent: each gets its result. */
+  readonly mutate = (variables: Variables, callbacks?: MutationCallbacks<Data, Variables>): Promise<Data> => this.#call(variables, callbacks, true)
+  /** Sends; the outcome is in the state, and is delivered when an observer has it. */
+  readonly dispatch = (variables: Variables, callbacks?: MutationCallbacks<Data, Variables>): void =>
+    void this.#call(variables, callbacks, false).catch(() => undefined)
+
+  /** Returns to idle. Running calls are aborted; their keys are kept. */
   readonly reset = (): void => {
-    this.#recalling?.abort()
-    this.#running?.stop.abort()
-    this.#running = undefined
+    this.#lookup?.abort()
+    for (const { stop } of this.#running.values()) stop.abort()
+    this.#running.clear()
+    this.#latest = undefined
     this.#set(IDLE)
   }
 
-  async #run(variables: Variables, payload: string, signal: AbortSignal): Promise<Data> {
-    const { intent, mutationFn, fetch = idempotentFetch } = this.#options
-    const reserved = await reserve(fetch, intent, payload)
-    const settled: { readonly status: number; readonly letGo: () => Promise<void> }[] = []
+  #call(variables: Variables, callbacks: MutationCallbacks<Data, Variables> = {}, isAwaited: boolean): Promise<Data> {
+    this.#lookup?.abort()
+    const call = {}
+    this.#latest = call
+    const content = contentOf(variables)
+    this.#set({ ...NO_PROGRESS, ...NOTHING, status: 'pending', variables })
+    const join = (content: string): Promise<Data> => {
+      let run = this.#running.get(content)
+      if (!run) this.#running.set(content, (run = this.#start(variables, content)))
+      run.isAwaited ||= isAwaited
+      return run.promise
+    }
+    const promise = typeof content === 'string' ? join(content) : content.then(join)
+    const settle = (data: Data | undefined, error: Error | null) => {
+      // The state follows the latest call; a call that was reset has no state.
+      if (this.#latest !== call) return
+      this.#latest = undefined
+      this.#set(error ? { ...NO_PROGRESS, status: 'error', data: undefined, error, variables } : { ...NO_PROGRESS, status: 'success', data: data as Data, error, variables })
+      if (this.#listeners.size > 0) notify(callbacks, data, error, variables)
+    }
+    promise.then((data) => settle(data, null), (error: unknown) => settle(undefined, asError(error)))
+    return promise
+  }
+
+  #start(variables: Variables, content: string): Run<Data> {
+    const run: Run<Data> = { stop: new AbortController(), isAwaited: false, promise: undefined! }
+    const options = this.#options
+    run.promise = this.#run(variables, content, run)
+    const end = (data: Data | undefined, error: Error | null) => {
+      if (this.#running.get(content) !== run) return
+      this.#running.delete(content)
+      notify(options, data, error, variables)
+    }
+    run.promise.then((data) => end(data, null), (error: unknown) => end(undefined, asError(error)))
+    return run
+  }
+
+  async #run(variables: Variables, content: string, run: Run<Data>): Promise<Data> {
+    const { intent, repeatable, mutationFn, fetch = idempotentFetch } = this.#options
+    const { signal } = run.stop
+    const reserved = intent === undefined ? this.#unnamedKey(content) : await reserve(fetch, intent, content, repeatable)
+    const settled: { readonly status: number; readonly release: () => Promise<unknown> }[] = []
     let calls = 0
+    const send: MutationContext['fetch'] = async (input, init) => {
+      calls += 1
+      let release: (() => Promise<unknown>) | undefined
+      const adapter: AdapterInit = {
+        signal,
+        ...init,
+        ...(intent !== undefined && { intent: calls === 1 ? intent : `${intent}#${calls}`, payload: content, repeatable }),
+        onSettled: (it) => void (release = it),
+        onProgress: ({ attempts, isReached, cause, last }) => {
+          if (this.#state.status !== 'pending') return
+          const isPaused = isOffline()
+          const failureReason = (cause as Error | undefined) ?? (last ? new Error(last.problem?.detail ?? `status ${last.response.status}`) : null)
+          this.#set({ ...this.#state, attempts, isPaused, failureReason, waitingFor: isPaused ? 'network' : !isReached ? 'first-response' : cause ? 'network' : 'server' })
+        },
+      }
+      let status = 0
+      try {
+        const response = await fetch(input, adapter)
+        status = response.status
+        return response
+      } finally {
+        if (release) settled.push({ status, release })
+      }
+    }
     const context: MutationContext = {
       signal,
       get key() {
         return reserved.key ?? noKey()
       },
-      fetch: async (input, init) => {
-        calls += 1
-        let letGo: (() => Promise<void>) | undefined
-        const adapter: AdapterInit = {
-          signal,
-          ...init,
-          intent: calls === 1 ? intent : `${intent}#${calls}`,
-          payload,
-          onSettled: (go) => void (letGo = go),
-        }
-        let status = 0
-        try {
-          const response = await fetch(input, adapter)
-          status = response.status
-          return response
-        } finally {
-          if (letGo) settled.push({ status, letGo })
-        }
+      fetch: send,
+      json: async <T>(input: RequestInfo | URL, value: unknown, init: RequestInit = {}) => {
+        const headers = new Headers(init.headers)
+        if (!headers.has('content-type')) headers.set('content-type', 'application/json')
+        return (await readResponse(await send(input, { method: 'POST', ...init, headers, body: JSON.stringify(value) }))) as T
       },
     }
+    /** Releases keys whose end is delivered: to an observer that is mounted, or to a caller that awaits it. */
+    const deliver = (releases: (() => Promise<unknown>)[]) =>
+      run.isAwaited || this.#listeners.size > 0 ? Promise.all(releases.map((release) => release())) : undefined
     try {
       const data = await mutationFn(variables, context)
-      await (calls === 0 ? reserved.letGo() : Promise.all(settled.map(({ letGo }) => letGo())))
+      await deliver(calls === 0 ? [reserved.release] : settled.map(({ release }) => release))
       return data
     } catch (error) {
-      // It was executed and answered, and then something here went wrong: the next one is to get that answer again.
-      const isOver = ({ status }: (typeof settled)[number]) => status === 0 || status >= 400
-      await Promise.all(settled.filter(isOver).map(({ letGo }) => letGo()))
+      // It was executed, and then something here failed: the next call gets the same response.
+      await deliver(settled.filter(({ status }) => status === 0 || status >= 400).map(({ release }) => release))
       throw error
     }
   }
 
-  async #recall(signal: AbortSignal): Promise<void> {
-    const { intent, fetch = idempotentFetch, restore = read } = this.#options
-    // At once, so that the page can say that it is pending; from then on the server holds the question.
-    for (let wait = 0; ; wait = fetch.inner.options.wait ?? WAIT_SECONDS) {
-      const recalled = await look(fetch, intent, { signal, wait })
-      if (signal.aborted || this.#running) return
-      switch (recalled.state) {
+  #unnamedKey(content: string) {
+    const keys = this.#keys
+    return {
+      get key(): string | undefined {
+        const key = keys.get(content) ?? newKey()
+        keys.set(content, key)
+        return key
+      },
+      release: async () => void keys.delete(content),
+    }
+  }
+
+  async #lookupOutcome(signal: AbortSignal): Promise<void> {
+    const { intent, fetch = idempotentFetch, restore = readResponse } = this.#options
+    // At once, so that the page can show that it is pending; from then on the server holds the question.
+    for (let wait = 0; ; wait = internalsOf(fetch).options.wait ?? WAIT_SECONDS) {
+      const found = await lookupInternal(fetch, intent!, { signal, wait })
+      if (signal.aborted || this.#latest) return
+      switch (found.state) {
         case 'none':
           return
         case 'answered':
-          // Its key goes where it was shown: else whoever looks next is to get it, as when `mutationFn` fails at it.
+          // The key is released where the end was shown: else the next page gets it, as when `mutationFn` fails.
           try {
-            const data = (await restore(recalled.response)) as Data
+            const data = (await restore(found.response)) as Data
             if (signal.aborted) return
-            this.#set({ status: 'success', data, error: null, variables: undefined })
+            this.#set({ ...NO_PROGRESS, status: 'success', data, error: null, variables: undefined })
           } catch (error) {
             if (signal.aborted) return
-            this.#set({ status: 'error', data: undefined, error: asError(error), variables: undefined })
-            if (recalled.response.status < 400) return
+            this.#set({ ...NO_PROGRESS, status: 'error', data: undefined, error: asError(error), variables: undefined })
+            if (found.response.status < 400) return
           }
-          return recalled.letGo()
+          return found.release()
         case 'interrupted':
-          return this.#set({ status: 'interrupted', data: undefined, error: null, variables: undefined, executed: recalled.executed })
+          return this.#set({ ...NO_PROGRESS, ...NOTHING, status: 'interrupted', executed: found.executed })
         case 'in-flight':
-          this.#set({ status: 'pending', data: undefined, error: null, variables: undefined })
-          if (wait > 0) await sleep(recalled.after_ms, signal)
+          this.#set({ ...NO_PROGRESS, ...NOTHING, status: 'pending', waitingFor: 'server' })
+          if (wait > 0) await sleep(found.afterMs, signal)
       }
     }
   }
@@ -174,47 +273,31 @@ export class Mutation<Data, Variables> {
   }
 }
 
-/** The variables as one text: which of them are the same intent. */
-function textOf(variables: unknown): string {
-  let text: string
-  try {
-    text = JSON.stringify(variables, plain) ?? 'null'
-  } catch {
-    // An event of the page, most likely: `onClick={order.mutate}`.
-    return JSON.stringify(typeof variables)
-  }
-  try {
-    return canonical(JSON.parse(text))
-  } catch {
-    return text
-  }
+function notify<Data, Variables>({ onSuccess, onError, onSettled }: MutationCallbacks<Data, Variables>, data: Data | undefined, error: Error | null, variables: Variables): void {
+  if (error) onError?.(error, variables)
+  else onSuccess?.(data as Data, variables)
+  onSettled?.(data, error, variables)
 }
 
-/** What JSON has no word for, in words that tell it from another. */
-function plain(_: string, value: unknown): unknown {
-  if (typeof value === 'bigint') return `${value}n`
-  if (typeof value !== 'object' || value === null) return value
-  if (value instanceof Blob) return [value.type, value.size, ...(value instanceof File ? [value.name, value.lastModified] : [])]
-  if (value instanceof FormData || value instanceof URLSearchParams || value instanceof Map || value instanceof Set) return [...value]
-  if (value instanceof ArrayBuffer) return [...new Uint8Array(value)]
-  if (ArrayBuffer.isView(value)) return [...new Uint8Array(value.buffer, value.byteOffset, value.byteLength)]
-  return value
+/** Reserves the key of an intent, also for transports that are not ours. */
+async function reserve(fetch: IdempotentFetch, intent: string, content: string, repeatable: boolean | undefined) {
+  const { keys, options, group } = internalsOf(fetch)
+  const digest = await digestOf(encode(content))
+  const id = namedId(group(intent))
+  const found = (await keys.get(id)) ?? (await keys.youngest(group(intent)))?.[1]
+  // A key from another source is made when there is a request to make it for.
+  const key = found?.key ?? (options.keys ? undefined : newKey())
+  const entry = found ?? { key: key!, intent, digest, firstSentAt: Date.now(), maybeExecuted: false, repeatable }
+  if (!found && key !== undefined) await keys.put(id, entry)
+  return { key, release: () => keys.finish(id, entry) }
 }
 
-/** The key for this payload of an intent, kept from now on, also for transports that are not ours. */
-async function reserve({ inner }: IdempotentFetch, intent: string, payload: string) {
-  const { keys, options } = inner
-  const digest = await digestOf(encode(payload))
-  const id = await inner.id(intent, digest)
-  // One from another source is made when there is a request to make it for.
-  const key = (await keys.get(id))?.key ?? (options.keys ? undefined : newKey())
-  if (key !== undefined && !(await keys.get(id))) await keys.put(id, { key, intent, digest, born: Date.now(), doubt: false })
-  return { key, letGo: () => keys.remove(id) }
-}
-
-async function read(response: Response): Promise<unknown> {
-  if (!response.ok) throw new Error(`the service answered ${response.status}`, { cause: response })
-  return /[/+]json/.test(response.headers.get('content-type') ?? '') ? response.json() : response.text()
+/** Reads JSON, else text; throws if the response is not `ok`. */
+async function readResponse(response: Response): Promise<unknown> {
+  const isJson = /[/+]json/.test(response.headers.get('content-type') ?? '')
+  if (response.ok) return isJson && response.status !== 204 ? response.json() : response.text()
+  const { detail = undefined, message = detail } = isJson ? ((await response.clone().json().catch(() => ({}))) as { detail?: unknown; message?: unknown }) : {}
+  throw new Error(typeof message === 'string' ? message : `the service returned ${response.status}`, { cause: response })
 }
 
 const asError = (error: unknown) => (error instanceof Error ? error : new Error(String(error)))

@@ -1,40 +1,48 @@
-import type { Decision, Heard } from './retry.js'
-import type { Deadline } from './patience.js'
-import type { Prepared } from './prepare.js'
+import type { Decision, Observation } from './retry.js'
+import type { Deadline } from './deadline.js'
+import type { PreparedRequest } from './prepare.js'
 import type { KeyStorage } from './storage.js'
 
-/** What {@link createIdempotentFetch} binds. Everything has a default. */
+/** Settings of {@link createIdempotentFetch}. Everything has a default. */
 export interface Options {
-  /** Who is asking: keys of different users never meet, also in one browser. Not sent. Default: nobody. */
+  /** The user: keys of different users never meet, also in one browser. Not sent. Default: none. */
   readonly user?: string | (() => string)
-  /** Where keys are kept while their outcome is open. Default: `session` in a page, else `memory`. */
+  /**
+   * Storage of keys while their outcome is open. Default: `session` in a page, else `memory`. Named intents are known in all
+   * tabs: with `session`, they are in `localStorage`.
+   */
   readonly storage?: 'memory' | 'session' | 'local' | KeyStorage
-  /** Where keys come from. Default: a UUIDv7, once per intent; `derivedKeys()` and `issuedKeys()` are others. */
+  /** Source of keys. Default: a UUIDv7 per intent; `derivedKeys()` and `issuedKeys()` are others. */
   readonly keys?: KeySource
-  /** Says that the servers honour keys, so that nobody has to ask. Default: found out before the first resend. */
+  /** States that the servers support keys, so that they need not be asked. Default: found out before the first resend. */
   readonly honoured?: boolean
-  /** Where the servers have `policy`, `operation` and `keys`: a path of each origin, or a URL, without a slash at its end. Default: `/.idempotency`. */
+  /** Base of `policy`, `operation` and `keys`: a path of each origin, or a URL, without a slash at its end. Default: `/.idempotency`. */
   readonly endpoints?: string
-  /** Within which all attempts end, in milliseconds, without the time offline. Default: 60 000. */
+  /**
+   * Total deadline of all attempts, in milliseconds, without the time offline. Default: 60 000; 20 000 for retries while the
+   * origin never responded.
+   */
   readonly deadline?: number
-  /** After which one attempt is given up and asked for again, in milliseconds, where keys are honoured. Default: 25 000. */
+  /** Timeout of one attempt, in milliseconds, where keys are supported. Default: 25 000. */
   readonly attemptTimeout?: number
-  /** How long a server may hold a duplicate until the first one's answer is there, in seconds. Default: 10. */
+  /** How long a server may hold a duplicate until the first response is available, in seconds. Default: 10. */
   readonly wait?: number
   /**
-   * The fetch beneath. Default: the global one, looked up at each call. It sees our own questions too, such as `GET
-   * operation`: one that adds credentials to `request.headers` is the place for them.
+   * Headers of every request, ours included, such as `GET operation`: the place for a bearer token. A header that the
+   * request has already is kept.
    */
+  readonly headers?: HeadersInit | ((request: Request) => HeadersInit | Promise<HeadersInit>)
+  /** The underlying fetch. Default: the global one, looked up at each call. It sends our own requests too. */
   readonly fetch?: (request: Request) => Promise<Response>
-  /** Observes what was heard and decided, attempt by attempt. */
+  /** Observes each attempt and the decision after it. */
   readonly onAttempt?: (attempt: Attempt) => void
-  /** Is told what a developer should mend. Default: `console.warn`. */
+  /** Receives what a developer should fix. Default: `console.warn`. */
   readonly onWarning?: (message: string) => void
 }
 
 /** Makes the key of an intent, before its first send. */
 export type KeySource = (wanted: {
-  readonly prepared: Prepared
+  readonly prepared: PreparedRequest
   readonly init: IdempotentInit
   readonly intent: string
   readonly user: string
@@ -43,27 +51,41 @@ export type KeySource = (wanted: {
   readonly signal: AbortSignal
 }) => string | Promise<string>
 
-/** `fetch`'s own, and what is of keys. */
+/** `fetch`'s own options, and those of keys. */
 export interface IdempotentInit extends RequestInit {
   /**
-   * What the person means, such as `checkout:7`: the same for each retry of it, another for another order. Default: method,
-   * URL and payload, for as long as the outcome is open. Requests of any method that name one bear a key; without one, POST
-   * and PATCH do.
+   * Name of one action, such as `checkout:7`: one key, whatever the content, from its first send until 24 hours after its end.
+   * Default: method, URL and content, for as long as the outcome is open. Requests of any method that name one have a key;
+   * without one, POST and PATCH do.
    */
-  readonly intent?: string
-  /** What the key is bound to, instead of the request's own bytes: the same intent and payload have the same key. */
-  readonly payload?: string
-  readonly deadline?: number
+  readonly intent?: string | undefined
+  /** True if the name may be used again as soon as the end of its action was delivered. */
+  readonly repeatable?: boolean | undefined
+  /** Content to compare instead of the request's own bytes, where these differ at each send. */
+  readonly payload?: string | undefined
+  readonly deadline?: number | undefined
 }
 
-/** One step towards an answer. */
+/** Progress of a request that has no response yet. */
+export interface Progress {
+  /** Number of times that the request itself was sent. */
+  readonly attempts: number
+  /** `first-response`: its origin never responded; `network`: the network failed; `server`: its response is awaited. */
+  readonly waitingFor: 'network' | 'server' | 'first-response' | undefined
+  /** True while the browser is offline. */
+  readonly isPaused: boolean
+  /** Why the last attempt failed. */
+  readonly failureReason: Error | null
+}
+
+/** One step towards a response. */
 export interface Attempt {
   readonly intent: string
   readonly key: string
-  /** How often the request itself was sent so far, this time included. */
+  /** Number of times that the request itself was sent, this time included. */
   readonly sends: number
-  /** Whether this was `GET operation`, and not the request itself. */
-  readonly asked: boolean
-  readonly heard: Heard
+  /** True if this was `GET operation`, not the request itself. */
+  readonly isStatusQuery: boolean
+  readonly observation: Observation
   readonly decision: Decision
 }

@@ -1,154 +1,177 @@
-/** Sends until it is settled, one key throughout. */
+/** Sends a request until its outcome is known, with one key throughout. */
 
-import { errorOf } from './errors.js'
+import { isOffline, reasonOf, sleep, TIMED_OUT, withTimeout, type Deadline } from './deadline.js'
+import { errorOf, type ErrorDetails } from './errors.js'
+import { isVolatile } from './key.js'
 import type { Options } from './options.js'
-import { check, isForeign, isHonoured, isKnown, learn } from './origin.js'
-import { sleep, TOO_LONG, within, type Deadline } from './patience.js'
-import { attempt, withHeaders, type Prepared } from './prepare.js'
-import { backoff, decide, type Decision, type Heard } from './retry.js'
-import { retryAfter } from './retryAfter.js'
-import { whole, type Shared } from './shared.js'
-import { FIRST_SENT, KEY, OUTCOME, outcomeOf, type Problem } from './wire.js'
+import { attempt, type PreparedRequest } from './prepare.js'
+import { backoff, decide, type Decision, type Observation } from './retry.js'
+import { isCrossOrigin, isReached, isSupported, markSupported, readPolicy, supportsKeys } from './serverSupport.js'
+import { endpoint, parseResponse, statusRequest, transport, type AttemptResult, type LookupResult } from './status.js'
+import { FIRST_SENT, KEY, outcomeOf, type Executed } from './wire.js'
 
-/** What is sent, under which key. */
-export interface Errand {
-  readonly prepared: Prepared
+/** What is sent, and under which key. */
+export interface SendJob {
+  readonly prepared: PreparedRequest
   readonly key: string
-  /** Whether the caller gave it, as it is to stand in the header. */
+  /** True if the caller set the header: it is sent as given. */
   readonly isGiven: boolean
   readonly intent: string
-  /** When the intent was born. */
-  readonly born: number
-  /** Whether the key was sent before, by an earlier page or another tab. */
-  readonly doubt: boolean
+  readonly firstSentAt: number
+  /** True if the key was sent before, by an earlier page or another tab. */
+  readonly maybeExecuted: boolean
+  /** Whether the content is what the key was sent with first, as far as the caller names it. */
+  readonly isSameContent?: boolean | undefined
   readonly deadline: Deadline
-  /** Aborts when nobody wants the answer any longer. */
+  /** True if nobody set the deadline: it is shorter while the origin never responded. */
+  readonly isDefaultDeadline: boolean
+  /** Aborts when no caller is left. */
   readonly signal: AbortSignal
+  readonly onProgress?: ((progress: RawProgress) => void) | undefined
+}
+
+/** Progress as adapters get it. */
+export interface RawProgress {
+  readonly attempts: number
+  readonly isReached: boolean
+  readonly cause: unknown
+  readonly last: AttemptResult | undefined
 }
 
 export const DEADLINE_MS = 60_000
+/** The deadline of retries while the origin never responded. */
+const UNREACHED_MS = 20_000
 export const ATTEMPT_MS_MAX = 25_000
 export const WAIT_SECONDS = 10
+/** How long the last question may take, after the deadline. */
+const LAST_QUERY_MS = 5000
 
-/** What a response says, and the problem in it. */
-export interface Told {
-  readonly response: Response
-  readonly heard: Extract<Heard, { status: number }>
-  readonly problem: Problem | undefined
-  /** The same for other tabs, where it is no stream. */
-  readonly shared: Shared | undefined
-}
-
-/** Rejects with an {@link OncewardError}, or with the signal's reason; its decision is then in `onEnd`. */
-export async function send(errand: Errand, options: Options, onEnd: (decision: Decision) => void): Promise<Told> {
-  const { prepared, key, intent, deadline, signal } = errand
+/** Returns the result; rejects with an {@link OncewardError} or the signal's reason. The decision is passed to `onEnd`. */
+export async function send(job: SendJob, options: Options, onEnd: (decision: Decision) => void): Promise<AttemptResult> {
+  const { key, intent, deadline, signal } = job
+  let { prepared, maybeExecuted } = job
   const { url, origin } = prepared
-  const fetch = options.fetch ?? globalThis.fetch
-  const honoured = () => isHonoured(origin, options)
-  let { doubt } = errand
+  const header = job.isGiven ? key : JSON.stringify(key)
+  const support = () => supportsKeys(origin, options)
+  const warn = options.onWarning ?? console.warn
   let sends = 0
-  let asked = false
-  /** Where it was found out that keys are not honoured. */
-  let refuted: false | undefined
-  let last: Told | undefined
+  let isStatusQuery = false
+  let last: AttemptResult | undefined
   let cause: unknown
+  /** The decision before the last question: what is thrown if that brings nothing. */
+  let final: Decision | undefined
 
-  const judge = (heard: Heard): Decision =>
-    decide({ asked, honoured: refuted ?? honoured(), doubt, left_ms: deadline.left_ms }, heard)
-  /** What to do after what was heard, and after finding out whether keys are honoured here, if it comes to that. */
-  const decided = async (heard: Heard): Promise<Decision> => {
+  const remainingMs = () =>
+    final ? 0 : Math.max(0, deadline.remainingMs - (job.isDefaultDeadline && !isReached(origin) ? DEADLINE_MS - UNREACHED_MS : 0))
+  const attemptMs = () => Math.min(options.attemptTimeout ?? ATTEMPT_MS_MAX, final ? LAST_QUERY_MS : deadline.remainingMs)
+  const judge = (observation: Observation): Decision =>
+    decide({ isStatusQuery, supportsKeys: support(), maybeExecuted, remainingMs: remainingMs() }, observation)
+  /** Judges an observation, and finds out whether the origin supports keys if that matters. */
+  const decided = async (observation: Observation): Promise<Decision> => {
     for (let tries = 1; ; tries++) {
-      const decision = judge(heard)
-      if (decision.do !== 'check') return decision
-      const said = await within(patience(), signal, (signal) => check(origin, fetch(new Request(endpoint(options, url, 'policy'), { signal }))))
-      if (said === false) refuted = said
-      if (said === undefined) await pause(Math.min(backoff(tries, Math.random()), deadline.left_ms))
+      const decision = judge(observation)
+      if (decision.action !== 'check') return decision
+      const supports = await withTimeout(Math.min(attemptMs(), remainingMs()), signal, (signal) =>
+        readPolicy(origin, (options.fetch ?? fetch)(new Request(endpoint(options, url, 'policy'), { signal })), warn)).catch((error: unknown) => {
+        if (error !== TIMED_OUT) throw error
+      })
+      if (supports === undefined) await pause(Math.min(backoff(tries, Math.random()), remainingMs()))
     }
   }
-  const patience = () => Math.min(options.attemptTimeout ?? ATTEMPT_MS_MAX, deadline.left_ms)
+  const report = () => job.onProgress?.({ attempts: sends, isReached: isReached(origin), cause, last })
   const pause = async (ms: number) => {
     await sleep(ms, signal)
+    if (isOffline()) report()
     await deadline.online(signal)
   }
   const act = async (decision: Decision): Promise<void> => {
-    if (decision.executed !== 'no') doubt = true
-    if (decision.do === 'throw') {
+    if (decision.executed !== 'no') maybeExecuted = true
+    if (decision.action === 'throw') {
       onEnd(decision)
-      if (decision.error === 'AbortError') throw signal.reason
-      const { executed } = decision
-      // Whoever has looked can `forget` the intent, and send it anew.
-      const more = decision.because === 'not-honoured' ? `; ${origin} is not known to honour keys: look whether it took effect` : ''
-      throw errorOf(decision.error, { executed, intent, problem: last?.problem, response: last?.response, cause }, more)
+      if (decision.error === 'AbortError') throw reasonOf(signal)
+      const details: ErrorDetails = { executed: decision.executed, intent, problem: last?.problem, response: last?.response, cause }
+      throw errorOf(decision.error, details, hint(decision))
     }
     if ('after' in decision) {
       await pause(decision.after === 'backoff' ? backoff(sends, Math.random()) : decision.after)
-      asked = decision.do === 'ask'
+      isStatusQuery = decision.action === 'ask'
     }
+  }
+  const hint = ({ reason, executed }: Decision): string =>
+    reason === 'not-honoured' ? `; ${origin} is not known to honour keys: look whether it took effect`
+      : executed === 'no' || isReached(origin) ? ''
+        : `; ${origin} never responded: it is down${isCrossOrigin(origin) ? ', or refused the preflight: Access-Control-Allow-Headers must have idempotency-key' : ''}`
+  /** The error of other content under a known name, after the last question. */
+  const payloadChanged = ({ action, executed, error }: { action: string; executed: Executed; error?: string }) => {
+    const first: LookupResult = action === 'return' ? { state: 'answered', response: last!.response }
+      : error === 'InFlightError' ? { state: 'in-flight', afterMs: 1000 } : { state: 'interrupted', executed, problem: last?.problem }
+    const volatileFields = volatileFieldsOf(prepared)
+    return errorOf('PayloadChangedError', { executed, intent, first, volatileFields } as ErrorDetails,
+      `: "${intent}" was sent with other content before${volatileFields[0] ? ` (different at each send: ${volatileFields.join()})` : ''}. Name another intent for another action`)
   }
 
   // The first send of this page may be a resend of the key.
-  if (doubt) {
+  if (maybeExecuted) {
     const decision = await decided({ failure: 'network' })
-    if (decision.do === 'throw') await act(decision)
+    if (decision.action === 'throw') await act(decision)
   }
-  for (;;) {
-    if (!asked) sends += 1
-    let heard: Heard
+  for (let hasCompared = false; ;) {
+    if (!isStatusQuery) sends += 1
+    report()
+    let observation: Observation
+    const before = last
     last = undefined
     try {
-      // Where keys are not known to be honoured nothing may be sent again, so all the time there is is this attempt's.
-      last = await within(honoured() ? patience() : deadline.left_ms, signal, once)
-      heard = last.heard
-      if (outcomeOf(last.heard.outcome)) learn(origin)
+      // Where keys are not known to be supported nothing may be sent again: the attempt has all the time there is.
+      last = await withTimeout(support() || final ? attemptMs() : deadline.remainingMs, signal, once)
+      observation = last.observation
+      cause = undefined
+      if (outcomeOf(observation.outcome)) markSupported(origin)
     } catch (error) {
       cause = error
-      heard = { failure: signal.aborted ? 'aborted' : error === TOO_LONG ? 'timeout' : 'network' }
+      observation = { failure: signal.aborted ? 'aborted' : error === TIMED_OUT ? 'timeout' : 'network' }
     }
-    options.onAttempt?.({ intent, key, sends, asked, heard, decision: judge(heard) })
-    const decision = await decided(heard)
-    if (decision.do === 'return') {
+    options.onAttempt?.({ intent, key, sends, isStatusQuery, observation, decision: judge(observation) })
+    let decision = await decided(observation)
+    if (final?.reason === 'mismatch' && !signal.aborted) throw payloadChanged(decision)
+    if (decision.action === 'return') {
       onEnd(decision)
       return last!
+    }
+    if (final && 'failure' in observation && !signal.aborted) [decision, last] = [final, before]
+    else if (decision.reason === 'mismatch' && job.isSameContent && !hasCompared) {
+      // The caller says that it is the same, so the response of the first is its response.
+      hasCompared = true
+      decision = { action: 'ask', after: 0, key: 'keep', executed: 'unknown', reason: 'mismatch' }
+    } else if (!final && decision.action === 'throw' && (decision.reason === 'mismatch' ? job.isSameContent !== undefined
+      // The machine slept, or was offline: much may have happened meanwhile.
+      : decision.reason === 'deadline' && decision.executed !== 'no' && support() !== false && (deadline.isOverslept || deadline.wasOffline))) {
+      // One last question: what became of the first?
+      onEnd(final = decision)
+      maybeExecuted = isStatusQuery = true
+      continue
     }
     await act(decision)
   }
 
-  /** One attempt, to the last byte of its answer. */
-  async function once(signal: AbortSignal): Promise<Told> {
-    // Told that keys are honoured, we still do not know what preflights are answered there.
-    const known = !isForeign(origin) || isKnown(origin)
-    const headers = {
-      [KEY]: errand.isGiven ? key : JSON.stringify(key),
-      prefer: known ? `wait=${options.wait ?? WAIT_SECONDS}` : undefined,
+  /** Makes one attempt, and reads its response to the last byte. */
+  async function once(signal: AbortSignal): Promise<AttemptResult> {
+    // `honoured: true` does not tell which preflights are allowed there.
+    const isKnown = !isCrossOrigin(origin) || isSupported(origin)
+    const headers = { [KEY]: header, prefer: isKnown ? `wait=${final ? 0 : (options.wait ?? WAIT_SECONDS)}` : undefined }
+    if (sends > 1 && prepared.readLater) {
+      const again = prepared.readLater()
+      prepared = { ...prepared, contentType: again.headers.get('content-type') ?? undefined, body: new Uint8Array(await again.arrayBuffer()), readLater: undefined }
     }
-    const request = asked
-      ? question(prepared.request, endpoint(options, url, 'operation'), headers, signal)
-      : attempt(prepared, { ...headers, [FIRST_SENT]: known ? new Date(errand.born).toUTCString() : undefined }, signal)
-    return listen(await fetch(request), asked)
+    const request = isStatusQuery
+      ? statusRequest(prepared.request, endpoint(options, url, 'operation'), headers, signal)
+      : attempt(prepared, { ...headers, [FIRST_SENT]: isKnown ? new Date(job.firstSentAt).toUTCString() : undefined }, signal)
+    return parseResponse(await transport(options, request), isStatusQuery)
   }
 }
 
-/** Reads what a response says. An answer that is cut in its middle rejects. */
-export async function listen(response: Response, asked: boolean): Promise<Told> {
-  const outcome = response.headers.get(OUTCOME) ?? undefined
-  // What is not kept may be a stream without an end.
-  const shared = outcome === 'not-stored' && response.ok ? undefined : await whole(response, outcome !== undefined)
-  let problem: Problem | undefined
-  // An answer of the service is not ours to read, whatever it looks like.
-  if (asked ? outcome !== 'replayed' : /^application\/problem\+json/.test(response.headers.get('content-type') ?? '')) {
-    try { problem = (await response.clone().json()) as Problem } catch { /* not what it says it is */ }
-  }
-  const after = retryAfter(response.headers.get('retry-after'), Date.now(), response.headers.get('date'))
-  const { code, executed, retry } = problem ?? {}
-  return { response, heard: { status: response.status, outcome, code, executed, retry, retry_after_ms: after }, problem, shared }
-}
-
-/** `policy`, `operation` or `keys` of the server of this URL. */
-export function endpoint(options: Options, url: string, name: string): string {
-  return new URL(`${(options.endpoints ?? '/.idempotency')}/${name}`, url).href
-}
-
-/** A question of our own, with the credentials of the request that it is about. */
-export function question(request: Request, url: string, headers: Record<string, string | undefined>, signal: AbortSignal): Request {
-  return new Request(url, { headers: withHeaders(request, headers), credentials: request.credentials, signal })
+/** Returns the members of JSON or a form that look different at each send. */
+function volatileFieldsOf({ body }: PreparedRequest): string[] {
+  const members = new TextDecoder().decode(body).matchAll(/([\w.-]+)(?:"\s*:\s*"?|=|"\r\n\r\n)([^"&\r,}]*)/g)
+  return [...members].filter(([, name, value]) => isVolatile(name!, value!)).map(([, name]) => name!)
 }

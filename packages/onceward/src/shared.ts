@@ -1,7 +1,4 @@
-/**
- * An answer as it goes from one tab to another. An error does not: whoever waited goes on with the sender's key, and finds
- * out by its own deadline.
- */
+/** A response as it goes from one tab to another. An error does not: a waiting tab goes on with the sender's key. */
 export interface Shared {
   readonly url: string
   readonly status: number
@@ -9,16 +6,16 @@ export interface Shared {
   readonly body: ArrayBuffer
 }
 
-/** Servers keep no larger answers, unless they are told to. */
+/** Servers keep no larger responses by default. */
 const BODY_BYTES_MAX = 4 << 20
 
 /**
- * Reads an answer to its end while leaving it unread: an answer that is cut in its middle is no answer. Rejects if it is
- * cut; `undefined` if it may have no end, or is too large to be held.
+ * Reads a response to its end while leaving it unread: a truncated response rejects. `undefined` if it may have no end, or
+ * is too large to be held.
  */
-export async function whole(response: Response, isKept: boolean): Promise<Shared | undefined> {
+export async function bufferResponse(response: Response, isStored: boolean): Promise<Shared | undefined> {
   const { url, status, headers } = response
   const length = headers.get('content-length')
-  if (length === null ? !isKept : +length > BODY_BYTES_MAX) return undefined
+  if (length === null ? !isStored : +length > BODY_BYTES_MAX) return undefined
   return { url, status, headers: [...headers], body: await response.clone().arrayBuffer() }
 }

@@ -1,61 +1,68 @@
 /**
- * One sender per intent in a browser. Whoever holds the turn sends; the others hear the result by BroadcastChannel. A tab
- * that waited and heard nothing, since the sender failed, died or its word was late, goes on with the *sender's key*: so that two
- * senders, should it come to that, still are one request for the server.
+ * One sender per intent in a browser. The tab that holds the lock sends; the others get the response by BroadcastChannel. A
+ * tab that waited and got none, because the sender failed, died or is suspended, goes on with the *sender's key*: two
+ * senders, should it come to that, are still one request for the server.
  */
 
+import { throwIfAborted } from './deadline.js'
 import type { Shared } from './shared.js'
+import { waitForLock } from './wait.js'
 
-export interface Turn {
-  /** The key that another tab has sent for the same intent while this one waited. */
-  readonly theirKey?: string | undefined
-  /** Says which key is about to be sent. To be awaited before the first send. */
+export interface SendLock {
+  /** The key that another tab sent for the same intent while this one waited. */
+  readonly leaderKey?: string | undefined
+  /** Publishes the key that is about to be sent. To be awaited before the first send. */
   readonly announce?: (key: string) => Promise<void>
-  /** Ends the turn, and tells the others what came of it, if it is for them too. */
-  readonly done?: (result?: Shared) => void
+  /** Releases the lock, and passes the response to the other tabs, if it is for them too. */
+  readonly done?: (response?: Shared) => void
 }
 
-/** For how long after a turn its key can be learned by those who waited. */
-const LINGER_MS = 5000
+/** How long the key can still be read by waiting tabs after the lock was released. */
+const KEY_VISIBLE_MS = 5000
 
-/** What is fetched later gets these handed: by importing them it would have bundlers split what is loaded at once. */
-export interface Tools {
-  readonly takeLock: typeof takeLock
-  readonly tell: typeof tell
-}
+/** A message between tabs: the response to one content of an intent, or a question whether its sender is alive. */
+export type Message = { readonly id: string; readonly digest: string; readonly result: Shared } | { readonly ping: string } | { readonly pong: string }
 
-/** The turn to send for this intent, or the result that another tab got for it. */
-export async function turn(id: string, signal: AbortSignal): Promise<Turn | Response> {
-  // Node and its like have no tabs, and a channel would keep their process.
+/** Returns the lock to send for this intent, or the response that another tab got for the same content. */
+export async function acquireSendLock(id: string, digest: string, signal: AbortSignal): Promise<SendLock | Response> {
+  // Node and its like have no tabs, and a channel would keep their process running.
   if ((globalThis.location?.origin ?? 'null') === 'null') return {}
-  // A browser that blocks storage denies locks too, and then there are no turns.
-  const free = navigator.locks && (await takeLock(id, { ifAvailable: true }).catch(() => ({})))
-  // What is seldom needed is fetched when it is: another tab sends, or there are no locks, as on plain `http://`.
-  return free ?? (await import('./wait.js')).wait(id, signal, { takeLock, tell })
+  // A browser that blocks storage denies locks too, and then there are none.
+  const free = navigator.locks && (await takeLock(id, digest, { ifAvailable: true }).catch((): SendLock => ({})))
+  if (signal.aborted) free?.done?.()
+  throwIfAborted(signal)
+  return free ?? waitForLock(id, digest, signal)
 }
 
-/** A turn by Web Locks. The key is told by the name of a second lock, since the browser itself says who holds which. */
-async function takeLock(id: string, options: LockOptions): Promise<Turn | undefined> {
+/** Takes a Web Lock. The key is published in the name of a second lock: the browser itself tells who holds which. */
+export async function takeLock(id: string, digest: string, options: LockOptions): Promise<SendLock | undefined> {
   const release = await hold(`onceward:turn:${id}`, options)
-  let forget: (() => void) | undefined
-  return release && {
+  if (!release) return undefined
+  const publish = openSender(id, digest)
+  let hideKey: (() => void) | undefined
+  return {
     announce: async (key) => {
       // Shared: a page that has just sent with this key may still hold it.
-      forget = await hold(`onceward:key:${id}:${Date.now()}:${key}`, { mode: 'shared' })
+      hideKey = await hold(`onceward:key:${id}:${Date.now()}:${key}`, { mode: 'shared' })
     },
     done: (result) => {
-      tell(id, result)
+      publish(result)
       release()
-      if (forget) setTimeout(forget, LINGER_MS)
+      if (hideKey) setTimeout(hideKey, KEY_VISIBLE_MS)
     },
   }
 }
 
-function tell(id: string, result: Shared | undefined): void {
-  if (!result || !globalThis.BroadcastChannel) return
-  const channel = new BroadcastChannel('onceward')
-  channel.postMessage({ id, result })
-  channel.close()
+export const openChannel = () => (globalThis.BroadcastChannel ? new BroadcastChannel('onceward') : undefined)
+
+/** Answers pings for as long as this tab sends: in an event handler, which is not throttled. Returns how to end it. */
+export function openSender(id: string, digest: string): (result?: Shared) => void {
+  const channel = openChannel()
+  if (channel) channel.onmessage = ({ data }) => data.ping === id && channel.postMessage({ pong: id } satisfies Message)
+  return (result) => {
+    if (result) channel?.postMessage({ id, digest, result } satisfies Message)
+    channel?.close()
+  }
 }
 
 function hold(name: string, options: LockOptions): Promise<(() => void) | undefined> {

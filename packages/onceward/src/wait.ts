@@ -1,64 +1,77 @@
-/** Waiting for the turn, while another tab sends. */
+/** Waits for the send lock while another tab sends. */
 
-import { byLease } from './lease.js'
+import { onAbort } from './deadline.js'
+import { leaseLock } from './lease.js'
 import type { Shared } from './shared.js'
-import type { Tools, Turn } from './tabs.js'
+import { openChannel, takeLock, type SendLock } from './tabs.js'
 
-/** How a tab takes the turn, and learns the key of the one that has it. */
-export interface Holder {
-  /** Takes the turn if nobody has it. */
-  take(id: string): Promise<Turn | undefined>
-  /** Waits for the turn. */
-  wait(id: string, signal: AbortSignal): Promise<Turn>
-  /** The key that was announced last for it, by whoever has or just had the turn, or died while it did. */
+/** How a tab takes the lock, and reads the key of the one that holds it. */
+export interface LockProvider {
+  /** Takes the lock if it is free. */
+  take(id: string, digest: string): Promise<SendLock | undefined>
+  /** Waits for the lock. */
+  wait(id: string, digest: string, signal: AbortSignal): Promise<SendLock>
+  /** Returns the key that was announced last, by the tab that holds or just held the lock, or died while it did. */
   announced(id: string): Promise<string | undefined>
 }
 
-/** How long somebody who waited gives the result to arrive before sending again with the sender's key. */
+/** How long the response may take to arrive after the lock was released, before the sender's key is sent again. */
 const RESULT_MS_MAX = 100
 const POLL_MS = 50
+/** A holder that leaves a ping unanswered this long is suspended: an open `alert`, a frozen renderer. */
+const PONG_MS_MAX = 3000
 
 const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms))
 
-/** The turn, or the response that another tab got. */
-export async function wait(id: string, signal: AbortSignal, tools: Tools): Promise<Turn | Response> {
-  const holder = navigator.locks ? byLocks(tools) : byLease(tools, sleep)
-  if (!holder) return {}
-  const channel = globalThis.BroadcastChannel && new BroadcastChannel('onceward')
+/** Returns the lock, or the response that another tab got for the same content. */
+export async function waitForLock(id: string, digest: string, signal: AbortSignal): Promise<SendLock | Response> {
+  const provider = navigator.locks ? webLocks : leaseLock(sleep)
+  if (!provider) return {}
+  const channel = openChannel()
+  const stop = new AbortController()
   let isOver = false
   try {
-    // Heard from before the turn is asked for, so that no word is missed in between.
-    const heard = new Promise<Shared>((resolve) => {
-      if (channel) channel.onmessage = ({ data }: MessageEvent<{ id: string; result: Shared }>) => data.id === id && resolve(data.result)
+    let pongs = 0
+    // Subscribed before the lock is requested, so that no message is missed in between.
+    const received = new Promise<Shared>((resolve) => {
+      if (channel) channel.onmessage = ({ data }) => {
+        if (data.id === id && data.digest === digest) resolve(data.result)
+        if (data.pong === id) pongs++
+      }
     })
-    const free = await holder.take(id)
+    const free = await provider.take(id, digest)
     if (free) return free
 
-    let theirKey: string | undefined
-    const learn = async () => {
+    let leaderKey: string | undefined
+    const readKey = async () => {
       // The sender may die at any moment, and its key with it.
-      for (; !isOver; await sleep(POLL_MS)) theirKey = (await holder.announced(id)) ?? theirKey
+      for (; !isOver; await sleep(POLL_MS)) leaderKey = (await provider.announced(id)) ?? leaderKey
     }
-    void learn().catch(() => undefined)
-    const stop = new AbortController()
-    const onAbort = () => stop.abort(signal.reason)
-    signal.addEventListener('abort', onAbort)
-    if (signal.aborted) onAbort()
-    const granted = holder.wait(id, stop.signal)
-    try {
-      const first = await Promise.race([heard, granted.then((turn) => ({ turn }))])
-      if (!('turn' in first)) {
-        stop.abort()
-        // It may have been granted all the same.
-        granted.then((turn) => turn.done?.(), () => undefined)
-        return revive(first)
+    void readKey().catch(() => undefined)
+    /** Resolves when the holder is silent, and its key is known. */
+    const silence = async (): Promise<SendLock> => {
+      for (let before = -1; !channel || !leaderKey || pongs !== before;) {
+        before = pongs
+        channel?.postMessage({ ping: id })
+        await sleep(PONG_MS_MAX)
+        if (isOver) break
       }
-      const late = await Promise.race([heard, sleep(RESULT_MS_MAX)])
-      if (!late) return { ...first.turn, theirKey: (await holder.announced(id)) ?? theirKey }
-      first.turn.done?.()
-      return revive(late)
+      return { leaderKey }
+    }
+    const granted = provider.wait(id, digest, stop.signal)
+    onAbort(signal, () => stop.abort())
+    let isMine = false
+    try {
+      const first = await Promise.race([received, silence(), granted])
+      if (!('done' in first)) return 'body' in first ? toResponse(first) : first
+      const late = await Promise.race([received, sleep(RESULT_MS_MAX)])
+      if (late) return toResponse(late)
+      isMine = true
+      return { ...first, leaderKey: (await provider.announced(id)) ?? leaderKey }
     } finally {
-      signal.removeEventListener('abort', onAbort)
+      stop.abort()
+      // It may have been granted meanwhile.
+      if (!isMine) granted.then((lock) => lock.done?.(), () => undefined)
     }
   } finally {
     isOver = true
@@ -66,20 +79,18 @@ export async function wait(id: string, signal: AbortSignal, tools: Tools): Promi
   }
 }
 
-function byLocks({ takeLock }: Tools): Holder {
-  return {
-    take: (id) => takeLock(id, { ifAvailable: true }),
-    wait: async (id, signal) => (await takeLock(id, { signal }))!,
-    announced: async (id) => {
-      const prefix = `onceward:key:${id}:`
-      const names = ((await navigator.locks.query()).held ?? []).map(({ name = '' }) => name).filter((name) => name.startsWith(prefix))
-      // The one that was announced last. What follows the time is the key, which may have colons itself.
-      const told = names.map((name) => /^(\d+):(.*)$/.exec(name.slice(prefix.length))).filter((it) => it !== null)
-      return told.sort((a, b) => Number(b[1]) - Number(a[1]))[0]?.[2]
-    },
-  }
+const webLocks: LockProvider = {
+  take: (id, digest) => takeLock(id, digest, { ifAvailable: true }),
+  wait: async (id, digest, signal) => (await takeLock(id, digest, { signal }))!,
+  announced: async (id) => {
+    const prefix = `onceward:key:${id}:`
+    const names = ((await navigator.locks.query()).held ?? []).map(({ name = '' }) => name).filter((name) => name.startsWith(prefix))
+    // The one that was announced last. The key follows the time, and may have colons itself.
+    const announced = names.map((name) => /^(\d+):(.*)$/.exec(name.slice(prefix.length))).filter((it) => it !== null)
+    return announced.sort((a, b) => Number(b[1]) - Number(a[1]))[0]?.[2]
+  },
 }
 
-function revive({ url, status, headers, body }: Shared): Response {
+function toResponse({ url, status, headers, body }: Shared): Response {
   return Object.defineProperty(new Response(body.byteLength ? body : null, { status, headers }), 'url', { value: url })
 }

@@ -3,24 +3,22 @@
 export const KEY = 'Idempotency-Key'
 export const OUTCOME = 'Idempotency-Outcome'
 export const FIRST_SENT = 'Idempotency-First-Sent'
-/** Where a server has its `policy`, `operation` and `keys`, unless told otherwise. */
-export const ENDPOINTS = '/.idempotency'
 
-/** What happened to a keyed request: the value of `Idempotency-Outcome`. */
+/** The value of `Idempotency-Outcome`. */
 export type Outcome =
   | 'stored' | 'replayed' | 'released' | 'not-stored' | 'in-flight' | 'mismatch' | 'unknown' | 'expired' | 'rejected' | 'reconciled'
 
 /** Whether the key's operation was executed, in any attempt. */
 export type Executed = 'yes' | 'no' | 'unknown'
 
-/** A refusal of the server: the members of its `application/problem+json`. */
+/** The server's refusal: the members of its `application/problem+json`. */
 export interface Problem {
   readonly type?: string
   readonly title?: string
   readonly status?: number
   readonly detail?: string
   readonly code?: string
-  /** Names the operation to support; no secret. */
+  /** Identifies the operation for support; no secret. */
   readonly instance?: string
   readonly executed?: Executed
   readonly retry?: 'same-key' | 'wait' | 'new-key' | 'stop'
@@ -28,13 +26,13 @@ export interface Problem {
   readonly first_location?: string
 }
 
-/** An outcome of tomorrow counts as none. */
+/** Parses an outcome; one that is not known here is none. */
 export function outcomeOf(value: string | null | undefined): Outcome | undefined {
   const known = /^(stored|replayed|released|not-stored|in-flight|mismatch|unknown|expired|rejected|reconciled)$/
   return known.test(value!) ? (value as Outcome) : undefined
 }
 
-/** The key that a header's value is, bare or quoted; `undefined`: it is none. */
+/** Parses the value of a key header, bare or quoted; `undefined`: it is malformed. */
 export function keyOf(value: string): string | undefined {
   value = value.replace(/^[ \t]+|[ \t]+$/g, '')
   let key = value

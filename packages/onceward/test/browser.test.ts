@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser, publish } from './support/browser.js'
-import { gate } from './support/door.js'
+import { deferred } from './support/faultProxy.js'
 import { COUNTER, NAIVE } from './support/pages.js'
 import { duplicate, inFlight as held, inLine as waits, play as playOn, ROUNDS, type Browser, type Page, type Scene } from './support/scenes.js'
 import { Shop } from './support/shop.js'
@@ -59,7 +59,7 @@ const SCENES: Record<string, (scene: Scene) => Promise<void>> = {
   },
   'a lost answer': async ({ open }) => {
     const page = await open()
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     await page.click('#buy')
     expect(await answer(page)).toMatch(/^\d+$/)
   },
@@ -111,7 +111,7 @@ for (const storage of ['session', 'local']) {
       for (let round = 0; round < ROUNDS; round++) {
         expect(await play(counter, async ({ open }) => {
           const page = await open()
-          const kept = gate()
+          const kept = deferred()
           shop.front.hold = kept.promise
           const begun = shop.front.answers
           await page.click('#buy')
@@ -143,7 +143,7 @@ for (const storage of ['session', 'local']) {
         expect(await play(counter, async ({ context, open }) => {
           const page = await open()
           const goOn = await inFlight(page)
-          shop.front.lose = 1
+          shop.front.dropResponses = 1
           await context.setOffline(true)
           shop.front.cutAll()
           goOn()

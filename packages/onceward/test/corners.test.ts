@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest'
 import { clientOf } from '../examples/openapi.js'
 import { placeOrder } from '../examples/ky.js'
 import { openBrowser, publish, withoutStorage } from './support/browser.js'
-import { gate } from './support/door.js'
+import { deferred } from './support/faultProxy.js'
 import { duplicate, inLine, play, type Browser, type BrowserContext, type Page } from './support/scenes.js'
 import { Shop } from './support/shop.js'
 
@@ -12,9 +12,9 @@ let shop: Shop
 let context: BrowserContext
 
 const TOOLS = `
-import { createIdempotentFetch, recall, isOncewardError } from 'onceward'
+import { createIdempotentFetch, lookup, isOncewardError } from 'onceward'
 import { indexedDBStorage } from 'onceward/indexeddb'
-import { once } from 'onceward/forms'
+import { handleSubmit } from 'onceward/forms'
 const tools = (globalThis.tools = { warnings: [] })
 const place = new URLSearchParams(location.search).get('storage') ?? 'session'
 const storage = place === 'indexeddb' ? indexedDBStorage() : place
@@ -34,15 +34,15 @@ tools.giveUp = async (item) => {
   heard.addEventListener('headers', () => stop.abort(new Error('enough')), { once: true })
   return tools.order(item, { signal: stop.signal })
 }
-tools.recall = (intent) => recall(fetch, intent).then(({ state }) => state)
-tools.once = (form, options) => once(form, { fetch, ...options })
+tools.lookup = (intent) => lookup(fetch, intent).then(({ state }) => state)
+tools.handleSubmit = (form, options) => handleSubmit(form, { fetch, ...options })
 `
 interface Tools {
   order: (item: string, init?: object) => Promise<number | string>
   /** Orders, and gives up when the headers of an answer are there. */
   giveUp: (item: string) => Promise<number | string>
-  recall: (intent: string) => Promise<string>
-  once: (form: HTMLFormElement, options: object) => void
+  lookup: (intent: string) => Promise<string>
+  handleSubmit: (form: HTMLFormElement, options: object) => void
   warnings: string[]
 }
 declare global {
@@ -82,7 +82,7 @@ async function made(scene: (open: (path?: string, origin?: string) => Promise<Pa
 const begin = (page: Page, item: string) => page.evaluate((item) => void Object.assign(globalThis, { later: globalThis.tools.order(item) }), item)
 const later = (page: Page) => page.evaluate(() => (globalThis as unknown as { later: Promise<unknown> }).later)
 const hold = () => {
-  const open = gate()
+  const open = deferred()
   shop.back.hold = open.promise
   return () => { shop.back.hold = undefined; open.open() }
 }
@@ -161,7 +161,7 @@ test('the copy of a tab that sent orders anew once that is settled', async () =>
 test('who gives up an answer that stopped in its middle leaves the turn to the next', async () => {
   expect(await made(async (open) => {
     const page = await open()
-    shop.front.stall = 1
+    shop.front.stallNext = 1
     expect(await page.evaluate(() => globalThis.tools.giveUp('stopped tea'))).toBe('Error: enough')
     expect(await page.evaluate(() => globalThis.tools.order('stopped tea'))).toEqual(expect.any(Number))
   })).toBe(1)
@@ -191,9 +191,9 @@ test('storage that is full falls back to memory, says so, and the order is one',
         try { for (let i = 0; ; i++) localStorage.setItem(`${size}.${i}`, 'x'.repeat(size)) } catch { /* full by this size */ }
       }
     })
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     expect(await page.evaluate(() => globalThis.tools.order('full tea'))).toEqual(expect.any(Number))
-    expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory alone.*quota/i)])
+    expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory only.*quota/i)])
   })).toBe(1)
 })
 
@@ -202,9 +202,9 @@ test('where nothing may be kept, and no lock is given, memory does, says so, and
     const page = await blocked.newPage()
     await page.goto(`${shop.url}/t/tools`)
     expect(await page.evaluate(() => navigator.locks.request('any', () => 'given').catch(({ name }: Error) => name))).toBe('SecurityError')
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     expect(await page.evaluate(() => globalThis.tools.order('blocked tea'))).toEqual(expect.any(Number))
-    expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory alone.*denied/i)])
+    expect(await page.evaluate(() => globalThis.tools.warnings)).toEqual([expect.stringMatching(/memory only.*denied/i)])
   }))).toBe(1)
 })
 
@@ -213,7 +213,7 @@ test('a form is sent once, however often it is submitted while it runs', async (
     const page = await open()
     await page.evaluate(() => {
       document.body.innerHTML = `<form action="/orders" method="post"><input name="item" value="tea"><button id="buy" name="by" value="hand">Buy</button></form><output></output>`
-      globalThis.tools.once(document.forms[0]!, { onResponse: (response: Response) => (document.querySelector('output')!.textContent += ` ${response.status}`) })
+      globalThis.tools.handleSubmit(document.forms[0]!, { onResponse: (response: Response) => (document.querySelector('output')!.textContent += ` ${response.status}`) })
     })
     const goOn = hold()
     const posts = shop.front.posts()
@@ -232,7 +232,7 @@ test.each(['TanStack', 'FormAction'])('the example %s makes one order of a lost 
   expect(await made(async (open) => {
     const page = await open(`/t/${name}`)
     await page.waitForSelector('#buy')
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     await page.click('#buy')
     await page.waitForFunction(() => document.querySelector('#status')?.textContent === 'success')
     expect(await page.textContent('#order')).toMatch(/^\d+$/)
@@ -241,9 +241,9 @@ test.each(['TanStack', 'FormAction'])('the example %s makes one order of a lost 
 
 test('the examples of ky and openapi-fetch make one order of a lost answer', async () => {
   expect(await made(async () => {
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     expect(await placeOrder(shop.url, { item: 'tea by ky', qty: 1 })).toMatchObject({ id: expect.any(Number) as number })
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     const { data } = await clientOf(shop.url).POST('/orders', { body: { item: 'tea by openapi', qty: 1 } })
     expect(data).toMatchObject({ item: 'tea by openapi' })
   })).toBe(2)

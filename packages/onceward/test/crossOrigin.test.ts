@@ -2,14 +2,14 @@
 import type { Browser, Page } from 'playwright-core'
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest'
 import { openBrowser, publish } from './support/browser.js'
-import { Door, gate } from './support/door.js'
+import { FaultProxy, deferred } from './support/faultProxy.js'
 import { Shop } from './support/shop.js'
 
 const PAGE = `
-import { createIdempotentFetch, recall } from 'onceward'
+import { createIdempotentFetch, lookup } from 'onceward'
 const attempts = (globalThis.attempts = [])
 const server = new URLSearchParams(location.search).get('server')
-const clientOf = (options) => createIdempotentFetch({ onAttempt: ({ heard }) => attempts.push(heard), endpoints: server + '/.idempotency', ...options })
+const clientOf = (options) => createIdempotentFetch({ onAttempt: ({ observation }) => attempts.push(observation), endpoints: server + '/.idempotency', ...options })
 const fetch = clientOf({})
 /** What a page can read of an answer or an error. */
 const read = async (response) => ({ status: response.status, outcome: response.headers.get('idempotency-outcome'),
@@ -18,7 +18,7 @@ globalThis.order = (item, { options, headers, ...init } = {}) => (options ? clie
   method: 'POST', headers: { 'content-type': 'application/json', ...headers }, body: JSON.stringify({ item, qty: 1 }), ...init,
 }).then(read, ({ name, executed, problem, response }) => ({ name, executed, code: problem?.code, instance: problem?.instance,
   outcome: response?.headers.get('idempotency-outcome') }))
-globalThis.recalled = (intent) => recall(fetch, intent).then(async ({ state, response }) => [state, (await response?.json())?.item])
+globalThis.recalled = (intent) => lookup(fetch, intent).then(async ({ state, response }) => [state, (await response?.json())?.item])
 `
 interface Said {
   readonly status?: number
@@ -38,11 +38,11 @@ declare global {
 let browser: Browser
 let shop: Shop
 /** Where pages come from that the service allows, and those that it does not. */
-let site: Door
-let stranger: Door
+let site: FaultProxy
+let stranger: FaultProxy
 let page: Page
 beforeAll(async () => {
-  ;[browser, shop, site, stranger] = await Promise.all([openBrowser(), Shop.open(), new Door(0).open(), new Door(0).open()])
+  ;[browser, shop, site, stranger] = await Promise.all([openBrowser(), Shop.open(), new FaultProxy(0).open(), new FaultProxy(0).open()])
   shop.back.allows = { origin: site.url, headers: 'content-type' }
   await Promise.all([site, stranger].map((door) => publish(door, '/t/cross', PAGE)))
 })
@@ -94,7 +94,7 @@ test('what a preflight may not know goes only once keys are known to be honoured
 
 test('a lost answer is sent again once the policy page says that keys are honoured, and its replay is read', async () => {
   const seen = since()
-  shop.front.lose = 1
+  shop.front.dropResponses = 1
   expect(await made(async () => {
     expect(await order(page, 'lost tea')).toMatchObject({ status: 201, outcome: 'replayed', replayed: 'true', item: 'lost tea' })
   })).toBe(1)
@@ -111,7 +111,7 @@ test('refusals are read: outcome, problem and Retry-After', async () => {
   const headers = { 'idempotency-key': 'far-1' }
   const other = await open()
   expect(await made(async () => {
-    const held = gate()
+    const held = deferred()
     shop.back.hold = held.promise
     const begun = shop.back.answers
     const first = order(page, 'held tea', { headers })
@@ -119,9 +119,9 @@ test('refusals are read: outcome, problem and Retry-After', async () => {
     // Another browser with the same key is told that it runs, and for how long to wait.
     const second = order(other, 'held tea', { headers, options: { wait: 0 } })
     await other.waitForFunction(() => globalThis.attempts.length > 0)
-    const [heard] = await other.evaluate(() => globalThis.attempts)
-    expect(heard).toMatchObject({ status: 409, outcome: 'in-flight', code: 'in_flight', executed: 'unknown', retry: 'wait' })
-    expect((heard as { retry_after_ms: number }).retry_after_ms).toBeGreaterThanOrEqual(1000)
+    const [observation] = await other.evaluate(() => globalThis.attempts)
+    expect(observation).toMatchObject({ status: 409, outcome: 'in-flight', code: 'in_flight', executed: 'unknown', retry: 'wait' })
+    expect((observation as { retryAfterMs: number }).retryAfterMs).toBeGreaterThanOrEqual(1000)
     shop.back.hold = undefined
     held.open()
     expect([await first, await second]).toMatchObject([{ outcome: 'stored' }, { outcome: 'replayed' }])
@@ -134,7 +134,7 @@ test('refusals are read: outcome, problem and Retry-After', async () => {
 
 test('what became of an earlier page’s order is read from the other origin', async () => {
   expect(await made(async () => {
-    const held = gate()
+    const held = deferred()
     shop.front.hold = held.promise
     const begun = shop.front.answers
     await page.evaluate(() => void globalThis.order('left tea', { intent: 'far:1' }))

@@ -3,10 +3,10 @@ import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import {
-  createIdempotentFetch, isNotSentError, isOutcomeUnknownError, issuedKeys, memoryStorage, Mutation, recall, type Attempt, type KeyStorage,
+  createIdempotentFetch, isNotSentError, isOutcomeUnknownError, issuedKeys, memoryStorage, Mutation, lookup, type Attempt, type KeyStorage,
   type MutationOptions, type Options,
 } from '../src/index.js'
-import { gate } from './support/door.js'
+import { deferred } from './support/faultProxy.js'
 import { Shop } from './support/shop.js'
 
 let shop: Shop
@@ -47,12 +47,12 @@ async function withoutKeys(work: (door: Awaited<ReturnType<Shop['plain']>>) => P
 describe('time', () => {
   test('an answer that stops in its middle is asked for again', async () => {
     await client()(at(), order()) // keys are known to be honoured from here on
-    shop.front.stall = 1
+    shop.front.stallNext = 1
     expect(await made(async () => {
       const response = await client({ attemptTimeout: 500 })(at(), order())
       expect(response.headers.get('idempotency-outcome')).toBe('replayed')
     })).toBe(1)
-    expect(attempts.at(-2)!.heard).toEqual({ failure: 'timeout' })
+    expect(attempts.at(-2)!.observation).toEqual({ failure: 'timeout' })
   })
 
   test('a policy page that never answers does not outlast the deadline', async () => {
@@ -70,11 +70,11 @@ describe('time', () => {
   })
 
   test('a deadline without end is one', async () => {
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     expect(await made(async () => {
       expect((await client({ deadline: Infinity, attemptTimeout: Infinity })(at(), order())).status).toBe(201)
     })).toBe(1)
-    expect(attempts.map(({ heard }) => ('failure' in heard ? heard.failure : heard.status))).toEqual(['network', 201])
+    expect(attempts.map(({ observation }) => ('failure' in observation ? observation.failure : observation.status))).toEqual(['network', 201])
   })
 })
 
@@ -83,7 +83,7 @@ describe('what is sent', () => {
     ['Blob', () => new Blob([])], ['text', () => ''], ['bytes', () => new Uint8Array()], ['form', () => new URLSearchParams()],
   ])('an empty %s is sent, and sent again', async (_, body) => {
     const posts = shop.front.posts()
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     const response = await client()(at(), { method: 'POST', body: body() })
     expect(response.headers.get('idempotency-outcome')).toBe('replayed')
     expect(shop.front.posts() - posts).toBe(2)
@@ -109,7 +109,7 @@ describe('a key that the caller made', () => {
   const mine = (what: ReturnType<typeof order>, key: string) => ({ ...what, headers: { ...what.headers, 'Idempotency-Key': key } })
 
   test('is not sent a second time either to where keys are not honoured', () => withoutKeys(async (plain) => {
-    plain.lose = 1
+    plain.dropResponses = 1
     const fetch = client()
     const what = mine(order(), 'mine-1')
     expect(await made(async () => {
@@ -122,7 +122,7 @@ describe('a key that the caller made', () => {
     let user = 'ann'
     const fetch = client({ user: () => user })
     const what = mine(order(), 'mine-2')
-    const open = gate()
+    const open = deferred()
     shop.front.hold = open.promise
     const [posts, begun] = [shop.front.posts(), shop.front.answers]
     const first = fetch(at(), what)
@@ -158,7 +158,7 @@ describe('a mutation', () => {
         return memory.set(name, text)
       },
     }
-    plain.lose = 1
+    plain.dropResponses = 1
     const it = mutation<object>(`${plain.url}/orders`, client({ storage }))
     expect(await made(async () => {
       for (let i = 0; i < 2; i++) expect(isOutcomeUnknownError(await caught(it.mutate({ item: 'tea', qty: 1 })))).toBe(true)
@@ -174,7 +174,7 @@ describe('a mutation', () => {
     ['bytes', new Uint8Array([1]).buffer, new Uint8Array([2]).buffer],
     ['forms', new URLSearchParams('a=1'), new URLSearchParams('a=2')],
   ])('tells two %s apart', async (_, one, two) => {
-    const open = gate()
+    const open = deferred()
     const it = mutation<unknown>(at(), client(), { mutationFn: async (variables) => (await open.promise, variables) })
     const all = [it.mutate(one), it.mutate(two)]
     open.open()
@@ -185,7 +185,7 @@ describe('a mutation', () => {
   /** An order whose page went away before the answer came. */
   async function left(storage: KeyStorage) {
     const options = { storage, endpoints: at('/.idempotency') }
-    const open = gate()
+    const open = deferred()
     shop.front.hold = open.promise
     const begun = shop.front.answers
     const it = mutation<object>(at(), client(options))
@@ -206,15 +206,16 @@ describe('a mutation', () => {
       const { options, body } = await left(memoryStorage())
       const broken = mutation<object>(at(), client(options), { restore: () => { throw new Error('not as it was') } })
       const over = settled(broken)
-      broken.recall()
+      broken.resume()
       expect(await over).toBe('error')
       // The next page can.
       const it = mutation<object>(at(), client(options))
       const shown = settled(it)
-      it.recall()
+      it.resume()
       expect(await shown).toBe('success')
       expect(it.get().data).toMatchObject({ item: body.item })
-      await expect.poll(() => options.storage.names(), { timeout: 10_000 }).toEqual([])
+      // The name stays known, with its end.
+      await expect.poll(async () => JSON.parse((await options.storage.get((await options.storage.names())[0]!))!) as object, { timeout: 10_000 }).toHaveProperty('end')
     })).toBe(1)
   })
 
@@ -231,7 +232,7 @@ describe('a mutation', () => {
           return whole
         },
       })
-      expect(await caught(recall(leaving, `odd:${at()}`, { signal: stop.signal }))).toMatchObject({ name: 'AbortError' })
+      expect(await caught(lookup(leaving, `odd:${at()}`, { signal: stop.signal }))).toMatchObject({ name: 'AbortError' })
       expect(await mutation<object>(at(), client(options)).mutate(body)).toMatchObject([201, {}])
     })).toBe(1)
   })

@@ -3,9 +3,9 @@ import type { AddressInfo } from 'node:net'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import {
   createIdempotentFetch, derivedKey, forget, derivedKeys, isAnswerNotKeptError, isInFlightError, isKeyReusedError, isKeyRefusedError,
-  isNotSentError, isOncewardError, isOutcomeUnknownError, issuedKeys, memoryStorage, recall, webStorage, type Attempt, type KeyStorage, type Options,
+  isNotSentError, isOncewardError, isOutcomeUnknownError, issuedKeys, memoryStorage, lookup, webStorage, type Attempt, type KeyStorage, type Options,
 } from '../src/index.js'
-import { gate } from './support/door.js'
+import { deferred } from './support/faultProxy.js'
 import { Shop } from './support/shop.js'
 
 let shop: Shop
@@ -32,12 +32,12 @@ async function made<T>(work: () => Promise<T>): Promise<{ orders: number; result
 
 describe('one key', () => {
   test('a lost answer is asked for under the same key, and comes', async () => {
-    shop.front.lose = 2
+    shop.front.dropResponses = 2
     const { result, orders } = await made(() => client()(at(), order()))
     expect(result.status).toBe(201)
     expect(result.headers.get('idempotency-outcome')).toBe('replayed')
     expect(orders).toBe(1)
-    expect(attempts.map(({ heard }) => ('failure' in heard ? heard.failure : heard.outcome))).toEqual(['network', 'network', 'replayed'])
+    expect(attempts.map(({ observation }) => ('failure' in observation ? observation.failure : observation.outcome))).toEqual(['network', 'network', 'replayed'])
     expect(new Set(attempts.map(({ key }) => key)).size).toBe(1)
   })
 
@@ -59,18 +59,9 @@ describe('one key', () => {
     expect(orders).toBe(2)
   })
 
-  test('a named intent with another payload has another key', async () => {
-    const fetch = client()
-    shop.front.lose = 100
-    const first = await caught(fetch(at(), { ...order(), intent: 'cart:1', deadline: 300 }))
-    expect(isOutcomeUnknownError(first)).toBe(true)
-    shop.front.lose = 0
-    const changed = await fetch(at(), { ...order(), intent: 'cart:1' })
-    expect(changed.headers.get('idempotency-outcome')).toBe('stored')
-  })
 
   test('a key that the caller made is the one that is sent', async () => {
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     const what = order()
     const headers = { ...what.headers, 'Idempotency-Key': 'my-key-1' }
     const { orders } = await made(() => client()(at(), { ...what, headers }))
@@ -84,7 +75,7 @@ describe('one key', () => {
   })
 
   test('first-sent and prefer are on every attempt, and the birth stays the same', async () => {
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     await client({ wait: 7 })(at(), order())
     const [first, second] = shop.front.seen.filter(({ method }) => method === 'POST').slice(-2)
     expect(first!.headers['prefer']).toBe('wait=7')
@@ -102,7 +93,7 @@ describe('one key', () => {
       { body: stream, duplex: 'half' } as RequestInit,
     ]
     for (const body of bodies) {
-      shop.front.lose = 1
+      shop.front.dropResponses = 1
       const response = await client()(at(), { method: 'POST', ...body })
       // The service has its own mind about what it was sent; the gateway would say 422 if the second were another.
       expect(response.headers.get('idempotency-outcome')).toBe('replayed')
@@ -112,9 +103,9 @@ describe('one key', () => {
   test('a form is the same request after a refresh, though its boundary is random', async () => {
     const storage = memoryStorage()
     const form = () => { const data = new FormData(); data.set('item', 'tea'); data.set('note', '\u00ff€'); return data }
-    shop.front.lose = 100
+    shop.front.dropResponses = 100
     await caught(client({ storage, deadline: 300 })(at(), { method: 'POST', body: form() }))
-    shop.front.lose = 0
+    shop.front.dropResponses = 0
     const again = await client({ storage })(at(), { method: 'POST', body: form() })
     expect(again.headers.get('idempotency-outcome')).toBe('replayed')
   })
@@ -122,9 +113,9 @@ describe('one key', () => {
 
 describe('where it is kept', () => {
   const interrupted = async (options: Options, what = order(), init = {}) => {
-    shop.front.lose = 100
+    shop.front.dropResponses = 100
     const error = await caught(client({ deadline: 300, ...options })(at(), { ...what, ...init }))
-    shop.front.lose = 0
+    shop.front.dropResponses = 0
     expect(isOutcomeUnknownError(error)).toBe(true)
     return what
   }
@@ -147,7 +138,7 @@ describe('where it is kept', () => {
     expect(texts).toHaveLength(1)
     expect(texts[0]).not.toMatch(/secret|ann@/)
     const entry = JSON.parse((await storage.get((await storage.names())[0]!))!) as object
-    expect(Object.keys(entry).sort()).toEqual(['born', 'digest', 'doubt', 'intent', 'key'])
+    expect(Object.keys(entry).sort()).toEqual(['born', 'digest', 'doubt', 'intent', 'key', 'origin'])
   })
 
   test('another user never meets it', async () => {
@@ -163,13 +154,13 @@ describe('where it is kept', () => {
       names: () => Promise.reject(new Error('blocked')),
     }
     const fetch = client({ storage: broken })
-    shop.front.lose = 100
+    shop.front.dropResponses = 100
     const what = order()
     await caught(fetch(at(), { ...what, deadline: 300 }))
-    shop.front.lose = 0
+    shop.front.dropResponses = 0
     expect((await fetch(at(), what)).headers.get('idempotency-outcome')).toBe('replayed')
     expect(warnings).toHaveLength(1)
-    expect(warnings[0]).toMatch(/memory alone.*(blocked|full)/)
+    expect(warnings[0]).toMatch(/memory only.*(blocked|full)/)
   })
 
   test('where there is no web storage, memory is used and it says so', async () => {
@@ -188,8 +179,8 @@ describe('where it is kept', () => {
   test('recall asks and sends nothing', async () => {
     const storage = memoryStorage()
     const options = { storage, endpoints: at('/.idempotency') }
-    expect(await recall(client(options), 'cart:3')).toEqual({ state: 'none' })
-    const open = gate()
+    expect(await lookup(client(options), 'cart:3')).toEqual({ state: 'none' })
+    const open = deferred()
     shop.front.hold = open.promise
     const begun = shop.front.answers
     const stop = new AbortController()
@@ -200,24 +191,27 @@ describe('where it is kept', () => {
     shop.front.hold = undefined
     open.open()
     const posts = shop.front.posts()
-    const recalled = await recall(client(options), 'cart:3')
+    const recalled = await lookup(client(options), 'cart:3')
     expect(recalled.state).toBe('answered')
     expect(recalled.state === 'answered' && recalled.response.status).toBe(201)
     expect(shop.front.posts()).toBe(posts)
-    expect(await recall(client(options), 'cart:3')).toEqual({ state: 'none' })
+    // The name stays known after its end.
+    expect(await lookup(client(options), 'cart:3')).toMatchObject({ state: 'answered' })
+    await forget(client(options), 'cart:3')
+    expect(await lookup(client(options), 'cart:3')).toEqual({ state: 'none' })
   })
 })
 
 describe('the end', () => {
   test('still running at the deadline is an InFlightError, and the same call later gets the answer', async () => {
-    const open = gate()
+    const open = deferred()
     shop.back.hold = open.promise
     const fetch = client({ wait: 0, attemptTimeout: 500 })
     const what = order()
     const { result, orders } = await made(async () => {
       try {
         let error = await caught(fetch(at(), { ...what, deadline: 5000 }))
-        // On a busy machine the deadline may cut the last asking, and what was not heard is unknown.
+        // On a busy machine the deadline may cut the last asking, and what was not received is unknown.
         for (let more = 5; isOutcomeUnknownError(error) && more > 0; more--) error = await caught(fetch(at(), { ...what, deadline: 5000 }))
         expect(error).toSatisfy(isInFlightError)
         expect((error as { executed: string }).executed).toBe('unknown')
@@ -234,7 +228,7 @@ describe('the end', () => {
 
   test('nobody knows: it asks, and then throws, and the key is kept', async () => {
     const storage = memoryStorage()
-    shop.back.lose = 1
+    shop.back.dropResponses = 1
     const what = order()
     const { orders } = await made(async () => {
       for (let i = 0; i < 2; i++) {
@@ -244,7 +238,7 @@ describe('the end', () => {
       }
     })
     expect(orders).toBe(1)
-    expect(attempts.at(-1)!.asked).toBe(true)
+    expect(attempts.at(-1)!.isStatusQuery).toBe(true)
     expect(await storage.names()).toHaveLength(1)
   })
 
@@ -254,7 +248,7 @@ describe('the end', () => {
     const { result, orders } = await made(() => caught(client()(at(), { ...order(), headers })))
     expect(isKeyReusedError(result)).toBe(true)
     expect(orders).toBe(0)
-    expect(attempts.slice(-1)[0]!.heard).toMatchObject({ status: 422 })
+    expect(attempts.slice(-1)[0]!.observation).toMatchObject({ status: 422 })
   })
 
   test('a malformed key is refused with the mend', async () => {
@@ -265,7 +259,7 @@ describe('the end', () => {
 
   test('an abort rejects with its reason, and the key is kept', async () => {
     const storage = memoryStorage()
-    const open = gate()
+    const open = deferred()
     shop.front.hold = open.promise
     const stop = new AbortController()
     const what = order()
@@ -283,7 +277,7 @@ describe('the end', () => {
   })
 
   test('one of two that gives up does not take the answer from the other', async () => {
-    const open = gate()
+    const open = deferred()
     shop.front.hold = open.promise
     const fetch = client()
     const what = order()
@@ -301,7 +295,7 @@ describe('the end', () => {
 
   test('an attempt that takes too long is asked for again', async () => {
     await client()(at(), order()) // keys are known to be honoured from here on
-    const open = gate()
+    const open = deferred()
     shop.front.hold = open.promise
     const { result, orders } = await made(async () => {
       const begun = shop.front.answers
@@ -313,12 +307,12 @@ describe('the end', () => {
     open.open()
     expect(result.headers.get('idempotency-outcome')).toBe('replayed')
     expect(orders).toBe(1)
-    expect(attempts.at(-2)!.heard).toEqual({ failure: 'timeout' })
+    expect(attempts.at(-2)!.observation).toEqual({ failure: 'timeout' })
   })
 
   test('the gateway killed and started again: the answer comes', async () => {
     const { result, orders } = await made(async () => {
-      const open = gate()
+      const open = deferred()
       shop.front.hold = open.promise
       const begun = shop.front.answers
       const answer = client()(at(), order())
@@ -339,7 +333,7 @@ describe('never the duplicate itself', () => {
   test('where keys are not honoured a lost answer is sent no second time', async () => {
     const plain = await shop.plain()
     try {
-      plain.lose = 1
+      plain.dropResponses = 1
       const { result, orders } = await made(() => caught(client()(`${plain.url}/orders`, order())))
       expect(isOutcomeUnknownError(result)).toBe(true)
       expect((result as Error).message).toMatch(/not known to honour keys: look whether/)
@@ -354,7 +348,7 @@ describe('never the duplicate itself', () => {
   test('told that they are honoured, it believes it: the same with that makes two', async () => {
     const plain = await shop.plain()
     try {
-      plain.lose = 1
+      plain.dropResponses = 1
       const { orders } = await made(() => client({ honoured: true })(`${plain.url}/orders`, order()))
       expect(orders).toBe(2) // a lie costs an order: the guard above is what prevents it
     } finally {

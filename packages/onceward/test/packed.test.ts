@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { rolldown } from 'rolldown'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser } from './support/browser.js'
-import { gate } from './support/door.js'
+import { deferred } from './support/faultProxy.js'
 import { Shop } from './support/shop.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -38,7 +38,7 @@ idempotentFetch(process.argv[2] + '/orders', { method: 'POST', headers: { 'conte
 
 async function orders(file: string, code: string, [command, ...args]: readonly string[] = [process.execPath]): Promise<string> {
   write(file, code)
-  shop.front.lose = 1
+  shop.front.dropResponses = 1
   const before = await shop.total()
   // Not the synchronous kind: the network that loses the answer is in this process.
   const said = await new Promise<string>((resolve, reject) =>
@@ -123,11 +123,11 @@ onmessage = async ({ data }) => {
     const said = () => page.evaluate(() => (globalThis as unknown as { said: Promise<unknown> }).said)
 
     const before = await shop.total()
-    shop.front.lose = 1
+    shop.front.dropResponses = 1
     await begin('lost tea')
     expect(await said()).toEqual(['replayed', 'lost tea'])
 
-    const held = gate()
+    const held = deferred()
     shop.front.hold = held.promise
     const begun = shop.front.answers
     await begin('ended tea')
@@ -145,15 +145,15 @@ onmessage = async ({ data }) => {
 
 test.each([['nodenext', 'nodenext'], ['bundler', 'esnext']])('its types resolve with moduleResolution %s', (moduleResolution, module) => {
   write('use.ts', `
-import { idempotentFetch, createIdempotentFetch, isOutcomeUnknownError, type Recalled } from 'onceward'
+import { idempotentFetch, createIdempotentFetch, isOutcomeUnknownError, type LookupResult } from 'onceward'
 import { indexedDBStorage } from 'onceward/indexeddb'
-import { once } from 'onceward/forms'
+import { handleSubmit } from 'onceward/forms'
 import { useIdempotentMutation } from 'onceward/react'
 export const fetch: typeof globalThis.fetch = createIdempotentFetch({ storage: indexedDBStorage() })
 export const unknown: boolean = isOutcomeUnknownError(0)
 export const hook = () => useIdempotentMutation({ intent: 'a', mutationFn: async (n: number) => n }).data satisfies number | undefined
-export type State = Recalled['state']
-void idempotentFetch; void once
+export type State = LookupResult['state']
+void idempotentFetch; void handleSubmit
 // @ts-expect-error the types are there, and not any
 export const wrong: string = createIdempotentFetch
 `)

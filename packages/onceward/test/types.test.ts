@@ -1,10 +1,10 @@
 /** Read by `tsc`; run as well, so that it is counted. */
 import { expectTypeOf, test } from 'vitest'
 import {
-  createIdempotentFetch, idempotentFetch, isInFlightError, type Decision, type IdempotentFetch, type InFlightError, type KeyStorage, type Recalled,
+  createIdempotentFetch, idempotentFetch, isInFlightError, type Decision, type IdempotentFetch, type InFlightError, type KeyStorage, type LookupResult,
 } from 'onceward'
 import { indexedDBStorage } from 'onceward/indexeddb'
-import { once, submitOnce } from 'onceward/forms'
+import { handleSubmit, submitOnce } from 'onceward/forms'
 import { useIdempotentMutation, type IdempotentMutation } from 'onceward/react'
 
 test('it is a fetch', () => {
@@ -18,9 +18,9 @@ test('it is a fetch', () => {
 
 test('a decision says what comes after it, and a guard narrows', () => {
   const narrow = (decision: Decision, error: unknown) => {
-    if (decision.do === 'resend') expectTypeOf(decision.after).toEqualTypeOf<number | 'backoff'>()
+    if (decision.action === 'resend') expectTypeOf(decision.after).toEqualTypeOf<number | 'backoff'>()
     // @ts-expect-error what is returned is not delayed
-    if (decision.do === 'return') void decision.after
+    if (decision.action === 'return') void decision.after
     if (isInFlightError(error)) {
       expectTypeOf(error).toEqualTypeOf<InFlightError>()
       expectTypeOf(error.name).toEqualTypeOf<'InFlightError'>()
@@ -54,6 +54,6 @@ test('the hook infers data and variables, and its status narrows', () => {
 test('the subpaths have their types', () => {
   expectTypeOf(indexedDBStorage).returns.toEqualTypeOf<KeyStorage>()
   expectTypeOf(submitOnce).returns.resolves.toEqualTypeOf<Response>()
-  expectTypeOf(once).returns.returns.toBeVoid()
-  expectTypeOf<Recalled['state']>().toEqualTypeOf<'none' | 'in-flight' | 'answered' | 'interrupted'>()
+  expectTypeOf(handleSubmit).returns.returns.toBeVoid()
+  expectTypeOf<LookupResult['state']>().toEqualTypeOf<'none' | 'in-flight' | 'answered' | 'interrupted'>()
 })

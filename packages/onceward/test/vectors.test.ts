@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it, test } from 'vitest'
 import { canonical, CanonicalError } from '../src/canonical.js'
-import { derivedKey, newKey, suspects } from '../src/key.js'
-import { backoff, decide, type Decision, type Given, type Heard } from '../src/retry.js'
+import { derivedKey, newKey, findVolatileFields } from '../src/key.js'
+import { backoff, decide, type Context, type Observation } from '../src/retry.js'
 import { retryAfter } from '../src/retryAfter.js'
 import { sha256 } from '../src/sha256.js'
 import { keyOf } from '../src/wire.js'
@@ -10,7 +10,7 @@ import { createHash } from 'node:crypto'
 
 interface Cases {
   keys: { name: string; value?: string; lines?: string[]; connection?: string; key?: string }[]
-  decisions: { name: string; given?: Partial<Record<keyof Given, unknown>>; heard: Heard; then: Decision }[]
+  decisions: { name: string; given?: { asked?: boolean; honoured?: boolean | null; doubt?: boolean; left_ms?: number }; heard: Record<string, unknown>; then: Record<string, unknown> }[]
   backoff: { name: string; sends: number; random: number; ms: number }[]
   retry_after: { name: string; value: string; now: string; date?: string; ms: number | null }[]
   derived: {
@@ -24,8 +24,13 @@ describe('decisions', () => {
   it('has its cases', () => expect(cases.decisions.length).toBeGreaterThanOrEqual(101))
   for (const { name, given = {}, heard, then } of cases.decisions) {
     test(name, () => {
-      const { honoured, ...rest } = { asked: false, honoured: true, doubt: false, left_ms: 60_000, ...given } as Given
-      expect(decide({ ...rest, honoured: honoured ?? undefined }, heard)).toEqual(then)
+      // The names of the vectors are those of both clients.
+      const { asked = false, honoured = true, doubt = false, left_ms = 60_000 } = given
+      const context: Context = { isStatusQuery: asked, supportsKeys: honoured ?? undefined, maybeExecuted: doubt, remainingMs: left_ms }
+      const { retry_after_ms, ...rest } = heard
+      const observation = { ...rest, ...(retry_after_ms !== undefined && { retryAfterMs: retry_after_ms }) } as Observation
+      const { action, reason, ...decision } = decide(context, observation)
+      expect({ do: action, because: reason, ...decision }).toEqual(then)
     })
   }
 })
@@ -68,13 +73,13 @@ describe('keys that are derived', () => {
     expect((thrown as Error).message.split('\n')).toHaveLength(1)
   })
 
-  test('members that look like a time or a random value are found', () => {
+  test('volatile_fields_of_time_random_and_csrf_are_found', () => {
     const payload = {
       item: 'tea', qty: 2, at: new Date(0), nested: [{ timestamp: 5 }], requestId: 'x', due: '2026-11-24T10:00:00Z',
       cart: '7f1c1c9e-6e0e-4f3f-9a55-0d5fd1a3b7a1',
     }
-    expect(suspects(payload)).toEqual(['at', 'nested.0.timestamp', 'requestId', 'due', 'cart'])
-    expect(suspects({ item: 'tea', qty: 2, update: true, time: { of: 'day' } })).toEqual([])
+    expect(findVolatileFields(payload)).toEqual(['at', 'nested.0.timestamp', 'requestId', 'due', 'cart'])
+    expect(findVolatileFields({ item: 'tea', qty: 2, update: true, time: { of: 'day' } })).toEqual([])
   })
 })
 

@@ -102,8 +102,6 @@ pub(crate) enum Item {
     Bool(bool),
     /// A TOML array.
     List(Vec<Item>),
-    /// A TOML boolean.
-    Bool(bool),
     /// Something that no setting is.
     Other(&'static str),
 }

@@ -10,6 +10,7 @@ use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use onceward::engine::Engine;
 use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -47,14 +48,15 @@ pub(super) struct KeySet {
 }
 
 impl KeySet {
-    pub(super) async fn open(source: KeySource, config: &Config) -> Result<Self, String> {
+    pub(super) async fn open(source: KeySource, config: &Config, engine: &Engine) -> Result<Self, String> {
         let client = match &source {
             KeySource::Url { server, .. } => {
                 let mut of_server = config.clone();
                 of_server.upstream = server.clone();
                 of_server.host = Host::Upstream;
                 of_server.limits.upstream_timeout = FETCH_TIMEOUT;
-                Some(Forwarder::new(&of_server).map_err(|error| format!("jwt.jwks: {error}"))?)
+                of_server.unkeyed_timeout = FETCH_TIMEOUT;
+                Some(Forwarder::new(&of_server, engine.clone(), 1).map_err(|error| format!("jwt.jwks: {error}"))?)
             }
             _ => None,
         };

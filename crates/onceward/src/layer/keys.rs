@@ -135,7 +135,7 @@ impl Known<'_> {
             (Some(_), _) if self.unidentified.is_some() => {
                 return Err(self.unidentified.clone().unwrap_or_else(|| engine.refusal(Code::PrincipalUnknown)));
             }
-            (None, Source::Form) if self.unidentified.is_some() && ask.policy.missing != Missing::Reject => {
+            (None, Source::Body) if self.unidentified.is_some() && ask.policy.missing != Missing::Reject => {
                 return Ok(Settled::None);
             }
             (Some(key), _) => {

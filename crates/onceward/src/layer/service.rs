@@ -187,7 +187,7 @@ impl<S, B> Call<S, B> {
             Err(error) => {
                 let problem = unidentified(engine, policy, &error);
                 match source {
-                    Source::Form => (Principal::Anonymous, Some(problem)),
+                    Source::Body => (Principal::Anonymous, Some(problem)),
                     _ => return Err(self.early(problem)),
                 }
             }

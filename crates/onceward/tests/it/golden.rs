@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 use onceward::key::Key;
-use onceward::principal::{Principal, Rule};
+use onceward::principal::{Credentials, Principal, Rule};
 use onceward::secret::{HashKeys, RecordId, Secret};
 
 use crate::hex::hex;
@@ -21,7 +21,7 @@ fn record_ids_do_not_change() {
     let mut headers = HeaderMap::new();
     headers.insert("x-user", "golden".parse().expect("a valid header value"));
     let rule = Rule::Parts(vec!["header:x-user".parse().expect("a valid part")]);
-    let named = rule.identify(&headers).expect("an identified caller");
+    let named = rule.identify(&headers, &Credentials::default()).expect("an identified caller");
     let id = |principal: &Principal| hex(&hash_keys().record_id("golden", principal, &key()).0);
     assert_eq!(id(&Principal::Anonymous), "4bfe2ff89227b15d4b17b32361fd4db8a1833af320fe361f49c329e13c538924");
     assert_eq!(id(&named), "b9aecb9c5b49d659671e2cc3a5677dfe7df68675d790c09b3be9f2376a4cc55e");

@@ -20,15 +20,11 @@ export function App() {
   const cart = kept.use()
   const { rows, network, isOld } = useOrders()
   const naive = useNaive(cart)
-  // All that it takes: an intent, and the `fetch` that is given.
+  // All that it takes: a name per order, and the `json` or `fetch` that is given.
   const order = useIdempotentMutation({
     intent: `checkout:${cart.ticket}`,
     fetch: once,
-    mutationFn: async (body: ReturnType<typeof wanted>, { fetch }): Promise<Order> => {
-      const response = await fetch('/orders', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) })
-      if (!response.ok) throw new Error(`the service answered ${response.status}`)
-      return response.json()
-    },
+    mutationFn: (body: ReturnType<typeof wanted>, { json }) => json<Order>('/orders', body),
   })
 
   const placed = order.data?.id

@@ -1,3 +1,4 @@
+import { useEffect, useRef } from 'react'
 import { change, DRINKS, next, QTY_MAX, type Cart } from './cart.js'
 import { switches, toggle, TROUBLES, type Trouble } from './troubles.js'
 
@@ -15,6 +16,15 @@ export function Counter({ cart, order, naiveKnows, network, isOld, onPress }: Pr
   const isPlaced = cart.placed !== undefined
   const isDone = isPlaced && naiveKnows
   const label = isDone ? `Placed: order #${cart.placed}` : isPlaced ? 'Press again: the naive one forgot' : order.status === 'pending' ? 'Ordering … press again' : cart.pressed ? 'Press again' : 'Order'
+  // A button that is disabled loses the focus: it goes to the one that is next.
+  const orderButton = useRef<HTMLButtonElement>(null)
+  const nextButton = useRef<HTMLButtonElement>(null)
+  const hasFocus = useRef(false)
+  useEffect(() => {
+    if (!hasFocus.current) return
+    if (isDone) nextButton.current?.focus()
+    else if (!cart.pressed) orderButton.current?.focus()
+  }, [isDone, cart.pressed])
   return (
     <section className="card counter" aria-labelledby="counter-title">
       <h2 id="counter-title">The counter <code className="ticket" title="This cart: one intent">{cart.ticket}</code></h2>
@@ -39,9 +49,9 @@ export function Counter({ cart, order, naiveKnows, network, isOld, onPress }: Pr
         {(Object.keys(TROUBLES) as Trouble[]).map((it) => <Switch key={it} trouble={it} isOff={TROUBLES[it].network && network === false} />)}
       </fieldset>
       {network === false && <p className="note">The network here is a good one. <a href={networkOrigin()}>Through the demo’s own</a> answers can be lost, and the server killed.</p>}
-      <div className="press">
-        <button id="order" type="button" className="primary" disabled={isDone} onClick={onPress}>{label}</button>
-        <button id="next" type="button" disabled={!cart.pressed} onClick={next}>Next customer</button>
+      <div className="press" onFocus={() => (hasFocus.current = true)} onBlur={({ relatedTarget }) => (hasFocus.current = relatedTarget === null)}>
+        <button id="order" ref={orderButton} type="button" className="primary" disabled={isDone} onClick={onPress}>{label}</button>
+        <button id="next" ref={nextButton} type="button" disabled={!cart.pressed} onClick={next}>Next customer</button>
       </div>
       <p className="note" role="status">{isOld ? 'The server does not answer at the moment. It is on its way back.' : ''}</p>
     </section>

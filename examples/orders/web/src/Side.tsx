@@ -14,6 +14,12 @@ interface Props {
 
 const SLIPS_MAX = 6
 
+/** Why one client ordered once, and the other as often as it tried. */
+const WHY: Record<Client, string> = {
+  onceward: 'Each try had the same key: the gateway returned the first response again.',
+  naive: 'Each try had a new key: the gateway cannot know that it is the same order.',
+}
+
 /** How many orders one client made of the cart, as slips on a spike. */
 export function Side({ client, title, rows, all, status, said }: Props) {
   const carts = new Set(all.map((row) => row.ticket)).size
@@ -30,6 +36,7 @@ export function Side({ client, title, rows, all, status, said }: Props) {
         {rows.length === 0 && <li className="none">no order yet</li>}
       </ol>
       <p className="said" aria-live="polite">{status === 'pending' && !said ? <span className="busy">waiting for an answer</span> : said}</p>
+      <p className="why">{rows.length > 0 && WHY[client]}</p>
       <p className="total">{total} {total === 1 ? 'order' : 'orders'} for {carts} {carts === 1 ? 'cart' : 'carts'} so far</p>
     </article>
   )

@@ -19,7 +19,7 @@ async function order(cart: Cart): Promise<Order> {
         body: JSON.stringify(wanted(cart, 'naive')),
         signal: AbortSignal.timeout(PATIENCE_MS),
       }))
-      if (!response.ok) throw new Error(`the service answered ${response.status}`)
+      if (!response.ok) throw new Error(`the service returned ${response.status}`)
       return await response.json()
     } catch (error) {
       if (tries === TRIES_MAX) throw error

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { openBrowser } from '../../../../packages/onceward/test/support/browser.js'
-import { gate } from '../../../../packages/onceward/test/support/door.js'
+import { deferred } from '../../../../packages/onceward/test/support/faultProxy.js'
 import { duplicate, inFlight as held, inLine, play as playOn, ROUNDS, type Browser, type Page, type Scene } from '../../../../packages/onceward/test/support/scenes.js'
 import { Demo } from './support/demo.js'
 
@@ -61,7 +61,7 @@ const inFlight = (page: Page) => held(demo.door, () => page.click('#order'), 2)
 const BY_HAND: Record<string, (scene: Scene) => Promise<void>> = {
   'a double click': async ({ open }) => {
     const page = await open()
-    const open_ = gate()
+    const open_ = deferred()
     demo.door.hold = open_.promise
     await page.dblclick('#order')
     demo.door.hold = undefined

@@ -1,3 +1,3 @@
 /** `onceward/react`: a thin adapter. */
 export { useIdempotentMutation, type IdempotentMutation } from './useIdempotentMutation.js'
-export type { MutationContext, MutationOptions, MutationState } from '../index.js'
+export type { MutationCallbacks, MutationContext, MutationOptions, MutationState, Progress } from '../index.js'

@@ -3,19 +3,19 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { chromium, type Browser, type BrowserContext, type LaunchOptions } from 'playwright-core'
 import { bundle } from './bundle.js'
-import type { Door } from './door.js'
+import type { FaultProxy } from './faultProxy.js'
 
 const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
 
 /** The real Chromium, told to leave the network alone. */
-export const openBrowser = async (): Promise<Browser> => chromium.launch(options())
+export const openBrowser = async (): Promise<Browser> => chromium.launch(browserOptions())
 
 /** The same with a person's setting that no page may keep anything: cookies, storages and locks are denied. */
 export async function withoutStorage(work: (context: BrowserContext) => Promise<void>): Promise<void> {
   const profile = mkdtempSync(join(tmpdir(), 'onceward-profile-'))
   mkdirSync(join(profile, 'Default'))
   writeFileSync(join(profile, 'Default/Preferences'), '{"profile":{"default_content_setting_values":{"cookies":2}}}')
-  const context = await chromium.launchPersistentContext(profile, options())
+  const context = await chromium.launchPersistentContext(profile, browserOptions())
   try {
     await work(context)
   } finally {
@@ -24,7 +24,7 @@ export async function withoutStorage(work: (context: BrowserContext) => Promise<
   }
 }
 
-function options(): LaunchOptions {
+export function browserOptions(): LaunchOptions {
   if (!existsSync(CHROMIUM)) throw new Error(`${CHROMIUM} is missing: install chromium, or name one in CHROMIUM`)
   return {
     executablePath: CHROMIUM,
@@ -35,7 +35,7 @@ function options(): LaunchOptions {
 }
 
 /** Puts a page with this module on a door. */
-export async function publish(door: Door, path: string, source: string): Promise<void> {
+export async function publish(door: FaultProxy, path: string, source: string): Promise<void> {
   door.pages.set(`${path}.js`, { type: 'text/javascript', body: await bundle(source) })
   door.pages.set(path, {
     type: 'text/html',

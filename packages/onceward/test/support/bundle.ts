@@ -4,11 +4,12 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
 /** A page's own bundler on this source, from the package as it was built: the entry first, then the chunks. */
-export async function chunks(source: string, { minify = false, codeSplitting = true } = {}) {
+export async function chunks(source: string, { minify = false, codeSplitting = true, external = [] as string[] } = {}) {
   const built = await rolldown({
     input: 'entry',
     cwd: root,
     platform: 'browser',
+    external,
     transform: { define: { 'process.env.NODE_ENV': '"development"' } },
     plugins: [{
       name: 'entry',

@@ -1,6 +1,6 @@
 /** What the tests in a browser have in common, this package's and those of the demo's page. */
 import type { Browser, BrowserContext, Page } from 'playwright-core'
-import { gate, type Door } from './door.js'
+import { deferred, type FaultProxy } from './faultProxy.js'
 
 export type { Browser, BrowserContext, Page }
 
@@ -14,7 +14,7 @@ export interface Scene {
 
 export interface Stage {
   readonly browser: Browser
-  readonly doors: readonly Door[]
+  readonly doors: readonly FaultProxy[]
   /** Brings a new page to where its button can be pressed. */
   readonly arrive: (page: Page) => Promise<unknown>
   /** How many orders there are, by client. */
@@ -42,8 +42,8 @@ export async function play({ browser, doors, arrive, count }: Stage, scene: (sce
 }
 
 /** Presses, until so many answers have come to this door, where they are held. Returns how to let them go. */
-export async function inFlight(door: Door, press: () => Promise<void>, answers = 1): Promise<() => void> {
-  const open = gate()
+export async function inFlight(door: FaultProxy, press: () => Promise<void>, answers = 1): Promise<() => void> {
+  const open = deferred()
   door.hold = open.promise
   const begun = door.answers
   await press()

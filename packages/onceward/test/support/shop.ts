@@ -4,7 +4,7 @@ import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { Door } from './door.js'
+import { FaultProxy } from './faultProxy.js'
 
 /** The gateway, which has the demo in it. */
 export function binary(): string {
@@ -16,9 +16,9 @@ export function binary(): string {
 /** The real orders service and the real gateway, each a process, with a network before and behind the gateway. */
 export class Shop {
   /** Between the client and the gateway. */
-  front!: Door
+  front!: FaultProxy
   /** Between the gateway and the service. */
-  back!: Door
+  back!: FaultProxy
   readonly #folder = mkdtempSync(join(tmpdir(), 'onceward-ts-'))
   #orders!: ChildProcess
   #gateway!: ChildProcess
@@ -29,7 +29,7 @@ export class Shop {
     const shop = new Shop()
     shop.#ordersPort = await freePort()
     shop.#orders = await start(['demo-orders', '--listen', `127.0.0.1:${shop.#ordersPort}`, '--db', join(shop.#folder, 'orders.db'), '--relay', ''])
-    shop.back = await new Door(shop.#ordersPort).open()
+    shop.back = await new FaultProxy(shop.#ordersPort).open()
     shop.#gatewayPort = await freePort()
     const adminPort = await freePort()
     writeFileSync(join(shop.#folder, 'onceward.toml'), `
@@ -42,7 +42,7 @@ listen = "127.0.0.1:${adminPort}"
 principal = []
 ${settings}`)
     await shop.startGateway()
-    shop.front = await new Door(shop.#gatewayPort).open()
+    shop.front = await new FaultProxy(shop.#gatewayPort).open()
     return shop
   }
 
@@ -61,8 +61,8 @@ ${settings}`)
     return Number(response.headers.get('orders-total'))
   }
   /** The service without the gateway: it honours no keys. */
-  async plain(): Promise<Door> {
-    return new Door(this.#ordersPort).open()
+  async plain(): Promise<FaultProxy> {
+    return new FaultProxy(this.#ordersPort).open()
   }
   async close(): Promise<void> {
     await Promise.all([this.front.close(), this.back.close(), end(this.#gateway), end(this.#orders)])

@@ -1,18 +1,18 @@
 import { spawn, type ChildProcess } from 'node:child_process'
-import { Door } from '../../../../../packages/onceward/test/support/door.js'
+import { FaultProxy } from '../../../../../packages/onceward/test/support/faultProxy.js'
 import { binary } from '../../../../../packages/onceward/test/support/shop.js'
 
 /** `onceward demo` as a person starts it, and a door before its network, which holds answers until a test lets them go. */
 export class Demo {
   readonly #child: ChildProcess
-  readonly door: Door
+  readonly door: FaultProxy
   /** Where the page is, by the door. */
   readonly url: string
   readonly #orders: string
   /** What the demo said since it was there. */
   #said: () => string
 
-  private constructor(child: ChildProcess, door: Door, orders: string, said: () => string) {
+  private constructor(child: ChildProcess, door: FaultProxy, orders: string, said: () => string) {
     ;[this.#child, this.door, this.url, this.#orders, this.#said] = [child, door, door.url, orders, said]
   }
 
@@ -29,7 +29,7 @@ export class Demo {
       child.once('exit', (code) => reject(new Error(`the demo ended (${code}): ${said}`)))
     })
     const at = (name: string) => new URL(new RegExp(`^ +${name} +(http\\S+)`, 'm').exec(said)![1]!)
-    const door = await new Door(Number(at('network').port)).open()
+    const door = await new FaultProxy(Number(at('network').port)).open()
     return new Demo(child, door, at('orders').origin, () => said)
   }
 

@@ -5,11 +5,11 @@ import type { AddressInfo } from 'node:net'
  * A network between two real programs: it passes requests on, and on demand loses, holds or refuses. It is invisible: the
  * `Host` goes through as it came.
  */
-export class Door {
+export class FaultProxy {
   /** How many answers to POSTs are still to be lost: read whole, and then the connection is cut. */
-  lose = 0
+  dropResponses = 0
   /** How many answers to POSTs are still to stop in their middle: the connection stays, and nothing comes any more. */
-  stall = 0
+  stallNext = 0
   /** How many POSTs are still to be refused: cut before they went anywhere. */
   refuse = 0
   /** Resolves before the answer to a POST goes on. */
@@ -32,7 +32,7 @@ export class Door {
 
   /** From here on it is a good one. */
   heal(): void {
-    Object.assign(this, { lose: 0, stall: 0, refuse: 0, hold: undefined, holdRequest: undefined })
+    Object.assign(this, { dropResponses: 0, stallNext: 0, refuse: 0, hold: undefined, holdRequest: undefined })
   }
   async open(): Promise<this> {
     await new Promise<void>((resolve) => this.#server.listen(0, '127.0.0.1', resolve))
@@ -113,8 +113,8 @@ export class Door {
       answer.on('end', () => {
         if (isPost) this.#answered += 1
         this.#tell()
-        if (isPost && this.lose > 0) {
-          this.lose -= 1
+        if (isPost && this.dropResponses > 0) {
+          this.dropResponses -= 1
           outgoing.destroy()
           return
         }
@@ -122,8 +122,8 @@ export class Door {
           if (outgoing.destroyed) return
           outgoing.writeHead(answer.statusCode!, answer.statusMessage, answer.rawHeaders.filter((_, i, all) => !/^(transfer-encoding|connection|keep-alive)$/i.test(all[i - (i % 2)]!)))
           const body = Buffer.concat(parts)
-          if (isPost && this.stall > 0) {
-            this.stall -= 1
+          if (isPost && this.stallNext > 0) {
+            this.stallNext -= 1
             outgoing.write(body.subarray(0, body.length / 2))
             return
           }
@@ -136,7 +136,7 @@ export class Door {
 }
 
 /** A promise and what resolves it. */
-export function gate(): { promise: Promise<void>; open: () => void } {
+export function deferred(): { promise: Promise<void>; open: () => void } {
   let open!: () => void
   const promise = new Promise<void>((resolve) => (open = resolve))
   return { promise, open }
