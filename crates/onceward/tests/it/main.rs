@@ -11,6 +11,8 @@ mod embedded;
 #[cfg(feature = "engine")]
 mod fingerprint;
 #[cfg(feature = "engine")]
+mod golden;
+#[cfg(feature = "engine")]
 mod hex;
 #[cfg(all(feature = "axum-08", feature = "memory"))]
 mod layer;
