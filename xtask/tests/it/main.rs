@@ -6,5 +6,6 @@
 mod arrows;
 mod documents;
 mod habits;
+mod language;
 mod rust;
 mod tree;
