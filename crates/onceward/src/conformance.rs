@@ -1,8 +1,9 @@
-//! The suite that every store passes: one named test a rule of the [contract](crate::store::Store).
+//! Conformance suite for stores: one named test per rule of the [contract](crate::store::Store).
 //!
 //! # Example
 //!
-//! One line a store makes a module of tests, one for each rule. The expression makes an empty store for each:
+//! One line per store creates a module of tests, one for each rule. The expression creates an empty
+//! store for each test:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -16,16 +17,17 @@
 //!     let store = MemoryStore::with_clock(256 << 20, Arc::new(clock.clone()));
 //!     Subject::new(Arc::new(store), clock)
 //! });
-//! // → memory::racing_inserts_have_one_winner, memory::a_stale_holder_cannot_complete, …
+//! // → memory::concurrent_inserts_have_one_winner, memory::stale_holder_cannot_complete, …
 //! # fn main() {}
 //! ```
 //!
-//! It needs `tokio` with its macros and its threads among the `dev-dependencies`.
+//! The suite needs `tokio` with the features `macros` and `rt-multi-thread` among the
+//! `dev-dependencies`.
 //!
-//! # Example: a store that cannot be told the time, and many processes
+//! # Example: a store with a server's clock, and several processes
 //!
-//! A store whose time is a server's says how to move it, and how exact its ages are. A second client of the same data
-//! shows that what one writes the other sees:
+//! If a server measures the ages, the subject says how to move its time, and how exact ages are. A
+//! second client of the same data shows that clients see each other's writes:
 //!
 //! ```
 //! # use std::{sync::Arc, time::Duration};
@@ -59,7 +61,8 @@ use crate::reply::{Head, Reply};
 use crate::secret::{KeyHash, RecordId};
 use crate::store::{Census, Pending, Replaced, Store};
 
-/// Makes a module `$name` with one test for each rule. `$subject` is called for each, and gives a future of a [`Subject`].
+/// Creates a module `$name` with one test per rule. `$subject` is called for each, and returns a
+/// future of a [`Subject`].
 #[macro_export]
 macro_rules! store_conformance {
     ($name:ident, $subject:expr) => {
@@ -68,45 +71,45 @@ macro_rules! store_conformance {
             use super::*;
 
             $crate::store_conformance! { @rules ($subject)
-                nothing_is_found_before_the_first_insert
-                an_insert_is_found
-                an_insert_over_what_is_there_changes_nothing
-                racing_inserts_have_one_winner
-                ids_that_are_alike_do_not_meet
-                a_replace_compares_the_attempt
-                a_replace_compares_the_stage
-                a_replace_of_nothing_says_so
-                racing_replaces_have_one_winner
-                a_stale_holder_cannot_complete
-                a_stale_holder_cannot_renew
-                a_stale_holder_cannot_release
-                a_version_that_came_back_is_another
-                a_completed_record_stays_what_it_is
-                a_remove_compares_the_version
-                a_removed_record_is_gone
-                due_lists_what_is_due_and_nothing_else
-                due_lists_the_oldest_first
-                due_is_bounded_and_changes_nothing
-                an_unknown_is_never_due
-                a_renewed_claim_is_due_later
-                what_was_replaced_is_not_due_as_what_it_was
-                ages_advance
-                a_write_restarts_its_age_and_no_other
-                a_refused_write_leaves_the_age
-                nothing_expires_by_itself
-                a_named_value_is_inserted_once
-                racing_named_values_agree
-                named_values_are_kept_apart
-                each_phase_comes_back_as_it_was_written
-                bodies_come_back_byte_for_byte
-                headers_come_back_in_order
-                a_large_answer_comes_back_whole
-                a_read_sees_every_write_before_it
-                one_history_under_load
-                a_dropped_future_leaves_the_store_usable
-                the_census_counts
-                two_clients_agree
-                the_facts_are_told
+                empty_store_finds_nothing
+                inserted_record_is_found
+                insert_of_existing_id_changes_nothing
+                concurrent_inserts_have_one_winner
+                similar_ids_do_not_collide
+                compare_and_swap_compares_the_attempt
+                compare_and_swap_compares_the_phase
+                compare_and_swap_of_absent_record_conflicts
+                concurrent_swaps_have_one_winner
+                stale_holder_cannot_complete
+                stale_holder_cannot_renew
+                stale_holder_cannot_release
+                reinserted_record_has_another_version
+                completed_record_is_immutable
+                remove_compares_the_version
+                removed_record_is_absent
+                due_returns_only_due_records
+                due_returns_oldest_first
+                due_respects_limit_and_changes_nothing
+                unknown_record_is_never_due
+                renewed_claim_is_due_later
+                replaced_record_is_not_due_by_its_old_phase
+                age_advances_with_the_clock
+                write_resets_only_its_own_age
+                rejected_write_keeps_the_age
+                records_do_not_expire_without_remove
+                named_value_is_inserted_once
+                concurrent_named_values_agree
+                named_values_are_independent
+                every_phase_round_trips
+                bodies_round_trip_byte_for_byte
+                headers_round_trip_in_order
+                large_response_round_trips
+                read_after_write_is_consistent
+                concurrent_operations_are_linearizable
+                dropped_future_leaves_store_usable
+                stats_count_records_by_phase
+                two_clients_see_the_same_data
+                info_is_consistent
             }
         }
     };
@@ -120,7 +123,7 @@ macro_rules! store_conformance {
     };
 }
 
-/// A store to be tested: empty, and used by nobody else.
+/// Store under test: empty, and used by nobody else.
 pub struct Subject {
     store: Arc<dyn Store>,
     other: Arc<dyn Store>,
@@ -133,7 +136,7 @@ pub struct Subject {
 type Advance = dyn Fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 impl Subject {
-    /// A store whose ages are told by `clock`.
+    /// Creates a subject whose ages are measured by `clock`.
     pub fn new(store: Arc<dyn Store>, clock: ManualClock) -> Self {
         Self::moved_by(store, Duration::ZERO, move |by| {
             clock.advance(by);
@@ -141,7 +144,8 @@ impl Subject {
         })
     }
 
-    /// A store whose time is moved by `advance`, and whose ages are within `slack` of what was moved.
+    /// Creates a subject whose time is moved by `advance`, and whose ages are exact to within
+    /// `slack`.
     pub fn moved_by(
         store: Arc<dyn Store>,
         slack: Duration,
@@ -157,25 +161,26 @@ impl Subject {
         }
     }
 
-    /// With a second client of the same data, as another process has one.
+    /// Adds a second client of the same data, as another process would be.
     pub fn with_other(mut self, other: Arc<dyn Store>) -> Self {
         self.other = other;
         self
     }
 
-    /// Over a server that ends by itself what is past its time: an answer becomes a tombstone, and a tombstone or what was
-    /// released goes, without a sweep.
+    /// Declares a backend with native TTLs: expired responses become tombstones, and expired
+    /// tombstones and released records vanish, without a sweep.
     pub fn ending_by_itself(mut self) -> Self {
         self.ends_by_itself = true;
         self
     }
 
-    /// A record that is due at its time: completed, where it waits for the sweep.
+    /// Returns a record that the store must return from `due`: completed, if expiry is left to the
+    /// sweep.
     fn due_at_its_time(&self, attempt: AttemptId) -> Record {
         if self.ends_by_itself { in_flight(attempt) } else { completed(attempt) }
     }
 
-    /// With something that must live as long as the store, such as its folder.
+    /// Keeps something alive as long as the store, such as its directory.
     pub fn keeping(mut self, kept: impl Any + Send + Sync) -> Self {
         self._kept.push(Box::new(kept));
         self
@@ -198,8 +203,8 @@ impl fmt::Debug for Subject {
     }
 }
 
-/// What is not there is not found, not replaced, not removed, not due.
-pub async fn nothing_is_found_before_the_first_insert(subject: Subject) {
+/// Checks that an absent record is not found, replaced, removed or due.
+pub async fn empty_store_finds_nothing(subject: Subject) {
     let store = &subject.store;
     let record = in_flight(attempt(1));
     assert_eq!(get(store, 1).await, None);
@@ -208,8 +213,8 @@ pub async fn nothing_is_found_before_the_first_insert(subject: Subject) {
     assert_eq!(count(store.census().await.unwrap()), [0; 5]);
 }
 
-/// An insert says that nothing was there, and is found from then on.
-pub async fn an_insert_is_found(subject: Subject) {
+/// Checks that an insert reports that no record existed, and that the record is found afterwards.
+pub async fn inserted_record_is_found(subject: Subject) {
     let store = &subject.store;
     let record = in_flight(attempt(1));
     assert_eq!(insert(store, 1, &record).await, None);
@@ -219,8 +224,8 @@ pub async fn an_insert_is_found(subject: Subject) {
     subject.assert_age(&found, Duration::ZERO);
 }
 
-/// The second insert gets what the first wrote, whatever stage that is in.
-pub async fn an_insert_over_what_is_there_changes_nothing(subject: Subject) {
+/// Checks that a second insert returns the existing record, whatever its phase.
+pub async fn insert_of_existing_id_changes_nothing(subject: Subject) {
     let store = &subject.store;
     for (n, there) in each_phase(attempt(1)).into_iter().enumerate() {
         insert(store, n, &there).await;
@@ -229,8 +234,8 @@ pub async fn an_insert_over_what_is_there_changes_nothing(subject: Subject) {
     }
 }
 
-/// Of many that insert at once, one is told that nothing was there, and the others what it wrote.
-pub async fn racing_inserts_have_one_winner(subject: Subject) {
+/// Checks that exactly one of many concurrent inserts wins, and that the others get its record.
+pub async fn concurrent_inserts_have_one_winner(subject: Subject) {
     for round in 0..20 {
         let mut racers = JoinSet::new();
         for racer in 0..16 {
@@ -251,8 +256,8 @@ pub async fn racing_inserts_have_one_winner(subject: Subject) {
     }
 }
 
-/// An id counts to its last bit, and an empty one is as good as another.
-pub async fn ids_that_are_alike_do_not_meet(subject: Subject) {
+/// Checks that ids are compared to their last bit.
+pub async fn similar_ids_do_not_collide(subject: Subject) {
     let store = &subject.store;
     let mut ids = vec![RecordId([0; 32]), RecordId([0xff; 32])];
     for bit in [0, 1, 7, 8, 100, 254, 255] {
@@ -268,8 +273,9 @@ pub async fn ids_that_are_alike_do_not_meet(subject: Subject) {
     }
 }
 
-/// Another attempt's version is not replaced; what is there is told.
-pub async fn a_replace_compares_the_attempt(subject: Subject) {
+/// Checks that a compare-and-swap with another attempt's version changes nothing and returns the
+/// current record.
+pub async fn compare_and_swap_compares_the_attempt(subject: Subject) {
     let store = &subject.store;
     let there = in_flight(attempt(1));
     insert(store, 1, &there).await;
@@ -280,8 +286,8 @@ pub async fn a_replace_compares_the_attempt(subject: Subject) {
     assert_eq!(get(store, 1).await, Some(completed(attempt(1))));
 }
 
-/// The attempt alone is not enough.
-pub async fn a_replace_compares_the_stage(subject: Subject) {
+/// Checks that a matching attempt with another phase is not replaced.
+pub async fn compare_and_swap_compares_the_phase(subject: Subject) {
     let store = &subject.store;
     for (n, there) in each_phase(attempt(1)).into_iter().enumerate() {
         insert(store, n, &there).await;
@@ -295,16 +301,17 @@ pub async fn a_replace_compares_the_stage(subject: Subject) {
     }
 }
 
-/// Where nothing is, nothing is replaced, and nothing appears.
-pub async fn a_replace_of_nothing_says_so(subject: Subject) {
+/// Checks that a compare-and-swap of an absent record inserts nothing.
+pub async fn compare_and_swap_of_absent_record_conflicts(subject: Subject) {
     let store = &subject.store;
     let record = in_flight(attempt(1));
     assert_eq!(replace(store, 1, record.version(), &record).await, Err(None));
     assert_eq!(get(store, 1).await, None);
 }
 
-/// Of many that replace the same version at once, one succeeds, and the others are shown what it wrote.
-pub async fn racing_replaces_have_one_winner(subject: Subject) {
+/// Checks that exactly one of many concurrent swaps of a version wins, and that the others get its
+/// record.
+pub async fn concurrent_swaps_have_one_winner(subject: Subject) {
     for round in 0..20 {
         let there = in_flight(attempt(1000));
         insert(&subject.store, round, &there).await;
@@ -325,18 +332,18 @@ pub async fn racing_replaces_have_one_winner(subject: Subject) {
     }
 }
 
-/// Who was overtaken does not complete over who overtook.
-pub async fn a_stale_holder_cannot_complete(subject: Subject) {
+/// Checks that a superseded holder cannot complete.
+pub async fn stale_holder_cannot_complete(subject: Subject) {
     stale_holder_cannot(&subject, completed(attempt(1))).await;
 }
 
-/// Who was overtaken does not renew.
-pub async fn a_stale_holder_cannot_renew(subject: Subject) {
+/// Checks that a superseded holder cannot renew.
+pub async fn stale_holder_cannot_renew(subject: Subject) {
     stale_holder_cannot(&subject, in_flight(attempt(1))).await;
 }
 
-/// Who was overtaken does not release, and does not remove.
-pub async fn a_stale_holder_cannot_release(subject: Subject) {
+/// Checks that a superseded holder can neither release nor remove.
+pub async fn stale_holder_cannot_release(subject: Subject) {
     stale_holder_cannot(&subject, released(attempt(1))).await;
 }
 
@@ -344,7 +351,7 @@ async fn stale_holder_cannot(subject: &Subject, write: Record) {
     let store = &subject.store;
     let stale = in_flight(attempt(1));
     insert(store, 1, &stale).await;
-    // Overtaken, and overtaken again, then ended in each of the ways that an attempt ends.
+    // Superseded twice, then ended in every way in which an attempt can end.
     let mut there = stale.clone();
     for (n, next) in
         [in_flight(attempt(2)), in_flight(attempt(3))].into_iter().chain(each_phase(attempt(4))).enumerate()
@@ -357,8 +364,8 @@ async fn stale_holder_cannot(subject: &Subject, write: Record) {
     }
 }
 
-/// A key that is free again is not the free key that somebody saw before.
-pub async fn a_version_that_came_back_is_another(subject: Subject) {
+/// Checks that a key that was released and claimed again has another version.
+pub async fn reinserted_record_has_another_version(subject: Subject) {
     let store = &subject.store;
     insert(store, 1, &in_flight(attempt(1))).await;
     replace(store, 1, in_flight(attempt(1)).version(), &released(attempt(1))).await.unwrap();
@@ -366,15 +373,15 @@ pub async fn a_version_that_came_back_is_another(subject: Subject) {
     replace(store, 1, seen, &in_flight(attempt(2))).await.unwrap();
     replace(store, 1, in_flight(attempt(2)).version(), &released(attempt(2))).await.unwrap();
     assert_eq!(replace(store, 1, seen, &in_flight(attempt(3))).await, Err(Some(released(attempt(2)))));
-    // The same once it was removed, and was inserted by another.
+    // The same for a key that was removed and inserted by another attempt.
     assert!(store.remove(&id(1), released(attempt(2)).version()).await.unwrap());
     insert(store, 1, &released(attempt(4))).await;
     assert_eq!(replace(store, 1, seen, &in_flight(attempt(5))).await, Err(Some(released(attempt(4)))));
     assert!(!store.remove(&id(1), released(attempt(2)).version()).await.unwrap());
 }
 
-/// An answer that is kept is neither overwritten by another attempt nor by its own, unless that says that it replaces it.
-pub async fn a_completed_record_stays_what_it_is(subject: Subject) {
+/// Checks that a completed record is overwritten only by a swap that names its version.
+pub async fn completed_record_is_immutable(subject: Subject) {
     let store = &subject.store;
     let kept = completed(attempt(1));
     insert(store, 1, &kept).await;
@@ -390,8 +397,8 @@ pub async fn a_completed_record_stays_what_it_is(subject: Subject) {
     assert_eq!(replace(store, 1, kept.version(), &tombstone(attempt(1))).await, Ok(()));
 }
 
-/// A remove takes the version that it names, and no other.
-pub async fn a_remove_compares_the_version(subject: Subject) {
+/// Checks that a remove with another version changes nothing.
+pub async fn remove_compares_the_version(subject: Subject) {
     let store = &subject.store;
     for (n, there) in each_phase(attempt(1)).into_iter().enumerate() {
         insert(store, n, &there).await;
@@ -405,8 +412,8 @@ pub async fn a_remove_compares_the_version(subject: Subject) {
     }
 }
 
-/// What was removed is as if it had never been; its id is free.
-pub async fn a_removed_record_is_gone(subject: Subject) {
+/// Checks that a removed record is absent and that its id can be claimed again.
+pub async fn removed_record_is_absent(subject: Subject) {
     let store = &subject.store;
     let first = subject.due_at_its_time(attempt(1));
     insert(store, 1, &first).await;
@@ -421,17 +428,17 @@ pub async fn a_removed_record_is_gone(subject: Subject) {
     assert_eq!(get(store, 1).await, Some(in_flight(attempt(2))));
 }
 
-/// Not before its time, from then on, and nothing else.
-pub async fn due_lists_what_is_due_and_nothing_else(subject: Subject) {
+/// Checks that `due` returns a record exactly from its due time on.
+pub async fn due_returns_only_due_records(subject: Subject) {
     let store = &subject.store;
-    // Each is due after as many hours as its number.
+    // Record n is due after n hours.
     for n in 1..=4 {
         let phase = if subject.ends_by_itself { 0 } else { [0, 1, 3, 5][n - 1] };
         let mut record = each_phase(attempt(n))[phase].clone();
         set_due(&mut record, HOUR * n as u32);
         insert(store, n, &record).await;
     }
-    // To the moment, where the store's time is ours.
+    // To the nanosecond, if the suite controls the store's clock.
     let before = if subject.slack.is_zero() { Duration::from_millis(1) } else { subject.slack * 2 };
     let mut passed = Duration::ZERO;
     for n in 1..=4 {
@@ -449,8 +456,8 @@ pub async fn due_lists_what_is_due_and_nothing_else(subject: Subject) {
     }
 }
 
-/// By when they were due, not by when they were written.
-pub async fn due_lists_the_oldest_first(subject: Subject) {
+/// Checks that `due` sorts by due time, not by write time.
+pub async fn due_returns_oldest_first(subject: Subject) {
     let store = &subject.store;
     let hours = [7, 3, 9, 1, 8, 2, 6, 4, 5];
     for (n, hours) in hours.into_iter().enumerate() {
@@ -464,8 +471,8 @@ pub async fn due_lists_the_oldest_first(subject: Subject) {
     assert_eq!(due(store, 4).await, [1, 2, 3, 4]);
 }
 
-/// At most as many as were asked for, and looking is not taking.
-pub async fn due_is_bounded_and_changes_nothing(subject: Subject) {
+/// Checks that `due` returns at most `limit` records and changes none.
+pub async fn due_respects_limit_and_changes_nothing(subject: Subject) {
     let store = &subject.store;
     for n in 0..10 {
         insert(store, n, &in_flight(attempt(n))).await;
@@ -478,7 +485,7 @@ pub async fn due_is_bounded_and_changes_nothing(subject: Subject) {
     let mut all = due(store, 1000).await;
     all.sort_unstable();
     assert_eq!(all, (0..10).collect::<Vec<_>>());
-    // What is done about those makes room for the others.
+    // Handling them makes room for the others.
     for n in &first {
         assert!(store.remove(&id(*n), in_flight(attempt(*n)).version()).await.unwrap());
     }
@@ -487,8 +494,8 @@ pub async fn due_is_bounded_and_changes_nothing(subject: Subject) {
     assert!(next.iter().all(|n| !first.contains(n)));
 }
 
-/// Nobody but its late answer or a person settles it.
-pub async fn an_unknown_is_never_due(subject: Subject) {
+/// Checks that an unknown record stays until it is resolved.
+pub async fn unknown_record_is_never_due(subject: Subject) {
     let store = &subject.store;
     insert(store, 1, &in_flight(attempt(1))).await;
     replace(store, 1, in_flight(attempt(1)).version(), &unknown(attempt(1))).await.unwrap();
@@ -499,8 +506,8 @@ pub async fn an_unknown_is_never_due(subject: Subject) {
     assert_eq!(get(store, 2).await, Some(unknown(attempt(2))));
 }
 
-/// A sign of life begins the lease anew.
-pub async fn a_renewed_claim_is_due_later(subject: Subject) {
+/// Checks that a renewal restarts the lease.
+pub async fn renewed_claim_is_due_later(subject: Subject) {
     let store = &subject.store;
     let claim = in_flight(attempt(1));
     insert(store, 1, &claim).await;
@@ -514,8 +521,8 @@ pub async fn a_renewed_claim_is_due_later(subject: Subject) {
     assert_eq!(due(store, 100).await, [1]);
 }
 
-/// The time of the last write counts, and that of the one before is forgotten.
-pub async fn what_was_replaced_is_not_due_as_what_it_was(subject: Subject) {
+/// Checks that only the last write determines when a record is due.
+pub async fn replaced_record_is_not_due_by_its_old_phase(subject: Subject) {
     let store = &subject.store;
     insert(store, 1, &in_flight(attempt(1))).await;
     insert(store, 2, &in_flight(attempt(2))).await;
@@ -534,8 +541,8 @@ pub async fn what_was_replaced_is_not_due_as_what_it_was(subject: Subject) {
     assert_eq!(due(store, 100).await, [1]);
 }
 
-/// An age is the time since the last write, by the store's clock.
-pub async fn ages_advance(subject: Subject) {
+/// Checks that the age is the time since the last write, by the store's clock.
+pub async fn age_advances_with_the_clock(subject: Subject) {
     let store = &subject.store;
     insert(store, 1, &in_flight(attempt(1))).await;
     let mut passed = Duration::ZERO;
@@ -549,8 +556,8 @@ pub async fn ages_advance(subject: Subject) {
     }
 }
 
-/// A write makes its own record young, and leaves the others as old as they are.
-pub async fn a_write_restarts_its_age_and_no_other(subject: Subject) {
+/// Checks that a write resets the age of its own record only.
+pub async fn write_resets_only_its_own_age(subject: Subject) {
     let store = &subject.store;
     let claim = in_flight(attempt(1));
     for n in 0..3 {
@@ -564,8 +571,8 @@ pub async fn a_write_restarts_its_age_and_no_other(subject: Subject) {
     }
 }
 
-/// What was not written is not younger.
-pub async fn a_refused_write_leaves_the_age(subject: Subject) {
+/// Checks that a rejected write does not change the age.
+pub async fn rejected_write_keeps_the_age(subject: Subject) {
     let store = &subject.store;
     insert(store, 1, &in_flight(attempt(1))).await;
     subject.advance(HOUR).await;
@@ -579,8 +586,9 @@ pub async fn a_refused_write_leaves_the_age(subject: Subject) {
     subject.assert_age(&store.get(&id(1)).await.unwrap().unwrap(), HOUR);
 }
 
-/// However long nobody looks: a claim and an unknown stay, and so does what is past its time until it is removed.
-pub async fn nothing_expires_by_itself(subject: Subject) {
+/// Checks that claims, unknown records and overdue records stay until they are removed, however
+/// long nobody reads them.
+pub async fn records_do_not_expire_without_remove(subject: Subject) {
     let store = &subject.store;
     let records = each_phase(attempt(1));
     for (n, record) in records.iter().enumerate() {
@@ -601,8 +609,8 @@ pub async fn nothing_expires_by_itself(subject: Subject) {
     }
 }
 
-/// The first stays.
-pub async fn a_named_value_is_inserted_once(subject: Subject) {
+/// Checks that the first value stays.
+pub async fn named_value_is_inserted_once(subject: Subject) {
     let store = &subject.store;
     let secret = Bytes::from((0..=255).collect::<Vec<u8>>());
     assert_eq!(store.meta("secret", &secret).await.unwrap(), secret);
@@ -610,8 +618,8 @@ pub async fn a_named_value_is_inserted_once(subject: Subject) {
     assert_eq!(subject.other.meta("secret", b"").await.unwrap(), secret);
 }
 
-/// Many that begin at once end up with the same value.
-pub async fn racing_named_values_agree(subject: Subject) {
+/// Checks that concurrent callers get the same value.
+pub async fn concurrent_named_values_agree(subject: Subject) {
     for round in 0..20 {
         let mut racers = JoinSet::new();
         for racer in 0..16_u8 {
@@ -625,8 +633,8 @@ pub async fn racing_named_values_agree(subject: Subject) {
     }
 }
 
-/// Each name has its own; an empty value is one too.
-pub async fn named_values_are_kept_apart(subject: Subject) {
+/// Checks that each name has its own value, which may be empty.
+pub async fn named_values_are_independent(subject: Subject) {
     let store = &subject.store;
     let names = ["a", "ab", "b", "a b", "é", "schema"];
     for name in names {
@@ -641,8 +649,8 @@ pub async fn named_values_are_kept_apart(subject: Subject) {
     assert_eq!(due(store, 100).await, [0; 0]);
 }
 
-/// Every field of every phase, by an insert and by a replace.
-pub async fn each_phase_comes_back_as_it_was_written(subject: Subject) {
+/// Checks that every field of every phase survives an insert and a swap.
+pub async fn every_phase_round_trips(subject: Subject) {
     let store = &subject.store;
     for (n, record) in each_phase(AttemptId([0x9c; 16])).into_iter().enumerate() {
         insert(store, 2 * n, &record).await;
@@ -653,8 +661,8 @@ pub async fn each_phase_comes_back_as_it_was_written(subject: Subject) {
     }
 }
 
-/// An empty one, one of each byte, one that looks like text and is not.
-pub async fn bodies_come_back_byte_for_byte(subject: Subject) {
+/// Checks empty bodies, bodies with every byte, and bodies that look like text and are not.
+pub async fn bodies_round_trip_byte_for_byte(subject: Subject) {
     let store = &subject.store;
     let bodies = [Bytes::new(), (0..=255).collect(), Bytes::from_static(b"\r\n\0\xff\xfe\xc3"), vec![0; 5000].into()];
     for (n, body) in bodies.into_iter().enumerate() {
@@ -664,8 +672,8 @@ pub async fn bodies_come_back_byte_for_byte(subject: Subject) {
     }
 }
 
-/// Duplicates, their order, an empty value and bytes beyond ASCII.
-pub async fn headers_come_back_in_order(subject: Subject) {
+/// Checks duplicate headers, their order, empty values and non-ASCII bytes.
+pub async fn headers_round_trip_in_order(subject: Subject) {
     let store = &subject.store;
     let headers = [
         ("x-b", &b"2"[..]),
@@ -685,8 +693,8 @@ pub async fn headers_come_back_in_order(subject: Subject) {
     assert_eq!(read, Some(record));
 }
 
-/// As large as an answer may be, with headers on top.
-pub async fn a_large_answer_comes_back_whole(subject: Subject) {
+/// Checks the largest response, with large headers.
+pub async fn large_response_round_trips(subject: Subject) {
     let store = &subject.store;
     // No two of its pages are alike.
     let body: Vec<u8> = (0..(4_u32 << 20) / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
@@ -694,13 +702,13 @@ pub async fn a_large_answer_comes_back_whole(subject: Subject) {
     let record = answered(attempt(1), Reply { body: body.into(), headers: vec![header; 4], ..reply() });
     insert(store, 1, &in_flight(attempt(1))).await;
     replace(store, 1, in_flight(attempt(1)).version(), &record).await.unwrap();
-    // Not by `assert_eq`, which would print it.
+    // Not by `assert_eq`, which would print the body.
     assert!(get(store, 1).await.as_ref() == Some(&record), "it came back as another");
     assert!(insert(store, 1, &in_flight(attempt(2))).await.as_ref() == Some(&record), "it came back as another");
 }
 
-/// Whoever has been told of a write finds it, on whatever thread, and so does everybody whom it tells.
-pub async fn a_read_sees_every_write_before_it(subject: Subject) {
+/// Checks that a caller sees every write that returned before its read began, on any thread.
+pub async fn read_after_write_is_consistent(subject: Subject) {
     let mut tasks = JoinSet::new();
     for task in 0..16 {
         let [mine, theirs] = [subject.store.clone(), subject.other.clone()];
@@ -721,9 +729,9 @@ pub async fn a_read_sees_every_write_before_it(subject: Subject) {
     tasks.join_all().await;
 }
 
-/// Many tasks insert, replace, remove and read a few ids. What they saw must be one history of each: every version is
-/// written once and ended at most once, none is read after its end was told, and one is left at the end.
-pub async fn one_history_under_load(subject: Subject) {
+/// Checks that concurrent operations on a few ids are linearizable: every version is written once
+/// and ended at most once, none is read after its end was returned, and one is left at the end.
+pub async fn concurrent_operations_are_linearizable(subject: Subject) {
     const IDS: usize = 4;
     let ticks = Arc::new(AtomicU64::new(0));
     let seen: Arc<Mutex<Vec<(usize, Seen)>>> = Arc::default();
@@ -776,7 +784,7 @@ enum Seen {
 
 fn check_history<'a>(history: impl Iterator<Item = &'a Seen> + Clone, last: Option<Version>) {
     let (mut begun, mut ended) = (HashMap::new(), HashMap::new());
-    // How many writes began where nothing was, and ended where nothing is.
+    // Numbers of writes that began without a record, and that ended without one.
     let (mut inserts, mut removes) = (0, 0);
     for seen in history.clone() {
         let Seen::Write { from, to, wrote, ended: over } = seen else { continue };
@@ -793,15 +801,15 @@ fn check_history<'a>(history: impl Iterator<Item = &'a Seen> + Clone, last: Opti
     for seen in history {
         let Seen::Read { from, version: Some(version) } = seen else { continue };
         assert!(begun.contains_key(version), "{version:?} was read, and nobody wrote it");
-        assert!(ended.get(version).is_none_or(|to| to > from), "{version:?} was read after its end was told");
+        assert!(ended.get(version).is_none_or(|to| to > from), "{version:?} was read after its end was returned");
     }
     assert_eq!(inserts - removes, i32::from(last.is_some()), "not one history");
     let left: Vec<_> = begun.keys().filter(|version| !ended.contains_key(version)).collect();
     assert_eq!(left, last.iter().collect::<Vec<_>>(), "not what is left");
 }
 
-/// Whether or not what was given up took effect, it took effect whole, and others go on.
-pub async fn a_dropped_future_leaves_the_store_usable(subject: Subject) {
+/// Checks that a dropped operation is applied completely or not at all, and blocks no other.
+pub async fn dropped_future_leaves_store_usable(subject: Subject) {
     let store = &subject.store;
     for n in 0..50 {
         let there = in_flight(attempt(n));
@@ -833,10 +841,10 @@ fn poll_and_drop<T>(mut asked: Pending<'_, T>) {
     let _: Poll<_> = Pin::new(&mut asked).poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// After each write, as many of each stage as there are.
-pub async fn the_census_counts(subject: Subject) {
+/// Checks that the numbers of records by phase are exact after each write.
+pub async fn stats_count_records_by_phase(subject: Subject) {
     let store = &subject.store;
-    // One of each, and a second completed one: the head alone was kept.
+    // One of each phase, and a second completed one that stores only the head.
     for (n, record) in each_phase(attempt(1)).iter().enumerate() {
         insert(store, n, record).await;
         insert(store, n, &in_flight(attempt(2))).await;
@@ -860,8 +868,8 @@ pub async fn the_census_counts(subject: Subject) {
     assert!(empty.bytes < census.bytes);
 }
 
-/// What one writes the other sees, and neither overrules the other.
-pub async fn two_clients_agree(subject: Subject) {
+/// Checks that two clients see each other's writes and do not overrule each other.
+pub async fn two_clients_see_the_same_data(subject: Subject) {
     let [one, other] = [&subject.store, &subject.other];
     let claim = in_flight(attempt(1));
     assert_eq!(insert(one, 1, &claim).await, None);
@@ -877,8 +885,8 @@ pub async fn two_clients_agree(subject: Subject) {
     assert_eq!(one.meta("name", b"one").await.unwrap(), other.meta("name", b"other").await.unwrap());
 }
 
-/// It says what it is, and no more than can be.
-pub async fn the_facts_are_told(subject: Subject) {
+/// Checks that the description of the store is consistent.
+pub async fn info_is_consistent(subject: Subject) {
     let facts = subject.store.facts();
     assert!(!facts.kind.is_empty() && !facts.promise.is_empty());
     assert!(facts.survives_kill || !facts.survives_power_loss, "what survives a power loss survives a kill");
@@ -909,7 +917,7 @@ async fn get(store: &Arc<dyn Store>, n: usize) -> Option<Record> {
     store.get(&id(n)).await.unwrap().map(|found| *found.record)
 }
 
-/// `Err`: what is there instead.
+/// Swaps, and returns the current record if there was a conflict.
 async fn replace(store: &Arc<dyn Store>, n: usize, over: Version, record: &Record) -> Result<(), Option<Record>> {
     match store.replace(&id(n), over, record).await.unwrap() {
         Replaced::Yes => Ok(()),
@@ -966,7 +974,8 @@ fn tombstone(attempt: AttemptId) -> Record {
     record(attempt, Phase::Tombstone { print: print(), executed: Executed::Unknown, keep: DAY * 30 })
 }
 
-/// One of each phase, and one of which the head alone was kept; the claim is the first.
+/// Returns one record per phase, and one completed record that stores only the head; the claim is
+/// first.
 fn each_phase(attempt: AttemptId) -> [Record; 6] {
     let head = Head { status: StatusCode::OK, location: Some("/files/é".to_owned()) };
     let kept = Kept::Head(head);
@@ -991,9 +1000,9 @@ fn set_due(record: &mut Record, after: Duration) {
 
 #[cfg(test)]
 mod tests {
-    /// A rule that the macro does not name runs against no store.
+    /// A rule that is missing in the macro would run against no store.
     #[test]
-    fn each_rule_is_in_the_macro() {
+    fn every_rule_is_in_the_macro() {
         let source = include_str!("conformance.rs");
         let list = source.split("@rules ($subject)").nth(1).and_then(|rest| rest.split('}').next()).unwrap();
         let mut listed: Vec<_> = list.split_whitespace().collect();

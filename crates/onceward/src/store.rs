@@ -1,4 +1,5 @@
-//! The contract of a store. Stores are dumb: they insert, replace, get and sweep, and judge nothing.
+//! Contract of a store: it inserts, compares and swaps, reads and sweeps records, and makes no
+//! decisions.
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
@@ -29,7 +30,8 @@ pub use postgres::PostgresStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 
-/// What a store's operation returns: an answer that is there already, which takes no allocation, or one to come.
+/// Future of a store operation: either a result that is ready, which takes no allocation, or a
+/// boxed future.
 ///
 /// ```
 /// use onceward::store::Pending;
@@ -39,26 +41,26 @@ pub use redis::RedisStore;
 /// # drop((now, later));
 /// ```
 #[must_use = "an operation that is not awaited may not happen"]
-pub struct Pending<'a, T>(Answer<'a, T>);
+pub struct Pending<'a, T>(Inner<'a, T>);
 
-enum Answer<'a, T> {
+enum Inner<'a, T> {
     Ready(Option<Result<T, Error>>),
-    Waiting(Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>),
+    Boxed(Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>),
 }
 
 impl<'a, T> Pending<'a, T> {
-    /// An answer that is there already.
-    pub fn ready(answer: Result<T, Error>) -> Self {
-        Self(Answer::Ready(Some(answer)))
+    /// Creates a future from a result that is ready.
+    pub fn ready(result: Result<T, Error>) -> Self {
+        Self(Inner::Ready(Some(result)))
     }
 
-    /// An answer to come.
-    pub fn new(answer: impl Future<Output = Result<T, Error>> + Send + 'a) -> Self {
-        Self(Answer::Waiting(Box::pin(answer)))
+    /// Creates a future from an asynchronous operation.
+    pub fn new(future: impl Future<Output = Result<T, Error>> + Send + 'a) -> Self {
+        Self(Inner::Boxed(Box::pin(future)))
     }
 }
 
-/// No answer is ever pinned: one that is there is handed out, and one to come is in a box.
+/// Nothing in it is structurally pinned: a ready result is moved out, and a future is in a box.
 impl<T> Unpin for Pending<'_, T> {}
 
 impl<T> Future for Pending<'_, T> {
@@ -66,10 +68,12 @@ impl<T> Future for Pending<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            Answer::Ready(answer) => {
-                Poll::Ready(answer.take().unwrap_or_else(|| Err(Error::unavailable("the answer was taken before"))))
-            }
-            Answer::Waiting(answer) => answer.as_mut().poll(context),
+            Inner::Ready(result) => Poll::Ready(
+                result
+                    .take()
+                    .unwrap_or_else(|| Err(Error::unavailable("the store future was polled after completion"))),
+            ),
+            Inner::Boxed(future) => future.as_mut().poll(context),
         }
     }
 }
@@ -77,117 +81,124 @@ impl<T> Future for Pending<'_, T> {
 impl<T> Debug for Pending<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Answer::Ready(_) => "Pending::ready",
-            Answer::Waiting(_) => "Pending::new",
+            Inner::Ready(_) => "Pending::ready",
+            Inner::Boxed(_) => "Pending::new",
         })
     }
 }
 
-/// Keeps records.
+/// Stores records.
 ///
 /// # The contract
 ///
-/// 1. **Linearizable.** All operations on one id take effect one after the other, in an order that fits what callers saw.
-///    Of two racing inserts exactly one wins.
-/// 2. **Durable when it returns**, as far as [`Store::facts`] promises it. What is found is durable too: an answer that
-///    could still be forgotten is not shown.
-/// 3. **Nothing expires by itself.** A store deletes a record by [`Store::remove`] alone; it never evicts a record whose
-///    [`due`](Record::due) has not passed, and it may evict tombstones where it is full. A server that ends what is past its
-///    time by itself, as the sweep would, may do that to what is completed, released or a tombstone, and need not list it
-///    as due; never to a claim or an `unknown`.
-/// 4. **Ages by one clock.** [`Found::age`] is the time since the last write of that record, by the store's own clock,
-///    which must not go back; where it can only guess, it says less rather than more.
-/// 5. **An error that is not [`Applied::No`] leaves the outcome open**: the operation may have taken effect, or may still.
-/// 6. **What cannot be read is an error of its id**, never an absent record.
+/// 1. **Linearizable.** All operations on one id take effect one after the other, in an order that
+///    is consistent with what callers observe. Of two racing inserts exactly one wins.
+/// 2. **Durable when it returns**, to the extent that [`Store::facts`] states. Reads return durable
+///    data only: a response that could still be lost is not returned.
+/// 3. **Nothing expires by itself.** A store deletes a record only by [`Store::remove`]. It never
+///    evicts a record whose [`due`](Record::due) time has not passed, but a full store may evict
+///    tombstones. A backend with native TTLs may expire completed, released and tombstone records
+///    itself, and need not return those from `due`. It must never expire an in-flight or unknown
+///    record.
+/// 4. **Ages by one clock.** [`Found::age`] is the time since the last write of that record, by the
+///    store's own clock, which must not go back. If it can only be estimated, it errs on the young
+///    side.
+/// 5. **An error that is not [`Applied::No`] leaves the outcome unknown**: the operation may have
+///    been, or may still be, applied.
+/// 6. **A record that cannot be read is an error of its id**, never an absent record.
 ///
-/// Dropping a returned future may or may not cancel the operation. There are no default methods: a wrapper that forgets
-/// one does not compile.
+/// Dropping a returned future may or may not cancel the operation. There are no default methods: a
+/// wrapper that omits one does not compile.
 pub trait Store: Debug + Send + Sync + 'static {
-    /// Inserts `record` if nothing is there, and returns `None`. Else changes nothing and returns what is there.
+    /// Inserts `record` if none exists, and returns `None`. Otherwise changes nothing and returns
+    /// the existing record.
     fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>>;
 
-    /// Replaces what is there by `record` if it is still at version `over`; its age is zero then.
+    /// Replaces the record if it is still at version `over` (compare-and-swap). Its age is zero
+    /// then.
     fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced>;
 
-    /// Returns what is there.
+    /// Returns the record, if there is one.
     fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>>;
 
-    /// Removes what is there if it is still at version `over`. Returns whether it was.
+    /// Removes the record if it is still at version `over`. Returns true if it was removed.
     fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool>;
 
-    /// Returns at most `limit` records whose [`due`](Record::due) has passed, and all whose holder is known to be gone,
-    /// changing none. A record that cannot be read is left out, and does not hide the others.
+    /// Returns up to `limit` records whose [`due`](Record::due) time has passed, or whose owner is
+    /// known to be lost.
+    ///
+    /// It changes none of them. An unreadable record is left out and does not hide the others.
     fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>>;
 
-    /// Inserts a named value if none is there, and returns what is there then.
+    /// Inserts a named value if none exists, and returns the value stored then.
     fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes>;
 
-    /// Counts what is there; cheap enough for once a second.
+    /// Counts the records by phase. Cheap enough to be called once a second.
     fn census(&self) -> Pending<'_, Census>;
 
-    /// What the store is, and what it can promise.
+    /// Describes the store and its durability.
     fn facts(&self) -> Facts;
 }
 
-/// Whether a record was replaced.
+/// Result of a compare-and-swap.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Replaced {
-    /// It was.
+    /// The record was replaced.
     Yes,
-    /// It was not at that version; this is there.
+    /// The record was not at the expected version; the current one is returned.
     No(Option<Found>),
 }
 
-/// How many records there are.
+/// Numbers of records by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Census {
-    /// Claims.
+    /// Claims in flight.
     pub in_flight: u64,
-    /// Executed, the answer or its head kept.
+    /// Executed requests whose response, or head, is stored.
     pub completed: u64,
-    /// Free again.
+    /// Released keys, which may be claimed again.
     pub released: u64,
-    /// Nobody knows.
+    /// Requests whose outcome is unknown.
     pub unknown: u64,
-    /// Past retention.
+    /// Records past their retention.
     pub tombstones: u64,
-    /// About how many bytes all of them take.
+    /// Approximate size of all records in bytes.
     pub bytes: u64,
 }
 
-/// What a store is, and what it can promise: for `/status`.
+/// Kind and durability of a store, for `/status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Facts {
-    /// Its kind, as in its URL.
+    /// Kind of the store, as in its URL.
     pub kind: &'static str,
-    /// What is still known after the process was killed.
+    /// True if records survive a kill of the process.
     pub survives_kill: bool,
-    /// What is still known after the machine lost power.
+    /// True if records survive a power loss of the machine.
     pub survives_power_loss: bool,
-    /// The same in a person's words, with what it does not promise.
+    /// Description of the durability for people, including what is not guaranteed.
     pub promise: String,
-    /// The records are in this process's own memory: nothing that was read need be remembered beside them.
+    /// True if the records are in this process's memory, so that caching them is useless.
     pub in_process: bool,
 }
 
 impl Facts {
-    /// All of it.
+    /// Creates a description.
     pub fn new(kind: &'static str, survives_kill: bool, survives_power_loss: bool, promise: impl Into<String>) -> Self {
         Self { kind, survives_kill, survives_power_loss, promise: promise.into(), in_process: false }
     }
 
-    /// Of a store whose records are in this process's own memory.
+    /// Marks the store as one in this process's memory.
     pub fn in_process(mut self) -> Self {
         self.in_process = true;
         self
     }
 }
 
-/// Why an operation failed.
+/// Error of a store operation.
 ///
-/// `Display` says its own level; `source` says what lies beneath.
+/// `Display` formats this level only; `source` returns the underlying error.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: Kind,
@@ -203,43 +214,44 @@ enum Kind {
     Unavailable,
 }
 
-/// Whether a failed operation took effect: the one thing its caller must know.
+/// State of a failed operation, as far as its caller must know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// It did not, and will not.
+    /// The operation was not and will not be applied.
     No,
-    /// Nobody knows, or it still may.
+    /// The operation may have been, or may still be, applied.
     Unknown,
 }
 
 impl Error {
-    /// There is no room for it. It was not applied.
+    /// Creates an error of a full store. The operation was not applied.
     pub fn full(what: impl Into<String>) -> Self {
         Self { kind: Kind::Full, what: what.into(), source: None }
     }
 
-    /// The store takes no writes. It was not applied.
+    /// Creates an error of a store that rejects the operation. It was not applied.
     pub fn refused(what: impl Into<String>) -> Self {
         Self { kind: Kind::Refused, what: what.into(), source: None }
     }
 
-    /// What is there cannot be read: a checksum, or a version that this process does not know. Nothing was applied.
+    /// Creates an error of an unreadable record: its checksum is wrong, or its version is unknown.
+    /// Nothing was applied.
     pub fn unreadable(what: impl Into<String>) -> Self {
         Self { kind: Kind::Unreadable, what: what.into(), source: None }
     }
 
-    /// No answer, or an error that leaves open whether it was applied.
+    /// Creates an error that leaves open whether the operation was applied, such as a timeout.
     pub fn unavailable(what: impl Into<String>) -> Self {
         Self { kind: Kind::Unavailable, what: what.into(), source: None }
     }
 
-    /// With what lies beneath it.
+    /// Adds the underlying error.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into().into());
         self
     }
 
-    /// Whether the operation took effect.
+    /// Returns whether the operation may have been applied.
     pub fn applied(&self) -> Applied {
         match self.kind {
             Kind::Full | Kind::Refused | Kind::Unreadable => Applied::No,
@@ -247,7 +259,7 @@ impl Error {
         }
     }
 
-    /// Whether the record is there and cannot be read.
+    /// Returns true if the record exists and cannot be read.
     pub fn is_unreadable(&self) -> bool {
         self.kind == Kind::Unreadable
     }
@@ -265,7 +277,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// An error with all that lies beneath it, in one line.
+/// Formats an error and its sources in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

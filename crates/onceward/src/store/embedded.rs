@@ -1,25 +1,30 @@
-//! The store in a folder: every claim and answer synced to disk before anybody is told of it.
+//! Store in a local directory: every claim and response is synced to disk before its write returns.
 //!
-//! One writer thread takes all writes that wait into one batch and one sync, so that many callers share what the disk
-//! charges for each; reads go beside it. The engine is `fjall`. What it does not look at itself is looked at here:
+//! One writer thread batches all waiting writes into one sync (group commit), so that many callers
+//! share its cost. Reads run concurrently with it.
+//! The engine is `fjall`. This module checks what the engine does not check itself:
 //!
-//! - every value is under a checksum of ours, with the record's id in it; one that fails is an error of its key;
-//! - journals, lists of tables and their contents are checked before `fjall` opens them, for it takes a flipped bit for the journal's end;
-//! - the number of the last batch that callers were told of stands in a file beside, and a folder that does not reach it is
-//!   not opened;
-//! - after a failed write or sync, nothing is written until the folder is opened again;
-//! - so a disk that fills up is noticed before that: claims are refused first, and room is kept for answers.
+//! - Every value has a checksum of ours, which covers the record's id. A wrong checksum is an error
+//!   of that key.
+//! - Journals, table lists and table contents are checked before `fjall` opens them, since it takes
+//!   a flipped bit for the journal's end.
+//! - A file holds the number of the last acknowledged batch. A directory whose data do not reach it
+//!   is not opened.
+//! - After a failed write or sync, nothing is written until the directory is opened again.
+//! - A disk that fills up is detected before that: claims are rejected first, and space is reserved
+//!   for responses.
 //!
-//! Ages are told by the monotonic clock while the folder is open, and by the wall clock over a restart; where that went
-//! back, ages say less, not more. Claims of an earlier boot are found with their holder gone: one process at a time has the
-//! folder open.
+//! Ages use the monotonic clock while the directory is open, and the wall clock across a restart.
+//! If the wall clock went back, ages err on the young side.
+//! Claims of an earlier boot are returned with their owner lost, since one process at a time has
+//! the directory open.
 //!
 //! ```
 //! # tokio_test(async {
 //! use onceward::store::{EmbeddedStore, Store};
 //!
-//! let folder = tempfile::tempdir()?;
-//! let store = EmbeddedStore::open(folder.path().join("keys"))?;
+//! let dir = tempfile::tempdir()?;
+//! let store = EmbeddedStore::open(dir.path().join("keys"))?;
 //! assert_eq!(store.census().await?.in_flight, 0);
 //! assert!(store.facts().survives_power_loss);
 //! # Ok::<_, Box<dyn std::error::Error>>(())
@@ -29,17 +34,17 @@
 //! # }
 //! ```
 
+mod compactor;
+mod data_dir;
+mod disk_space;
 mod due;
 mod engine;
-mod folder;
 mod journal;
-mod room;
 mod row;
 mod shared;
 mod tables;
 #[cfg(test)]
 mod tests;
-mod tidy;
 mod time;
 mod writer;
 
@@ -55,66 +60,66 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, mpsc as tokio_mpsc, oneshot};
 
-use self::engine::{Engine, unread};
-use self::folder::Folder;
-use self::journal::Refusal;
-use self::room::Disk;
-use self::row::{Draft, State, read_claim_key};
+use self::data_dir::DataDir;
+use self::disk_space::DiskMonitor;
+use self::engine::{Engine, read_error};
+use self::journal::CheckError;
+use self::row::{EncodedRow, State, read_claim_key};
 use self::shared::{Claims, Shared};
 use self::time::Time;
-use self::writer::{What, Write, Writer};
+use self::writer::{Write, WriteOp, Writer};
 use super::{Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::record::{Found, Record, Version};
 use crate::secret::RecordId;
 
-/// What may wait for the writer, in units of [`ROOM_UNIT`]; more callers wait for room before it.
-const ROOM: usize = 64 << 10;
-const ROOM_UNIT: usize = 1 << 10;
+/// Upper bound on queued writes, in units of [`CAPACITY_UNIT`]; further callers wait for capacity.
+const CAPACITY: usize = 64 << 10;
+const CAPACITY_UNIT: usize = 1 << 10;
 
-/// How long closing waits for the writer and for the tidying, each. Nothing acknowledged is lost by not waiting.
-const CLOSING_MAX: Duration = Duration::from_secs(10);
+/// Timeout of closing, for each of the two threads. Nothing acknowledged is lost if it passes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Keeps records in a folder. See the [module](self) for what it promises.
+/// Stores records in a directory. See the [module](self) for its guarantees.
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
     engine: Option<Engine>,
     writes: Option<UnboundedSender<Write>>,
-    room: Arc<Semaphore>,
-    tidy: Thread,
-    /// Ends as each thread does.
+    capacity: Arc<Semaphore>,
+    compactor: Thread,
+    /// Disconnected when each thread ends.
     threads: Mutex<[mpsc::Receiver<()>; 2]>,
 }
 
 impl EmbeddedStore {
-    /// Opens the store in a folder, which is created if it does not exist.
+    /// Opens the store in a directory, which is created if it does not exist.
     ///
     /// # Errors
     ///
-    /// One line that names the folder: it is in use by another process, cannot be written, holds something else, was
-    /// written by a newer version, or is damaged.
+    /// Returns one line that names the directory: it is in use by another process, cannot be
+    /// written, or holds something else. It may also be damaged, or written by a newer version.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_with(path, Arc::new(SystemClock))
     }
 
-    /// The same, with ages told by `clock`.
+    /// Opens the store with `clock` as the clock that measures ages.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// Returns the errors of [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let (store, start) = Self::prepare(path.as_ref(), clock)?;
         start()?;
         Ok(store)
     }
 
-    /// A store whose writer is yet to be started.
+    /// Opens a store whose writer is not yet started.
     fn prepare(path: &Path, clock: Arc<dyn Clock>) -> Result<(Self, impl FnOnce() -> Result<(), Error>), Error> {
-        let folder = Folder::open(path, |data| Engine::open(data, None).map(drop))?;
-        let disk = Disk::open(path);
-        let (engine, before) = open_engine(&folder)?;
+        let data_dir = DataDir::open(path, |data| Engine::open(data, None).map(drop))?;
+        let disk = DiskMonitor::open(path);
+        let (engine, before) = open_engine(&data_dir)?;
         let shared = Arc::new(Shared {
-            path: folder.path.clone(),
+            path: data_dir.path.clone(),
             time: Time::new(clock, before.now),
             boot: before.boot + 1,
             poison: OnceLock::new(),
@@ -125,26 +130,32 @@ impl EmbeddedStore {
             engine: RwLock::new(Some(engine.clone())),
             closing: AtomicBool::new(false),
         });
-        let (tidy_ends, tidy_end) = mpsc::channel();
-        let tidy = spawn("onceward-tidy", &shared, tidy_ends, {
+        let (compactor_ends, compactor_end) = mpsc::channel();
+        let compactor = spawn("onceward-tidy", &shared, compactor_ends, {
             let (engine, shared) = (engine.clone(), shared.clone());
-            move || tidy::run(&engine, &shared)
+            move || compactor::run(&engine, &shared)
         })?;
-        let mut writer =
-            Writer { engine: engine.clone(), shared: shared.clone(), folder, disk, state: before, tidy: tidy.clone() };
+        let mut writer = Writer {
+            engine: engine.clone(),
+            shared: shared.clone(),
+            data_dir,
+            disk,
+            state: before,
+            compactor: compactor.clone(),
+        };
         let (writes, taken) = tokio_mpsc::unbounded_channel();
         let (writer_ends, writer_end) = mpsc::channel();
         let start = {
             let shared = shared.clone();
             move || {
-                // This boot's number is durable before anything is written under it.
+                // The boot number is durable before anything is written under it.
                 writer.begin()?;
                 spawn("onceward-writer", &shared, writer_ends, move || writer.run(taken)).map(drop)
             }
         };
-        let room = Arc::new(Semaphore::new(ROOM));
-        let threads = Mutex::new([writer_end, tidy_end]);
-        Ok((Self { shared, engine: Some(engine), writes: Some(writes), room, tidy, threads }, start))
+        let capacity = Arc::new(Semaphore::new(CAPACITY));
+        let threads = Mutex::new([writer_end, compactor_end]);
+        Ok((Self { shared, engine: Some(engine), writes: Some(writes), capacity, compactor, threads }, start))
     }
 
     fn engine(&self) -> Result<&Engine, Error> {
@@ -156,46 +167,50 @@ impl EmbeddedStore {
         Ok(row.map(|row| row.found(self.shared.time.now(), self.shared.boot)))
     }
 
-    async fn write<T>(&self, what: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> What) -> Result<T, Error> {
+    async fn write<T>(&self, op: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> WriteOp) -> Result<T, Error> {
         self.shared.check_poison()?;
         let closed = || Error::refused("the store is closed");
-        let (answer, answered) = oneshot::channel();
-        let what = what(answer);
-        // One that is larger than all of it goes alone: an answer must be kept whatever its size.
-        let units = what.len().div_ceil(ROOM_UNIT).clamp(1, ROOM);
-        let room = self.room.clone().acquire_many_owned(units as u32).await.map_err(|_| closed())?;
+        let (tx, rx) = oneshot::channel();
+        let op = op(tx);
+        // A write larger than the whole capacity goes alone: a response must be stored whatever its
+        // size.
+        let units = op.len().div_ceil(CAPACITY_UNIT).clamp(1, CAPACITY);
+        let permit = self.capacity.clone().acquire_many_owned(units as u32).await.map_err(|_| closed())?;
         let writes = self.writes.as_ref().ok_or_else(closed)?;
-        writes.send(Write { what, _room: room }).map_err(|_| closed())?;
-        answered.await.map_err(|_| Error::unavailable("the store's writer ended"))?
+        writes.send(Write { op, _permit: permit }).map_err(|_| closed())?;
+        rx.await.map_err(|_| Error::unavailable("the writer thread of the embedded store ended"))?
     }
 }
 
-fn open_engine(folder: &Folder) -> Result<(Engine, State), Error> {
-    let acknowledged = folder.acknowledged;
-    let refused = |refusal| match refusal {
-        Refusal::Damaged(what) => folder.damaged(&what),
-        Refusal::Io(error) => {
-            Error::refused(format!("the store's folder {} cannot be read", folder.path.display())).because(error)
+fn open_engine(data_dir: &DataDir) -> Result<(Engine, State), Error> {
+    let acknowledged = data_dir.acknowledged;
+    let map_error = |error| match error {
+        CheckError::Damaged(what) => data_dir.damaged(&what),
+        CheckError::Io(error) => {
+            Error::refused(format!("the data directory {} cannot be read", data_dir.path.display())).because(error)
         }
     };
-    tables::check(&folder.data()).map_err(refused)?;
-    let journaled = journal::check(&folder.data(), acknowledged).map_err(refused)?;
-    let engine = Engine::open(&folder.data(), Some(folder.lock.clone()))?;
+    tables::check(&data_dir.data()).map_err(map_error)?;
+    let journaled = journal::check(&data_dir.data(), acknowledged).map_err(map_error)?;
+    let engine = Engine::open(&data_dir.data(), Some(data_dir.lock.clone()))?;
     let state = engine.state()?.unwrap_or_default();
     let reached = acknowledged.max(journaled.unwrap_or(0));
     if state.batch < reached {
-        return Err(folder.damaged(&format!("it reaches to batch {}, and {reached} was acknowledged", state.batch)));
+        return Err(
+            data_dir.damaged(&format!("its data end at batch {}, and batch {reached} was acknowledged", state.batch))
+        );
     }
     Ok((engine, state))
 }
 
-/// The claims that an earlier boot left.
+/// Returns the claims left by earlier boots.
 fn orphans(engine: &Engine) -> Result<Claims, Error> {
     let mut claims = Claims::default();
     for entry in engine.index.prefix(b"c") {
-        let key = entry.key().map_err(unread)?;
-        let id = read_claim_key(&key).ok_or_else(|| Error::unreadable("the store's index cannot be read"))?;
-        // One that cannot be read is told of to whoever asks for it.
+        let key = entry.key().map_err(read_error)?;
+        let id =
+            read_claim_key(&key).ok_or_else(|| Error::unreadable("the index of the embedded store cannot be read"))?;
+        // An unreadable record is reported when its key is used.
         if let Ok(Some(bytes)) = engine.records.get(id.0)
             && let Ok(due) = row::due(&id, &bytes.into())
         {
@@ -205,7 +220,7 @@ fn orphans(engine: &Engine) -> Result<Claims, Error> {
     Ok(claims)
 }
 
-/// `ends` is dropped when the thread is done.
+/// Spawns a thread. `ends` is dropped when it ends.
 fn spawn(
     name: &str,
     shared: &Shared,
@@ -224,19 +239,19 @@ fn spawn(
 impl Store for EmbeddedStore {
     fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
         Pending::new(async move {
-            // What is there is durable: a replay need not wait for anybody's sync.
+            // Stored records are durable: a replay need not wait for a sync.
             if let Some(found) = self.find(id)? {
                 return Ok(Some(found));
             }
-            let draft = Draft::new(id, record);
-            self.write(|answer| What::Insert { id: *id, draft, answer }).await
+            let row = EncodedRow::new(id, record);
+            self.write(|tx| WriteOp::Insert { id: *id, row, tx }).await
         })
     }
 
     fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
         Pending::new(async move {
-            let draft = Draft::new(id, record);
-            self.write(|answer| What::Replace { id: *id, over, draft, answer }).await
+            let row = EncodedRow::new(id, record);
+            self.write(|tx| WriteOp::Replace { id: *id, over, row, tx }).await
         })
     }
 
@@ -245,7 +260,7 @@ impl Store for EmbeddedStore {
     }
 
     fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Pending::new(async move { self.write(|answer| What::Remove { id: *id, over, answer }).await })
+        Pending::new(async move { self.write(|tx| WriteOp::Remove { id: *id, over, tx }).await })
     }
 
     fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
@@ -255,11 +270,11 @@ impl Store for EmbeddedStore {
             None => Err(Error::refused("the store is closed")),
         };
         Pending::new(async move {
-            // It may read many records from a cold disk.
+            // The scan may read many records from a cold disk.
             match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => match runtime.spawn_blocking(scan).await {
                     Ok(result) => result,
-                    Err(error) => Err(Error::refused("the store could not look at what is due").because(error)),
+                    Err(error) => Err(Error::refused("the scan for due records failed").because(error)),
                 },
                 Err(_) => scan(),
             }
@@ -272,7 +287,7 @@ impl Store for EmbeddedStore {
                 return Ok(value);
             }
             let (name, value) = (name.to_owned(), Bytes::copy_from_slice(value));
-            self.write(|answer| What::Meta { name, value, answer }).await
+            self.write(|tx| WriteOp::Meta { name, value, tx }).await
         })
     }
 
@@ -286,8 +301,8 @@ impl Store for EmbeddedStore {
             "embedded",
             true,
             true,
-            "every claim and answer is synced to this machine's disk before anybody is told of it; \
-             one process at a time; the disk itself is not doubled",
+            "every claim and response is synced to this machine's disk before its write returns; \
+            one process at a time; the disk itself is not replicated",
         )
     }
 }
@@ -299,17 +314,17 @@ impl fmt::Debug for EmbeddedStore {
 }
 
 impl Drop for EmbeddedStore {
-    /// Writes what is queued, then closes, so that the folder can be opened again at once.
+    /// Writes what is queued, then closes, so that the directory can be opened again at once.
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
         self.writes = None;
-        self.tidy.unpark();
+        self.compactor.unpark();
         for end in self.threads.get_mut() {
-            if end.recv_timeout(CLOSING_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
-                tracing::warn!(folder = %self.shared.path.display(), "the store is still at work while it is closed");
+            if end.recv_timeout(CLOSE_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::warn!(directory = %self.shared.path.display(), "embedded store still busy after the close timeout");
             }
         }
-        // Waits for readers on other threads; those that come later find nothing.
+        // Waits for readers on other threads; later ones find the store closed.
         *self.shared.engine.write() = None;
         self.engine = None;
     }

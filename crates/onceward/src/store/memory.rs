@@ -1,4 +1,4 @@
-//! The store in the process: bounded, sharded, forgotten at a restart.
+//! Store in the process's memory: bounded, sharded, lost on restart.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -17,13 +17,14 @@ use crate::secret::RecordId;
 
 const SHARDS: usize = 64;
 
-/// What an entry takes besides its record: its place in the map and in the list of what is due.
+/// Overhead of an entry besides its record: its slots in the map and in the due index.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// Keeps records in the process, up to a number of bytes.
+/// Stores records in memory, up to a number of bytes.
 ///
-/// Where it is full, the oldest tombstones go first; then new keys are refused. What is in flight, unknown or completed
-/// never goes. A completion is always taken, so the bound can be passed by the answers of what was in flight.
+/// A full store evicts the oldest tombstones, then rejects new keys.
+/// It never evicts in-flight, unknown or completed records.
+/// A completion is always accepted, so responses of requests in flight may exceed the bound.
 ///
 /// ```
 /// use onceward::store::{MemoryStore, Store};
@@ -40,12 +41,12 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// A store for at most about `bytes_max` bytes.
+    /// Creates a store of about `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
         Self::with_clock(bytes_max, Arc::new(SystemClock))
     }
 
-    /// The same, with ages told by `clock`.
+    /// Creates a store with `clock` as the clock that measures ages.
     pub fn with_clock(bytes_max: usize, clock: Arc<dyn Clock>) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self { shards, meta: Mutex::default(), bytes: AtomicUsize::new(0), bytes_max, clock }
@@ -63,10 +64,11 @@ impl MemoryStore {
             return Ok(Some(entry.found(now)));
         }
         if self.bytes.load(Ordering::Relaxed) + size > self.bytes_max {
-            // Another shard's tombstones are taken with no lock held, so that two full shards cannot wait for each other.
+            // Tombstones of other shards are evicted with no lock held, so that two full shards
+            // cannot deadlock.
             drop(shard);
             if !self.make_room(id, size) {
-                return Err(Error::full("the memory store is full of keys that must not be forgotten; raise its max"));
+                return Err(Error::full("the memory store is full of keys that must not be evicted; raise its max"));
             }
             shard = self.shard(id).lock();
             if let Some(entry) = shard.entries.get(id) {
@@ -118,7 +120,8 @@ impl MemoryStore {
         due.into_iter().map(|(_, id, found)| (id, found)).collect()
     }
 
-    /// Forgets tombstones, oldest first within a shard, until `size` more bytes fit. Returns whether they do.
+    /// Evicts tombstones, oldest first within a shard, until `size` more bytes fit. Returns true if
+    /// they do.
     fn make_room(&self, id: &RecordId, size: usize) -> bool {
         let first = usize::from(id.0[0]) % SHARDS;
         for at in (0..SHARDS).map(|step| (first + step) % SHARDS) {
@@ -138,7 +141,7 @@ impl MemoryStore {
 }
 
 impl Default for MemoryStore {
-    /// 256 MiB.
+    /// Creates a store of 256 MiB.
     fn default() -> Self {
         Self::new(256 << 20)
     }
@@ -199,7 +202,7 @@ impl Store for MemoryStore {
             "memory",
             false,
             false,
-            "kept in this process alone: a restart forgets every key, and a request that is retried after it executes again",
+            "kept in this process only: a restart forgets every key, and a request that is retried after it executes again",
         )
         .in_process()
     }
@@ -209,26 +212,27 @@ type Due = BTreeMap<u64, Vec<RecordId>>;
 
 #[derive(Default)]
 struct Shard {
-    /// Boxed, so that a table that grows moves pointers, not records.
+    /// Boxed, so that growing the table moves pointers, not records.
     entries: HashMap<RecordId, Box<Entry>, BuildHasherDefault<IdHasher>>,
-    /// Ids by the second in which they are looked at: that in which they are due, or an earlier one.
+    /// Ids by the second of their next check, which is at or before the second in which they are
+    /// due.
     due: Due,
-    /// Ids that became tombstones, in that order. A hint, too.
+    /// Ids in the order in which they became tombstones. A hint, too.
     tombstones: VecDeque<RecordId>,
-    /// By [`Stage`].
+    /// Record counts, indexed by [`Stage`].
     counts: [u64; 5],
 }
 
 struct Entry {
     record: Record,
     written: Duration,
-    /// The second in which it is looked at; [`NEVER`] if it never is.
+    /// Second of the next check; [`NEVER`] if there is none.
     listed: u64,
 }
 
 const NEVER: u64 = u64::MAX;
 
-/// For so many there is room in a shard from its first one on, and in the list of a second.
+/// Initial capacity of a shard, and of a second's list.
 const FIRST_ENTRIES: usize = 28;
 const FIRST_DUE: usize = 16;
 
@@ -242,8 +246,10 @@ impl Entry {
         self.record.due().map(|after| self.written.saturating_add(after))
     }
 
-    /// Lists it by what was just written. One that is looked at before it is due is put further back then, and not at each
-    /// write: most claims are completed long before their lease ends.
+    /// Adds the entry to the index after a write.
+    ///
+    /// An entry that is checked before it is due is rescheduled then, not at each write: most
+    /// claims complete long before their lease expires.
     fn list(&mut self, id: &RecordId, due: &mut Due, tombstones: &mut VecDeque<RecordId>, counts: &mut [u64; 5]) {
         let stage = self.record.phase.stage();
         counts[stage as usize] += 1;
@@ -267,12 +273,12 @@ impl Shard {
         self.entries.insert(*id, entry);
     }
 
-    /// Removes an entry, and returns how many bytes it took.
+    /// Removes an entry, and returns its size in bytes.
     fn take(&mut self, id: &RecordId) -> usize {
         match self.entries.remove(id) {
             Some(entry) => {
                 self.counts[entry.record.phase.stage() as usize] -= 1;
-                // Tombstones end about in the order in which they came, so their hints are dropped from the front.
+                // Tombstones expire roughly in order, so stale hints are dropped from the front.
                 while self.tombstones.front().is_some_and(|front| !self.entries.contains_key(front)) {
                     self.tombstones.pop_front();
                 }
@@ -282,7 +288,7 @@ impl Shard {
         }
     }
 
-    /// Adds what is due, oldest first, and lists anew what is due later than it was listed.
+    /// Collects due records, oldest first, and reschedules those that are due later than indexed.
     fn collect_due(&mut self, now: Duration, limit: usize, due: &mut Vec<(Duration, RecordId, Found)>) {
         let Self { entries, due: lists, .. } = self;
         let (mut left, mut next) = (limit, 0);
@@ -316,7 +322,8 @@ impl Shard {
     }
 }
 
-/// Ids are keyed hashes: eight bytes of one are as good a hash as any, and nobody can choose them.
+/// Hasher for ids. They are keyed hashes, so eight of their bytes are a good hash that nobody can
+/// choose.
 #[derive(Default)]
 struct IdHasher(u64);
 

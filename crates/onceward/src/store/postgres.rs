@@ -1,7 +1,9 @@
-//! The store in PostgreSQL 15 or newer: many gateways, one truth.
+//! Store in PostgreSQL 15 or newer, for many gateways.
 //!
-//! A table of its own in a schema of its own. An operation is a row of a statement, which is one round trip and one transaction;
-//! what waits at the same time is one statement. Ages are told by the server's clock alone.
+//! Records are in a table of their own, in a schema of their own.
+//! An operation is one row of a statement, which is one round trip and one transaction.
+//! Concurrent operations are batched into one statement.
+//! Only the server's clock measures ages.
 //!
 //! # Example
 //!
@@ -15,26 +17,30 @@
 //! # }
 //! ```
 //!
-//! # What the URL says besides
+//! # URL parameters
 //!
-//! `sslmode` (`disable` or `verify-full`; what leaves the machine is encrypted and verified unless it says otherwise),
-//! `sslrootcert`, `sslcert`, `sslkey`, `connections` (how many carry keys at most, 12), `prepare` (`always`, `never` or `auto`: not
-//! through a pooler), `accept` (`fsync-off`, `full-page-writes-off`: knowing that a loss of power may forget keys), and what
-//! libpq knows of hosts, users and time-outs.
+//! - `sslmode`: `disable` or `verify-full`. Connections to other machines are encrypted and
+//!   verified by default.
+//! - `sslrootcert`, `sslcert`, `sslkey`: paths of PEM files.
+//! - `connections`: upper bound on connections that carry keys, 12 by default.
+//! - `prepare`: `always`, `never`, or `auto` (not through a pooler).
+//! - `accept`: `fsync-off`, `full-page-writes-off`: accepts that a power loss may lose keys.
+//!
+//! libpq's parameters for hosts, users and timeouts apply as well.
 
-mod ask;
+mod batch;
+mod batch_sql;
 mod connect;
-mod counting;
-mod desk;
 mod failure;
-mod lanes;
-mod many;
+mod in_flight;
+mod job;
+mod pool;
 mod queue;
-mod running;
 mod schema;
 mod server;
 mod settings;
 mod statements;
+mod stats;
 mod tls;
 mod worker;
 
@@ -52,200 +58,204 @@ use crate::clock::{Clock, SystemClock};
 use crate::codec;
 use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
-use ask::{Question, Write};
+use batch::Batcher;
 use connect::Connect;
-use counting::Counting;
-use desk::Desk;
-use failure::Next;
-use lanes::Lanes;
+use failure::Reaction;
+use job::{Operation, Write};
+use pool::Pool;
 pub use settings::Settings;
-use statements::{DUE, LIST_ANEW, META, Param};
+use statements::{DUE, META, Param, REFRESH_DUE};
+use stats::StatsCounter;
 
-/// How often a statement is sent again where the server says that it was not applied, or a connection broke.
+/// Upper bound on attempts of a statement that was not applied, or whose connection broke.
 const TRIES: usize = 4;
 
-/// How long a row that is locked is left alone, time after time.
+/// Delays before a locked row is retried, in ms.
 const LOCKED_MS: [u64; 9] = [2, 4, 8, 16, 32, 64, 128, 256, 512];
 
-/// How many thousands of rows are listed anew at most before what is due is looked at.
-const LISTED_ANEW: usize = 20;
+/// Upper bound on batches of a thousand rows whose `look_at` is corrected before due records are
+/// read.
+const DUE_REFRESH_BATCHES: usize = 20;
 
-/// How often the server is asked what it is, and how long it may take to say so.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
-const WATCH_MAX: Duration = Duration::from_secs(2);
+/// Interval and timeout of the server's health check.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Keeps records in PostgreSQL.
+/// Stores records in PostgreSQL.
 #[derive(Debug)]
 pub struct PostgresStore {
     connect: Arc<Connect>,
-    /// For keys.
-    desk: Arc<Desk>,
-    /// For what takes its time: nothing waits behind it.
-    slow: Arc<Lanes>,
-    counting: Arc<Counting>,
+    /// Batcher of operations on keys.
+    batcher: Arc<Batcher>,
+    /// Connection for slow statements; no key waits behind it.
+    slow: Arc<Pool>,
+    stats: Arc<StatsCounter>,
     watching: AbortHandle,
 }
 
 impl PostgresStore {
-    /// Connects, and brings the schema up to date if the role may.
+    /// Connects, and migrates the schema if the role is allowed to.
     ///
     /// # Errors
     ///
-    /// One line with the mend: a URL that cannot be read, a server that does not answer, a standby, a setting that voids a
-    /// promise, a newer schema, or a role that may not make the schema.
+    /// Returns one line with the fix for an invalid URL, a server that does not respond, a standby,
+    /// or a newer schema.
+    /// The same applies to a setting that breaks a guarantee, and to a role that may not create the
+    /// schema.
     pub async fn open(url: &str) -> Result<Self, Error> {
         let settings: Settings = url.parse().map_err(Error::refused)?;
         Self::with(settings).await
     }
 
-    /// The same, by settings that were read before.
+    /// Connects like [`PostgresStore::open`], with parsed settings.
     ///
     /// # Errors
     ///
-    /// Those of [`PostgresStore::open`].
+    /// Returns the errors of [`PostgresStore::open`].
     pub async fn with(settings: Settings) -> Result<Self, Error> {
         Self::with_clock(settings, Arc::new(SystemClock)).await
     }
 
-    /// The same, with the time since another server was met told by `clock`.
+    /// Connects like [`PostgresStore::with`], with `clock` as the clock that measures how long a
+    /// server has been observed.
     ///
     /// # Errors
     ///
-    /// Those of [`PostgresStore::open`].
+    /// Returns the errors of [`PostgresStore::open`].
     pub async fn with_clock(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, Error> {
-        let (connections, patience) = (settings.connections, settings.timeout);
+        let (connections, timeout) = (settings.connections, settings.timeout);
         let connect = Arc::new(Connect::new(settings, clock));
         let connected = connect.begin().await?;
-        schema::bring_up(&connected.client).await?;
-        let slow = Arc::new(Lanes::slow(Arc::clone(&connect)));
+        schema::migrate(&connected.client).await?;
+        let slow = Arc::new(Pool::slow(Arc::clone(&connect)));
         let watching = tokio::spawn(watch(Arc::clone(&connect), Arc::clone(&slow))).abort_handle();
         Ok(Self {
-            desk: Desk::new(Lanes::new(Arc::clone(&connect), connections), patience),
+            batcher: Batcher::new(Pool::new(Arc::clone(&connect), connections), timeout),
             slow,
-            counting: Counting::new(Lanes::slow(Arc::clone(&connect))),
+            stats: StatsCounter::new(Pool::slow(Arc::clone(&connect))),
             connect,
             watching,
         })
     }
 
-    /// A server that would void a promise takes no claims. What was begun is finished all the same.
-    fn admit(&self, record: &Record) -> Result<(), Error> {
-        match self.connect.refusal() {
+    /// Rejects claims while the server breaks a guarantee. Attempts in flight still complete.
+    fn check_writable(&self, record: &Record) -> Result<(), Error> {
+        match self.connect.safety_violation() {
             Some(why) if record.phase.stage() == Stage::InFlight => Err(Error::refused(why)),
             _ => Ok(()),
         }
     }
 
-    async fn run(&self, id: &RecordId, question: &Question, settled: &mut bool) -> Result<Option<Row>, Error> {
+    async fn run(&self, id: &RecordId, operation: &Operation, maybe_applied: &mut bool) -> Result<Option<Row>, Error> {
         let mut retries = Retries::default();
-        let mut is_alone = false;
-        let until = Instant::now() + self.desk.patience;
+        let mut unbatched = false;
+        let until = Instant::now() + self.batcher.timeout;
         loop {
-            let (next, error) = match self.desk.ask(id, question.clone(), is_alone, until).await {
+            let (next, error) = match self.batcher.run(id, operation.clone(), unbatched, until).await {
                 Ok(row) => return Ok(row),
                 Err(failed) => failed,
             };
-            // Whatever is the matter with it is not to hold up others again.
-            is_alone = next == Next::Again || retries.0 > 0;
-            retries.go_on(next, error, settled).await?;
+            // Whatever made it fail must not delay others again.
+            unbatched = next == Reaction::Retry || retries.0 > 0;
+            retries.back_off(next, error, maybe_applied).await?;
         }
     }
 
-    /// A statement that may take a while.
+    /// Runs a statement that may take long.
     async fn run_slow(&self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         run_over(&self.slow, text, params).await
     }
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
-        if let Err(refused) = self.admit(record) {
-            // What is known is told.
+        if let Err(refused) = self.check_writable(record) {
+            // A known record is still returned.
             return self.get_now(id).await?.map_or(Err(refused), |found| Ok(Some(found)));
         }
-        let question = Question::Insert(Write::new(id, record));
-        let mut settled = true;
+        let operation = Operation::Insert(Write::new(id, record));
+        let mut maybe_applied = false;
         for _ in 0..TRIES {
-            if let Some(told) = self.run(id, &question, &mut settled).await? {
-                let found = self.found(id, &told)?;
-                // It was inserted by a statement whose answer was lost.
-                let is_ours = !settled && found.as_ref().is_some_and(|found| *found.record == *record);
-                return Ok(found.filter(|_| !is_ours));
+            if let Some(row) = self.run(id, &operation, &mut maybe_applied).await? {
+                let found = self.found(id, &row)?;
+                // It was inserted by a statement whose response was lost.
+                let is_own = maybe_applied && found.as_ref().is_some_and(|found| *found.record == *record);
+                return Ok(found.filter(|_| !is_own));
             }
-            // Another was inserted since the statement looked; it is there for the next look, or gone again.
+            // Another record was inserted after the statement's snapshot; the next read finds it,
+            // or it is gone again.
         }
-        Err(Error::unavailable("the key came and went too often"))
+        Err(Error::unavailable("the record was inserted and removed too often by others"))
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
-        // By another attempt it is a claim; by the same one a sign of life.
+        // A new attempt id makes it a claim; the same one a renewal or a completion.
         if over.attempt != record.attempt {
-            self.admit(record)?;
+            self.check_writable(record)?;
         }
-        let question = Question::replace(over, id, record);
-        let mut settled = true;
+        let operation = Operation::replace(over, id, record);
+        let mut maybe_applied = false;
         for pause in LOCKED_MS {
-            let there = match self.run(id, &question, &mut settled).await? {
+            let there = match self.run(id, &operation, &mut maybe_applied).await? {
                 None => None,
-                Some(told) => match self.found(id, &told)? {
+                Some(row) => match self.found(id, &row)? {
                     None => return Ok(Replaced::Yes),
                     there => there,
                 },
             };
             match there {
-                // It was replaced by a statement whose answer was lost.
-                Some(there) if !settled && *there.record == *record && there.record.version() != over => {
+                // It was replaced by a statement whose response was lost.
+                Some(there) if maybe_applied && *there.record == *record && there.record.version() != over => {
                     return Ok(Replaced::Yes);
                 }
-                // Locked, or replaced since the statement looked: the next look tells.
+                // Locked, or replaced after the statement's snapshot: the next read decides.
                 Some(there) if there.record.version() == over => {}
                 there => return Ok(Replaced::No(there)),
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
-        Err(Error::unavailable("the record is locked by another transaction"))
+        Err(Error::unavailable("the PostgreSQL row is locked by another transaction"))
     }
 
     async fn get_now(&self, id: &RecordId) -> Result<Option<Found>, Error> {
-        let row = self.run(id, &Question::Get, &mut true).await?;
+        let row = self.run(id, &Operation::Get, &mut false).await?;
         row.map_or(Ok(None), |row| self.found(id, &row))
     }
 
     async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
-        let question = Question::Remove(over.into());
-        let mut settled = true;
+        let operation = Operation::Remove(over.into());
+        let mut maybe_applied = false;
         for pause in LOCKED_MS {
-            match self.run(id, &question, &mut settled).await? {
+            match self.run(id, &operation, &mut maybe_applied).await? {
                 Some(row) if row.get(0) => return Ok(true),
-                // Gone after an answer that was lost: it was us, or it was removed all the same.
-                None => return Ok(!settled && self.get_now(id).await?.is_none()),
-                // Locked, or written since the statement looked: the next look tells.
+                // It is gone after a response was lost: we removed it, or somebody else did.
+                None => return Ok(maybe_applied && self.get_now(id).await?.is_none()),
+                // Locked, or written after the statement's snapshot: the next read decides.
                 Some(_) => tokio::time::sleep(Duration::from_millis(pause)).await,
             }
         }
-        Err(Error::unavailable("the record is locked by another transaction"))
+        Err(Error::unavailable("the PostgreSQL row is locked by another transaction"))
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-        for _ in 0..LISTED_ANEW {
-            let listed = self.run_slow(LIST_ANEW, &[]).await?;
+        for _ in 0..DUE_REFRESH_BATCHES {
+            let listed = self.run_slow(REFRESH_DUE, &[]).await?;
             if listed.first().is_none_or(|row| row.get::<_, i64>(0) < 1000) {
                 break;
             }
         }
         let mut due = Vec::new();
-        let mut passed_over = 0_i64;
+        let mut skipped = 0_i64;
         while due.len() < limit {
             let want = i64::try_from(limit - due.len()).unwrap_or(i64::MAX);
-            let rows =
-                self.run_slow(DUE, &[(&want, Type::INT8), (&(passed_over + due.len() as i64), Type::INT8)]).await?;
+            let rows = self.run_slow(DUE, &[(&want, Type::INT8), (&(skipped + due.len() as i64), Type::INT8)]).await?;
             for row in &rows {
                 let Ok(id) = row.get::<_, &[u8]>(3).try_into().map(RecordId) else {
-                    passed_over += 1;
+                    skipped += 1;
                     continue;
                 };
                 match self.found(&id, row) {
                     Ok(Some(found)) => due.push((id, found)),
-                    // It cannot be read, and does not hide the others.
-                    _ => passed_over += 1,
+                    // An unreadable record must not hide the others.
+                    _ => skipped += 1,
                 }
             }
             if i64::try_from(rows.len()).unwrap_or(i64::MAX) < want {
@@ -262,83 +272,84 @@ impl PostgresStore {
                 return Ok(Bytes::copy_from_slice(row.get(0)));
             }
         }
-        Err(Error::unavailable("the named value came and went too often"))
+        Err(Error::unavailable("the named value was inserted and removed too often by others"))
     }
 
-    /// What a row says: nothing where its record is none.
+    /// Decodes a row; `None` if its record is NULL.
     fn found(&self, id: &RecordId, row: &Row) -> Result<Option<Found>, Error> {
-        let unreadable = |error| Error::unreadable("a row of the store cannot be read").because(error);
+        let unreadable = |error| Error::unreadable("a PostgreSQL row could not be decoded").because(error);
         let Some(bytes) = row.try_get::<_, Option<&[u8]>>(0).map_err(unreadable)? else { return Ok(None) };
         let (micros, started): (i64, i64) = (row.try_get(1).map_err(unreadable)?, row.try_get(2).map_err(unreadable)?);
         let record = codec::decode(id, &Bytes::copy_from_slice(bytes))?;
-        // The server's clock may have gone back: then nothing has passed.
+        // The server's clock may have gone back; treat the age as zero then.
         let mut age = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
         if matches!(record.phase, Phase::InFlight { .. }) {
-            age = age.min(self.connect.known_for(started));
+            age = age.min(self.connect.observed_for(started));
         }
         Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
     }
 }
 
-/// A statement over the first of these connections.
-async fn run_over(lanes: &Lanes, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+/// Runs a statement over the pool's first connection.
+async fn run_over(pool: &Pool, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
     let mut retries = Retries::default();
     loop {
-        let (next, error) = match lanes.line(0).await {
-            Ok(line) => {
-                let watch = line.watch();
-                let ran = line.client.query_typed(text, params).await;
-                watch.answered();
-                match line.judged(ran) {
+        let (next, error) = match pool.get(0).await {
+            Ok(connection) => {
+                let guard = connection.hang_guard();
+                let ran = connection.client.query_typed(text, params).await;
+                guard.responded();
+                match connection.classified(ran) {
                     Ok(rows) => return Ok(rows),
                     Err(failed) => failed,
                 }
             }
-            Err(error) => (Next::Again, error),
+            Err(error) => (Reaction::Retry, error),
         };
-        retries.go_on(next, error, &mut true).await?;
+        retries.back_off(next, error, &mut false).await?;
     }
 }
 
-/// Asks the server what it is, for as long as somebody uses it: it may be configured anew, or a pooler may lead to another one.
-async fn watch(connect: Arc<Connect>, slow: Arc<Lanes>) {
-    let mut refused = None;
+/// Checks the server's health once a second: its settings may change, or a pooler may switch to
+/// another server.
+async fn watch(connect: Arc<Connect>, slow: Arc<Pool>) {
+    let mut violation = None;
     loop {
-        tokio::time::sleep(WATCH_EVERY).await;
-        let asked = async {
-            let line = slow.line(0).await?;
-            let watch = line.watch();
-            let server = server::Server::ask(&line.client).await.inspect_err(|_| line.give_up())?;
-            watch.answered();
-            // Another connection may lead to the one that counts.
-            connect.learn(server).inspect_err(|_| line.give_up())
+        tokio::time::sleep(HEALTH_CHECK_INTERVAL).await;
+        let check = async {
+            let connection = slow.get(0).await?;
+            let guard = connection.hang_guard();
+            let server = server::Server::query(&connection.client).await.inspect_err(|_| connection.abandon())?;
+            guard.responded();
+            // A new connection may reach the primary.
+            connect.update_server(server).inspect_err(|_| connection.abandon())
         };
-        match timeout(WATCH_MAX, asked).await {
+        match timeout(HEALTH_CHECK_TIMEOUT, check).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(error = %super::chain(&error), "the server is not as it should be"),
-            Err(_) => tracing::debug!("the server does not say what it is"),
+            Ok(Err(error)) => tracing::debug!(error = %super::chain(&error), "PostgreSQL health check failed"),
+            Err(_) => tracing::debug!("PostgreSQL health check timed out"),
         }
-        let before = std::mem::replace(&mut refused, connect.refusal());
-        match &refused {
-            Some(why) if before != refused => tracing::error!(why, "no claims are taken any more"),
-            None if before.is_some() => tracing::warn!("claims are taken again"),
+        let before = std::mem::replace(&mut violation, connect.safety_violation());
+        match &violation {
+            Some(why) if before != violation => tracing::error!(why, "PostgreSQL is unsafe; claims are rejected"),
+            None if before.is_some() => tracing::warn!("PostgreSQL is safe again; claims are accepted"),
             _ => {}
         }
     }
 }
 
-/// Makes the schema, or brings it up to date, and returns the version that was there.
+/// Creates or migrates the schema, and returns the version found.
 ///
 /// # Errors
 ///
-/// Those of [`PostgresStore::open`].
+/// Returns the errors of [`PostgresStore::open`].
 pub async fn migrate(url: &str) -> Result<i32, Error> {
     let settings: Settings = url.parse().map_err(Error::refused)?;
     let connected = Connect::new(settings, Arc::new(SystemClock)).begin().await?;
-    schema::bring_up(&connected.client).await
+    schema::migrate(&connected.client).await
 }
 
-/// The schema as SQL, for people's own tools.
+/// Returns the schema as SQL, for migration tools.
 pub fn schema_script() -> String {
     schema::script()
 }
@@ -375,7 +386,7 @@ impl Store for PostgresStore {
     }
 
     fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.counting.census(self.desk.patience))
+        Pending::new(self.stats.census(self.batcher.timeout))
     }
 
     fn facts(&self) -> Facts {
@@ -383,19 +394,20 @@ impl Store for PostgresStore {
     }
 }
 
-/// How often a statement failed.
+/// Count of failed attempts of a statement.
 #[derive(Default)]
 struct Retries(u32);
 
 impl Retries {
-    /// Waits a while, unless it is enough. `settled` becomes false where what failed may have been applied.
-    async fn go_on(&mut self, next: Next, error: Error, settled: &mut bool) -> Result<(), Error> {
-        *settled &= next != Next::Reconnect || error.applied() == super::Applied::No;
+    /// Backs off before the next attempt, or fails after the last one. Sets `maybe_applied` if the
+    /// attempt may have been.
+    async fn back_off(&mut self, next: Reaction, error: Error, maybe_applied: &mut bool) -> Result<(), Error> {
+        *maybe_applied |= next == Reaction::Reconnect && error.applied() != super::Applied::No;
         self.0 += 1;
-        if next == Next::GiveUp || self.0 as usize == TRIES {
-            return Err(match *settled {
-                true => error,
-                false => Error::unavailable("PostgreSQL's answer was lost").because(error),
+        if next == Reaction::Fail || self.0 as usize == TRIES {
+            return Err(match *maybe_applied {
+                false => error,
+                true => Error::unavailable("the connection to PostgreSQL was lost before it responded").because(error),
             });
         }
         tokio::time::sleep(Duration::from_millis(10) * 4_u32.pow(self.0 - 1)).await;

@@ -1,18 +1,23 @@
-//! The store in a Redis or Valkey: many gateways, speed.
+//! Store in Redis or Valkey, for many gateways and low latency.
 //!
-//! A claim is one native command, `SET … NX GET PX`: it is taken, or what is there comes back. Everything that replaces is a
-//! script of its own that compares the attempt and the stage. A small answer stands within its record; a large one beside it,
-//! which ends with retention by the server. The record ends with its tombstone. A claim and an `unknown` have a time too, of a
-//! hundred years: it ends neither, and lets the server tell how old they are, so that no two clocks need agree.
+//! A claim is one native command, `SET … NX GET PX`: it inserts the record, or returns the existing
+//! one.
+//! Every update is a Lua script that compares the attempt and the phase first (compare-and-swap).
+//! A small response is stored inline, in the record's value.
+//! A large response is external: it has a key of its own, which the server expires when retention
+//! ends.
+//! The record's key expires with its tombstone.
+//! Claims and `unknown` records have a TTL of a hundred years, which never ends either.
+//! It only lets the server report their age, so that no two clocks have to agree.
 //!
 //! ```text
-//! onceward:{HASH}          attempt · stage · record, a small answer   PX: 100 years, or retention + tombstone, or as kept
-//! onceward:{HASH}:answer   a large answer                             PX: retention
-//! onceward:began           sorted set: claims won together            when the sweep looks at them: a hint
-//! onceward:claims          sorted set: claims that outlived a lease   the same
-//! onceward:ends            sorted set: records with an answer within  the same
-//! onceward:unknown         set of ids                                 what the gauge counts: a hint
-//! onceward:meta:NAME       a named value
+//! onceward:{HASH}         attempt · phase · record, inline response   PX: see `value.rs`
+//! onceward:{HASH}:answer  external response                           PX: retention
+//! onceward:began          sorted set: claims acquired together        score: next check; a hint
+//! onceward:claims         sorted set: claims that outlived a lease    score: the same
+//! onceward:ends           sorted set: records with inline responses   score: the same
+//! onceward:unknown        set of ids                                  for the gauge; a hint
+//! onceward:meta:NAME      named value
 //! ```
 //!
 //! # Example
@@ -27,13 +32,13 @@
 //! # }
 //! ```
 
-mod fault;
-mod link;
-mod lists;
+mod batch;
+mod connection;
+mod error_class;
 mod nodes;
 mod scripts;
 mod server;
-mod together;
+mod sweep_index;
 mod url;
 mod value;
 
@@ -49,77 +54,79 @@ use super::{Applied, Census, Error, Facts, Pending, Replaced, Store};
 use crate::clock::{Clock, SystemClock};
 use crate::record::{Found, Phase, Record, Stage, Version};
 use crate::secret::RecordId;
-use link::{Link, Told};
-use lists::Lists;
+use batch::Batcher;
+use connection::{ConnectionManager, RedisReply};
 use scripts::Scripts;
-use together::Together;
+use sweep_index::SweepIndex;
 use url::Kind;
 pub use url::Options;
-use value::{FOREVER, Head, Sent, There, answer_key, record_key};
+use value::{DecodedRecord, EncodedRecord, FOREVER, RecordHeader, record_key, response_key};
 
-/// Where the ids of unknowns stand.
+/// Key of the set of ids of `unknown` records.
 const UNKNOWN: &str = "onceward:unknown";
 
-/// An answer whose time ends within this is looked at before it is told: what this process knows of the server's clock may be as
-/// wrong as that.
-const NEAR_THE_END: Duration = Duration::from_secs(60);
+/// Retention left below which a cached clock is not trusted: the record is read from the server
+/// first.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// How often the servers are asked how they are.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Interval between health checks of the servers.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A census counts keys one by one up to so many a server, and estimates beyond.
+/// Upper bound on keys a server counts one by one; above it, the counts are estimates.
 const COUNTED_KEYS_MAX: u64 = 2000;
 
-/// How many records a sweep reads together.
-const READ_TOGETHER: usize = 64;
+/// Number of records that a sweep reads concurrently.
+const READ_CONCURRENTLY: usize = 64;
 
-/// Keeps records in a Redis or Valkey.
+/// Stores records in Redis or Valkey.
 pub struct RedisStore {
-    link: Arc<Link>,
+    connections: Arc<ConnectionManager>,
     scripts: Arc<Scripts>,
-    writes: Arc<Together>,
-    lists: Arc<Lists>,
+    writes: Arc<Batcher>,
+    sweep_index: Arc<SweepIndex>,
     tasks: [AbortHandle; 2],
 }
 
 impl RedisStore {
-    /// Connects, and looks whether the servers keep what they are given.
+    /// Connects, and checks that the servers keep what they store.
     ///
     /// # Errors
     ///
-    /// They cannot be reached, or would void a promise that was not given up by `accept=`.
+    /// Returns an error if a server cannot be reached, or breaks a guarantee that `accept=` does
+    /// not waive.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         Self::connect_with(options, Arc::new(SystemClock)).await
     }
 
-    /// The same, with the time since another server was met told by `clock`.
+    /// Connects like [`RedisStore::connect`], with `clock` as the clock that measures how long a
+    /// server has been observed.
     ///
     /// # Errors
     ///
-    /// As [`RedisStore::connect`].
+    /// Returns the errors of [`RedisStore::connect`].
     pub async fn connect_with(options: Options, clock: Arc<dyn Clock>) -> Result<Self, Error> {
-        let link = Arc::new(Link::new(options, clock));
-        link.watch().await?;
-        if let Some(refusal) = link.refusal() {
-            return Err(Error::refused(refusal));
+        let connections = Arc::new(ConnectionManager::new(options, clock));
+        connections.watch().await?;
+        if let Some(violation) = connections.safety_violation() {
+            return Err(Error::refused(violation));
         }
-        let lists = Arc::<Lists>::default();
+        let sweep_index = Arc::<SweepIndex>::default();
         let listing = {
-            let (lists, link) = (Arc::clone(&lists), Arc::clone(&link));
-            async move { lists.write_as_they_come(&link).await }
+            let (sweep_index, connections) = (Arc::clone(&sweep_index), Arc::clone(&connections));
+            async move { sweep_index.flush_continuously(&connections).await }
         };
-        let watching = watch(Arc::clone(&link));
+        let watching = watch(Arc::clone(&connections));
         let tasks = [tokio::spawn(listing).abort_handle(), tokio::spawn(watching).abort_handle()];
         let scripts = Arc::<Scripts>::default();
-        let writes = Together::new(Arc::clone(&link), Arc::clone(&scripts));
-        Ok(Self { link, scripts, writes, lists, tasks })
+        let writes = Batcher::new(Arc::clone(&connections), Arc::clone(&scripts));
+        Ok(Self { connections, scripts, writes, sweep_index, tasks })
     }
 
     async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
         let sent = self.sent(id, record);
         if record.phase.stage() == Stage::Completed {
-            if let Some(refusal) = self.link.refusal() {
-                return Err(Error::refused(refusal));
+            if let Some(violation) = self.connections.safety_violation() {
+                return Err(Error::refused(violation));
             }
             return Ok(match self.put(id, None, sent).await? {
                 Put::Done => None,
@@ -129,72 +136,76 @@ impl RedisStore {
         let key = record_key(id);
         let mut claim = redis::Cmd::with_capacity(7, key.len() + sent.record.len() + 32);
         claim.arg("SET").arg(key.as_slice()).arg(&sent.record).arg("NX").arg("GET").arg("PX").arg(sent.record_ms);
-        let claimed = match self.link.claim(&claim).await {
-            // It does not even tell by a claim what it knows; a look it allows.
-            Ok(Told::TakesNoWrites { open }) => match self.look(id).await? {
+        let claimed = match self.connections.claim(&claim).await {
+            // Without memory or replicas the server rejects even `SET … NX GET`; a read is still
+            // allowed.
+            Ok(RedisReply::ReadOnly { maybe_applied }) => match self.read(id).await? {
                 Some(found) => return Ok(Some(found)),
-                None => self.link.claim_again(&claim, open).await,
+                None => self.connections.retry_claim(&claim, maybe_applied).await,
             },
-            Ok(Told::Value(claimed)) => Ok(claimed),
+            Ok(RedisReply::Value(claimed)) => Ok(claimed),
             Err(error) => Err(error),
         };
         let found = match claimed {
             Ok(Value::Nil) => {
-                self.note(id, record);
+                self.track(id, record);
                 return Ok(None);
             }
             Ok(found) => bytes(found)?,
             Err(error) => {
-                // It may have been taken.
+                // The claim may have been applied.
                 if error.applied() == Applied::Unknown {
-                    self.note(id, record);
+                    self.track(id, record);
                 }
                 return Err(error);
             }
         };
         if found == sent.record {
-            // Sent twice, or its answer was lost: the attempt is recognised as its own.
-            self.note(id, record);
+            // Our own claim: it was sent twice, or its response was lost.
+            self.track(id, record);
             return Ok(Some(Found { record: Box::new(record.clone()), age: Duration::ZERO, holder_gone: false }));
         }
         if let Some(found) = self.completed(id, &found).await? {
             return Ok(Some(found));
         }
-        // How old it is counts, or it changed in between: record, age and answer of one moment.
-        match self.look(id).await? {
+        // The age matters here, or the record changed in between: read record, age and response in
+        // one step.
+        match self.read(id).await? {
             Some(found) => Ok(Some(found)),
             None => Box::pin(self.insert_now(id, record)).await,
         }
     }
 
-    /// What a claim found, if that is completed and its answer surely still to be had.
+    /// Returns the record that a claim found if it is completed and its response has certainly not
+    /// expired.
     async fn completed(&self, id: &RecordId, found: &Bytes) -> Result<Option<Found>, Error> {
-        match Head::of(found) {
-            Head::Within(ends) => {
-                let left = self.link.now_ms().map(|now| Duration::from_millis(ends.saturating_sub(now)));
-                let Some(left) = left.filter(|left| *left > NEAR_THE_END) else { return Ok(None) };
+        match RecordHeader::of(found) {
+            RecordHeader::Inline(ends) => {
+                let left = self.connections.now_ms().map(|now| Duration::from_millis(ends.saturating_sub(now)));
+                let Some(left) = left.filter(|left| *left > CLOCK_TOLERANCE) else { return Ok(None) };
                 let age = |record: &Record| match record.phase {
                     Phase::Completed { retention, .. } => retention.saturating_sub(left),
                     _ => Duration::ZERO,
                 };
-                There::read(id, found)?.completed(id, None, age).map(Some)
+                DecodedRecord::read(id, found)?.completed(id, None, age).map(Some)
             }
-            Head::Beside => {
-                let Value::BulkString(answer) =
-                    self.link.ask_plain(redis::cmd("GET").arg(answer_key(id).as_slice())).await?
+            RecordHeader::External => {
+                let Value::BulkString(response) =
+                    self.connections.execute_plain(redis::cmd("GET").arg(response_key(id).as_slice())).await?
                 else {
                     return Ok(None);
                 };
-                // That it is there says that retention is not over; how far it is gone nobody asks, and the age says less,
-                // not more. One that is another's came after the record that was found.
-                Ok(There::read(id, found)?.completed(id, Some(&answer.into()), |_| Duration::ZERO).ok())
+                // The key exists, so retention has not ended. Nobody needs the exact age, and zero
+                // errs on the young side.
+                // A response that belongs to another attempt was written after the record was read.
+                Ok(DecodedRecord::read(id, found)?.completed(id, Some(&response.into()), |_| Duration::ZERO).ok())
             }
-            Head::InFlight | Head::Other => Ok(None),
+            RecordHeader::InFlight | RecordHeader::Other => Ok(None),
         }
     }
 
-    fn sent(&self, id: &RecordId, record: &Record) -> Sent {
-        Sent::new(id, record, self.link.options.within_max, || self.link.now_ms())
+    fn sent(&self, id: &RecordId, record: &Record) -> EncodedRecord {
+        EncodedRecord::new(id, record, self.connections.options.inline_max, || self.connections.now_ms())
     }
 
     async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
@@ -204,8 +215,8 @@ impl RedisStore {
                     (before, now) if before == now => {}
                     (Stage::InFlight, Stage::Completed) => {}
                     (before, now) => {
-                        self.no_longer(id, before).await;
-                        self.note(id, record);
+                        self.unmark(id, before).await;
+                        self.track(id, record);
                         if now == Stage::Unknown {
                             self.mark("SADD", id).await;
                         }
@@ -218,77 +229,82 @@ impl RedisStore {
     }
 
     async fn remove_now(&self, id: &RecordId, over: Version) -> Result<bool, Error> {
-        let nothing = Sent { record: Vec::new(), record_ms: 0, answer: Vec::new(), answer_ms: 0 };
+        let nothing = EncodedRecord { record: Vec::new(), record_ms: 0, response: Vec::new(), response_ms: 0 };
         match self.put(id, Some(over), nothing).await? {
             Put::Done => {
-                self.no_longer(id, over.stage).await;
+                self.unmark(id, over.stage).await;
                 Ok(true)
             }
             Put::Found(_) => Ok(false),
         }
     }
 
-    async fn put(&self, id: &RecordId, over: Option<Version>, sent: Sent) -> Result<Put, Error> {
-        match self.writes.put(together::Put::new(id, over, sent)).await? {
+    async fn put(&self, id: &RecordId, over: Option<Version>, sent: EncodedRecord) -> Result<Put, Error> {
+        match self.writes.put(batch::Put::new(id, over, sent)).await? {
             Value::Int(1) => Ok(Put::Done),
             Value::Int(2) => Err(Error::unreadable("the key holds no record")),
-            other => self.believe(id, other).await.map(Put::Found),
+            other => self.resolve(id, other).await.map(Put::Found),
         }
     }
 
-    async fn look(&self, id: &RecordId) -> Result<Option<Found>, Error> {
-        let looked = self.link.run(&self.scripts.look, &[&record_key(id)], &[]).await?;
-        self.believe(id, looked).await
+    async fn read(&self, id: &RecordId) -> Result<Option<Found>, Error> {
+        let reply = self.connections.run(&self.scripts.read, &[&record_key(id)], &[]).await?;
+        self.resolve(id, reply).await
     }
 
-    /// What a script found, but for one thing: in a cluster an answer that is not where its record is may be on its way between two
-    /// nodes, and then it is for a node that has both to say, or for the time after that.
-    async fn believe(&self, id: &RecordId, told: Value) -> Result<Option<Found>, Error> {
-        if self.link.options.kind == Kind::Cluster && misses_answer(&told) {
-            let (record, answer) = (record_key(id), answer_key(id));
-            let looked = Box::pin(self.link.run(&self.scripts.look, &[&record, &answer], &[])).await?;
-            return self.read(id, looked);
+    /// Decodes a script result.
+    ///
+    /// In a cluster, a missing external response may be mid-migration (its slot is moving).
+    /// The read is then repeated with both keys named, which only a node that owns both will
+    /// execute.
+    async fn resolve(&self, id: &RecordId, reply: Value) -> Result<Option<Found>, Error> {
+        if self.connections.options.kind == Kind::Cluster && misses_response(&reply) {
+            let (record, response) = (record_key(id), response_key(id));
+            let reply = Box::pin(self.connections.run(&self.scripts.read, &[&record, &response], &[])).await?;
+            return self.decode(id, reply);
         }
-        self.read(id, told)
+        self.decode(id, reply)
     }
 
-    /// What a script found: record, ms that are left, whether its answer is to be had, the answer beside it.
-    fn read(&self, id: &RecordId, value: Value) -> Result<Option<Found>, Error> {
-        let other_form = || Error::unreadable("the server answered in another form");
-        let (record, left, is_kept, beside) = match value {
+    /// Decodes a script result: record, remaining TTL in ms, whether the response is available,
+    /// external response.
+    fn decode(&self, id: &RecordId, value: Value) -> Result<Option<Found>, Error> {
+        let other_form = || Error::unreadable("the Redis server returned a reply of an unexpected type");
+        let (record, left, is_kept, external) = match value {
             Value::Int(0) => return Ok(None),
             Value::Array(parts) => match <[Value; 4]>::try_from(parts) {
-                Ok([record, Value::Int(left), Value::Int(is_kept), beside]) => {
-                    (bytes(record)?, left, is_kept == 1, beside)
+                Ok([record, Value::Int(left), Value::Int(is_kept), external]) => {
+                    (bytes(record)?, left, is_kept == 1, external)
                 }
                 _ => return Err(other_form()),
             },
             _ => return Err(other_form()),
         };
-        let beside = match beside {
-            Value::BulkString(beside) => Some(beside.into()),
+        let external = match external {
+            Value::BulkString(external) => Some(external.into()),
             _ => None,
         };
-        // One without a time was not written by this store; as long as it stays, it is as young as can be.
+        // A key without a TTL was not written by this store; treat its age as zero.
         let left = u64::try_from(left).map_or(FOREVER, Duration::from_millis);
-        let mut found = There::read(id, &record)?.found(id, left, is_kept, beside.as_ref())?;
+        let mut found = DecodedRecord::read(id, &record)?.found(id, left, is_kept, external.as_ref())?;
         if matches!(found.record.phase, Phase::InFlight { .. }) {
-            found.age = found.age.min(self.link.known_for());
+            found.age = found.age.min(self.connections.observed_for());
         }
         Ok(Some(found))
     }
 
     async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-        self.lists.turn(&self.link, &self.scripts).await?;
+        self.sweep_index.run_once(&self.connections, &self.scripts).await?;
         let mut due = Vec::new();
-        // What is struck out or listed anew makes room for others; a bound, should the list be full of such.
+        // Untracked and rescheduled entries make room for others. The bound is for a set that is
+        // full of such entries.
         for _ in 0..16 {
-            let ids = lists::due(&self.link, &self.scripts, due.len(), limit - due.len()).await?;
+            let ids = sweep_index::due(&self.connections, &self.scripts, due.len(), limit - due.len()).await?;
             let is_last = due.len() + ids.len() < limit || ids.is_empty();
             let (mut again, mut ended, mut ending) = (Vec::new(), Vec::new(), Vec::new());
-            for together in ids.chunks(READ_TOGETHER) {
-                let looks = together.iter().map(|id| self.look(id));
-                for (id, found) in together.iter().zip(futures_util::future::join_all(looks).await) {
+            for group in ids.chunks(READ_CONCURRENTLY) {
+                let reads = group.iter().map(|id| self.read(id));
+                for (id, found) in group.iter().zip(futures_util::future::join_all(reads).await) {
                     match found {
                         Ok(Some(found)) => match &found.record.phase {
                             Phase::InFlight { lease, .. } if found.age >= *lease => due.push((*id, found)),
@@ -300,15 +316,15 @@ impl RedisStore {
                             _ => ended.push(*id),
                         },
                         Ok(None) => ended.push(*id),
-                        // It hides no other, and is looked at again.
+                        // An unreadable record must not hide the others; it is checked again later.
                         Err(error) if error.is_unreadable() => again.push((*id, Duration::from_secs(60))),
                         Err(error) => return Err(error),
                     }
                 }
             }
-            lists::look_again(&self.link, &again).await?;
-            lists::end_later(&self.link, ending).await?;
-            lists::strike_out(&self.link, &ended).await?;
+            sweep_index::reschedule(&self.connections, &again).await?;
+            sweep_index::schedule_expiry(&self.connections, ending).await?;
+            sweep_index::untrack(&self.connections, &ended).await?;
             if is_last || again.is_empty() && ended.is_empty() || due.len() >= limit {
                 break;
             }
@@ -319,20 +335,20 @@ impl RedisStore {
     async fn meta_now(&self, name: &str, value: &[u8]) -> Result<Bytes, Error> {
         let mut set = redis::cmd("SET");
         set.arg(format!("onceward:meta:{name}")).arg(value).arg("NX").arg("GET");
-        match self.link.ask_plain(&set).await? {
+        match self.connections.execute_plain(&set).await? {
             Value::Nil => Ok(Bytes::copy_from_slice(value)),
             kept => bytes(kept),
         }
     }
 
-    async fn census_now(&self) -> Result<Census, Error> {
+    async fn count_records(&self) -> Result<Census, Error> {
         let mut count = redis::cmd("EVAL");
         count.arg(self.scripts.count.text).arg(0).arg(COUNTED_KEYS_MAX);
         let mut census = Census::default();
         let mut uncounted = 0;
-        for counts in self.link.ask_all(&count).await? {
-            let counts: Vec<u64> =
-                redis::from_redis_value(counts).map_err(|error| Error::unavailable("no count came").because(error))?;
+        for counts in self.connections.execute_on_all(&count).await? {
+            let counts: Vec<u64> = redis::from_redis_value(counts)
+                .map_err(|error| Error::unavailable("the Redis server returned no counts").because(error))?;
             match counts.as_slice() {
                 [in_flight, completed, released, unknown, tombstones, bytes] => {
                     census.in_flight += in_flight;
@@ -347,62 +363,64 @@ impl RedisStore {
             }
         }
         if uncounted > 0 {
-            self.lists.flush(&self.link).await?;
-            census.in_flight = lists::in_flight(&self.link, &self.scripts).await?;
-            let unknown = self.link.ask_plain(redis::cmd("SCARD").arg(UNKNOWN)).await?;
-            census.unknown =
-                redis::from_redis_value(unknown).map_err(|error| Error::unavailable("no count came").because(error))?;
-            // Most have an answer, or had one. An estimate, and the docs say so.
+            self.sweep_index.flush(&self.connections).await?;
+            census.in_flight = sweep_index::in_flight(&self.connections, &self.scripts).await?;
+            let unknown = self.connections.execute_plain(redis::cmd("SCARD").arg(UNKNOWN)).await?;
+            census.unknown = redis::from_redis_value(unknown)
+                .map_err(|error| Error::unavailable("the Redis server returned no counts").because(error))?;
+            // An estimate, as the docs say: most other records are completed or tombstones.
             census.completed += uncounted.saturating_sub(census.in_flight + census.unknown);
-            census.bytes = self.link.servers(|servers| servers.0.iter().map(|server| server.memory_bytes).sum());
+            census.bytes = self.connections.servers(|servers| servers.0.iter().map(|server| server.memory_bytes).sum());
         }
         Ok(census)
     }
 
-    /// Lists what the sweep is to look at: a claim after its lease, and a late answer at once, for nobody listed it.
-    fn note(&self, id: &RecordId, record: &Record) {
+    /// Schedules a sweep check: for a claim after its lease, for a late completion at once, since
+    /// it is not tracked yet.
+    fn track(&self, id: &RecordId, record: &Record) {
         match &record.phase {
-            Phase::InFlight { lease, .. } => self.lists.began(*id, *lease),
-            Phase::Completed { .. } => self.lists.began(*id, Duration::ZERO),
+            Phase::InFlight { lease, .. } => self.sweep_index.track(*id, *lease),
+            Phase::Completed { .. } => self.sweep_index.track(*id, Duration::ZERO),
             _ => {}
         }
     }
 
-    async fn no_longer(&self, id: &RecordId, stage: Stage) {
+    async fn unmark(&self, id: &RecordId, stage: Stage) {
         if stage == Stage::Unknown {
             self.mark("SREM", id).await;
         }
     }
 
-    /// A hint for the gauge: nothing fails if it fails.
+    /// Updates the set behind the gauge of unknown records. A failure is ignored, since the set is
+    /// a hint.
     async fn mark(&self, name: &str, id: &RecordId) {
-        if let Err(error) = self.link.ask_plain(redis::cmd(name).arg(UNKNOWN).arg(id.0.as_slice())).await {
-            tracing::debug!(%error, "the gauge of unknowns is behind");
+        if let Err(error) = self.connections.execute_plain(redis::cmd(name).arg(UNKNOWN).arg(id.0.as_slice())).await {
+            tracing::debug!(%error, "Redis set of unknown records not updated; the gauge is out of date");
         }
     }
 }
 
-/// Looks at the servers for as long as somebody uses them.
-async fn watch(link: Arc<Link>) {
+/// Checks the servers' health once a second until the store is dropped.
+async fn watch(connections: Arc<ConnectionManager>) {
     loop {
-        tokio::time::sleep(WATCH_EVERY).await;
-        if let Err(error) = link.watch().await {
-            tracing::warn!(%error, store = %link.options, "the store does not say how it is");
+        tokio::time::sleep(HEALTH_CHECK_INTERVAL).await;
+        if let Err(error) = connections.watch().await {
+            tracing::warn!(%error, store = %connections.options, "Redis health check failed");
         }
     }
 }
 
-/// What became of a write that compares.
+/// Result of a compare-and-swap.
 enum Put {
     Done,
     Found(Option<Found>),
 }
 
-/// Whether a script found a record without the answer that should be, or was, beside it.
-fn misses_answer(told: &Value) -> bool {
-    match told {
+/// Returns true if a script found a record whose external response is missing.
+fn misses_response(reply: &Value) -> bool {
+    match reply {
         Value::Array(parts) => match parts.as_slice() {
-            [Value::BulkString(record), _, Value::Int(0), _] => Head::of(record) == Head::Beside,
+            [Value::BulkString(record), _, Value::Int(0), _] => RecordHeader::of(record) == RecordHeader::External,
             _ => false,
         },
         _ => false,
@@ -413,9 +431,9 @@ fn bytes(value: Value) -> Result<Bytes, Error> {
     match value {
         Value::BulkString(bytes) => Ok(bytes.into()),
         Value::SimpleString(text) => Ok(text.into()),
-        // A value that reads so is told apart from the rest by nobody else.
+        // The client library parses the bytes `OK` as a status.
         Value::Okay => Ok(Bytes::from_static(b"OK")),
-        _ => Err(Error::unreadable("the server answered in another form")),
+        _ => Err(Error::unreadable("the Redis server returned a reply of an unexpected type")),
     }
 }
 
@@ -429,7 +447,7 @@ impl Store for RedisStore {
     }
 
     fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        Pending::new(self.look(id))
+        Pending::new(self.read(id))
     }
 
     fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
@@ -445,14 +463,14 @@ impl Store for RedisStore {
     }
 
     fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.census_now())
+        Pending::new(self.count_records())
     }
 
     fn facts(&self) -> Facts {
-        let options = &self.link.options;
-        self.link.servers(|servers| {
-            // A kill of the gateway is meant: the server is another process.
-            Facts::new(options.name(), true, servers.survives_power_loss(), servers.promise(&options.kind))
+        let options = &self.connections.options;
+        self.connections.servers(|servers| {
+            // The gateway being killed is meant: the server is another process.
+            Facts::new(options.name(), true, servers.survives_power_loss(), servers.durability_summary(&options.kind))
         })
     }
 }
@@ -465,6 +483,6 @@ impl Drop for RedisStore {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("options", &self.link.options).finish_non_exhaustive()
+        f.debug_struct("RedisStore").field("options", &self.connections.options).finish_non_exhaustive()
     }
 }

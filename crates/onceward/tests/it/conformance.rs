@@ -1,4 +1,4 @@
-//! Every store passes the suite.
+//! Conformance suite, run against the stores without a server.
 
 #![cfg(any(feature = "memory", feature = "embedded"))]
 

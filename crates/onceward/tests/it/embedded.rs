@@ -1,4 +1,4 @@
-//! The embedded store over restarts, kills and failing disks.
+//! Tests of the embedded store across restarts, kills and disk failures.
 
 mod child;
 mod disk;
@@ -24,7 +24,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 fn id(n: u64) -> RecordId {
     let mut id = [0x55; 32];
-    // Spread as hashes are.
+    // Spread like hashes.
     id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     RecordId(id)
 }
@@ -47,7 +47,7 @@ fn released(n: u64) -> Record {
     record(n, Phase::Released { keep: LEASE })
 }
 
-/// With a body of its own, of `bytes` bytes.
+/// Returns a completed record with a unique body of `bytes` bytes.
 fn completed(n: u64, bytes: usize) -> Record {
     let body: Bytes = (0..bytes).map(|at| (n as usize + at * 7 + at / 251) as u8).collect();
     let headers = vec![("x-order".parse().expect("a name"), n.to_string().parse().expect("a value"))];
@@ -56,9 +56,9 @@ fn completed(n: u64, bytes: usize) -> Record {
     record(n, Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
 }
 
-/// Larger than all that may wait for the writer together.
+/// The response exceeds the total capacity of the write queue.
 #[tokio::test]
-async fn an_answer_of_any_size_is_kept() {
+async fn response_of_any_size_is_stored() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = EmbeddedStore::open(folder.path()).expect("a new store");
     assert!(store.insert(&id(1), &claim(1)).await.expect("a claim").is_none());

@@ -1,6 +1,6 @@
-//! The store in PostgreSQL, against real servers.
+//! Tests of the PostgreSQL store against real servers.
 
-mod counting;
+mod batching;
 mod errors;
 mod faults;
 mod load;
@@ -8,8 +8,8 @@ mod load;
 mod power;
 mod records;
 mod standby;
+mod stats;
 mod tls;
-mod together;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use onceward::store::PostgresStore;
 
 use crate::support::postgres::{PgBouncer, Postgres};
 
-/// How exact ages are: as exact as a busy machine is fast.
+/// Accuracy of ages, which is limited by the speed of a busy machine.
 const SLACK: Duration = Duration::from_secs(10);
 
 static POSTGRES_15: LazyLock<Postgres> = LazyLock::new(|| Postgres::start(15, ""));
@@ -31,7 +31,7 @@ onceward::store_conformance!(postgres_15, || subject(&POSTGRES_15, None));
 onceward::store_conformance!(postgres_18, || subject(&POSTGRES_18, None));
 onceward::store_conformance!(postgres_15_through_pgbouncer, || subject(&POSTGRES_15, Some(&PGBOUNCER)));
 
-/// An empty database, two clients of it, and time that is moved by moving what was written into the past.
+/// Creates two clients of an empty database. Time is moved by moving the stored data into the past.
 async fn subject(server: &'static Postgres, pooler: Option<&PgBouncer>) -> Subject {
     let direct = server.database();
     let url = match pooler {
@@ -55,7 +55,7 @@ async fn subject(server: &'static Postgres, pooler: Option<&PgBouncer>) -> Subje
     .with_other(Arc::new(other))
 }
 
-/// The name of the database that a URL names.
+/// Returns the name of the database in a URL.
 fn database_of(url: &str) -> String {
     let name = url.rsplit('/').next().unwrap_or_default();
     name.split('?').next().unwrap_or_default().to_owned()

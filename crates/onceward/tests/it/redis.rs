@@ -1,15 +1,15 @@
-//! The store in Redis and Valkey, against real servers.
+//! Tests of the Redis store against real Redis and Valkey servers.
 
+mod batching;
 mod cost;
-mod ends;
+mod expiry;
 mod failover;
 mod faults;
-mod kept;
+mod kill;
 #[cfg(target_os = "linux")]
 mod power;
 mod records;
 mod start;
-mod together;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -22,10 +22,10 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::support::redis::{Cluster, Redis, Sentinels};
 
-/// How exact ages are: as exact as a busy machine is fast.
+/// Accuracy of ages, which is limited by the speed of a busy machine.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// What a server keeps on its disk, by its settings: each write, each second's, now and then all of it, nothing.
+/// Server settings for each kind of persistence: fsync on each write, each second, snapshots, none.
 const PERSISTENCE: [&str; 4] =
     ["--appendfsync always", "--appendfsync everysec", "--appendonly no --save '3600 1'", "--appendonly no"];
 
@@ -37,17 +37,17 @@ static REDIS_7: LazyLock<Redis> = LazyLock::new(|| Redis::start(""));
 static VALKEY_9: LazyLock<Redis> = LazyLock::new(|| Redis::valkey(""));
 static SENTINELS: LazyLock<Sentinels> = LazyLock::new(Sentinels::start);
 static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| Cluster::start(0));
-/// A cluster has one database, so one test at a time has it.
+/// Lock for the cluster, which has a single database.
 static CLUSTER_TURN: Mutex<()> = Mutex::const_new(());
 
 onceward::store_conformance!(redis_7, || async {
     let database = REDIS_7.database();
     subject(&REDIS_7.url(database), vec![&REDIS_7], database).await
 });
-// With each answer beside its record, as large ones are.
-onceward::store_conformance!(redis_7_beside, || async {
+// With each response external, as large ones are.
+onceward::store_conformance!(redis_7_external, || async {
     let database = REDIS_7.database();
-    subject_by(options(&REDIS_7.url(database)).answers_within(0), vec![&REDIS_7], database).await
+    subject_by(options(&REDIS_7.url(database)).max_inline_response(0), vec![&REDIS_7], database).await
 });
 onceward::store_conformance!(valkey_9, || async {
     let database = VALKEY_9.database();
@@ -63,7 +63,7 @@ onceward::store_conformance!(cluster, || async {
     subject(&CLUSTER.url(), CLUSTER.masters().collect(), 0).await.keeping(turn)
 });
 
-/// Two clients of an empty database, and time that is moved by moving what was written into the past.
+/// Creates two clients of an empty database. Time is moved by moving the stored data into the past.
 async fn subject(url: &str, servers: Vec<&'static Redis>, database: usize) -> Subject {
     subject_by(options(url), servers, database).await
 }
@@ -87,12 +87,12 @@ async fn subject_by(options: Options, servers: Vec<&'static Redis>, database: us
     .ending_by_itself()
 }
 
-/// Claims are listed after they are won: returns when those are that were won by now.
+/// Waits until all acquired claims are in the sweep index.
 async fn written(store: &RedisStore) {
     assert_eq!(store.due(0).await.unwrap(), []);
 }
 
-/// The machine may be busy with other tests.
+/// Parses a URL, with a timeout that allows for a busy machine.
 fn options(url: &str) -> Options {
     Options::parse(url).unwrap().timeout(Duration::from_secs(20))
 }

@@ -1,6 +1,9 @@
-//! The engine over a simulated network: several gateways, a store and a service, each a process of its own that shares
-//! nothing with the others but messages, which are lost, held, repeated and late. Time is simulated, so that an hour of it
-//! takes seconds; a seed decides all that happens, so that what it finds can be looked at again.
+//! Engine over a simulated network: several gateways, a store and a service, each a separate
+//! process.
+//!
+//! They share nothing but messages, which are lost, held, repeated and late. Time is simulated, so
+//! that an hour of it takes seconds.
+//! A seed determines the whole run, so that its findings can be reproduced.
 
 mod check;
 mod network;
@@ -9,13 +12,13 @@ mod world;
 use check::Seen;
 use world::{Plant, World};
 
-/// How many seeds: a tenth unless repetitions are asked for in full.
+/// Returns the seeds: a tenth unless all repetitions are requested.
 fn seeds() -> std::ops::Range<u64> {
     0..if std::env::var_os("ONCEWARD_LONG").is_some() { 400 } else { 40 }
 }
 
 #[test]
-fn whatever_the_network_does_each_key_executes_once_and_has_one_answer() {
+fn simulated_network_faults_keep_one_execution_and_one_response_per_key() {
     let mut seen = Seen::default();
     for seed in seeds() {
         let world = World::run(seed, Plant::Nothing);
@@ -24,7 +27,7 @@ fn whatever_the_network_does_each_key_executes_once_and_has_one_answer() {
         seen += world.seen();
     }
     println!("{seen:?}");
-    // What was not seen was not shown.
+    // Events that did not occur were not tested.
     let least = seeds().end as usize / 4;
     let Seen { executed, stored, replayed, declined, not_stored, unknown, mismatched, in_flight, unavailable, .. } =
         seen;
@@ -48,14 +51,14 @@ fn whatever_the_network_does_each_key_executes_once_and_has_one_answer() {
 }
 
 #[test]
-fn a_seed_decides_all_that_happens() {
+fn same_seed_repeats_the_same_run() {
     for seed in [1, 2] {
         let [first, second] = [World::run(seed, Plant::Nothing), World::run(seed, Plant::Nothing)];
         assert_eq!(first.told(), second.told(), "seed {seed}");
     }
 }
 
-/// Each of these is what a store or a driver might do wrong, and the checker finds it.
+/// Checks that the checker detects a planted bug of a store or a driver.
 #[track_caller]
 fn is_found(plant: Plant, as_what: &str) {
     for seed in 0..60 {
@@ -68,26 +71,26 @@ fn is_found(plant: Plant, as_what: &str) {
 }
 
 #[test]
-fn a_store_that_lets_claims_expire_is_found() {
+fn store_that_expires_claims_is_detected() {
     is_found(Plant::ClaimsExpire, "executed 2 times");
 }
 
 #[test]
-fn a_store_that_replaces_whatever_is_there_is_found() {
+fn store_that_replaces_blindly_is_detected() {
     is_found(Plant::ReplacesBlindly, "executed 2 times");
 }
 
 #[test]
-fn a_store_that_answers_before_it_writes_is_found() {
+fn store_that_responds_before_writing_is_detected() {
     is_found(Plant::LosesCompletions, "was shown as kept");
 }
 
 #[test]
-fn a_store_that_mixes_up_keys_is_found() {
+fn store_that_mixes_up_keys_is_detected() {
     is_found(Plant::MixesUpKeys, "another key");
 }
 
 #[test]
-fn a_store_whose_clock_stands_still_is_found() {
+fn store_with_stopped_clock_is_detected() {
     is_found(Plant::ClockStands, "in flight");
 }

@@ -1,4 +1,4 @@
-//! Real servers, and what breaks the way to them.
+//! Real servers, and a proxy that injects network faults.
 
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;

@@ -1,26 +1,27 @@
-//! What is due: claims from memory, all else from the index.
+//! Due records: claims from memory, all others from the index.
 
 use std::sync::atomic::Ordering;
 
 use fjall::Keyspace;
 
-use super::engine::{Engine, unread};
+use super::engine::{Engine, read_error};
 use super::row::{due_key, read_due_key};
 use super::shared::Shared;
 use crate::record::Found;
 use crate::secret::RecordId;
 use crate::store::Error;
 
-/// Answers are read whole, so their bytes are bounded too: who asks again gets the rest.
+/// Upper bound on bytes read per call, since responses are read whole. The next call returns the
+/// rest.
 const BYTES_MAX: u64 = 16 << 20;
 
 pub(super) fn due(engine: &Engine, shared: &Shared, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
-    let (now, unseen) = shared.time.glance();
+    let (now, unseen) = shared.time.now_and_watermark();
     let mut claims = shared.claims.lock().due(now).into_iter().peekable();
     let mut indexed = Indexed::new(&engine.index, shared.due_from.load(Ordering::Relaxed), now);
     let mut next_indexed = indexed.next();
-    // What is swept leaves a mark in the engine, and a day's marks would be walked over each time. What is written later is
-    // due later than all that was seen, save for the batch that is being written.
+    // Deletions leave LSM tombstones, so the scan starts at the last known position, not at zero.
+    // New entries always sort after it, except those of the batch now being written.
     let first = next_indexed.map_or(now, |(due, _)| due);
     let mut found = Vec::new();
     let mut bytes = 0;
@@ -39,18 +40,19 @@ pub(super) fn due(engine: &Engine, shared: &Shared, limit: usize) -> Result<Vec<
                 other
             }
         };
-        // What cannot be read is told of to whoever asks for it; what was written since is not due any more.
+        // An unreadable record is reported when its key is used; a record written since is not due
+        // any more.
         if let Ok(Some(row)) = engine.row(&id)
-            && row.place.due == due
+            && row.entry.due == due
         {
-            bytes += row.place.bytes;
+            bytes += row.entry.bytes;
             found.push((id, row.found(now, shared.boot)));
         }
     }
     match indexed.error {
-        Some(error) if found.is_empty() => Err(unread(error)),
+        Some(error) if found.is_empty() => Err(read_error(error)),
         Some(error) => {
-            tracing::error!(folder = %shared.path.display(), %error, "a part of the index of what is due cannot be read");
+            tracing::error!(directory = %shared.path.display(), %error, "part of the due index is unreadable");
             Ok(found)
         }
         None => {
@@ -60,7 +62,7 @@ pub(super) fn due(engine: &Engine, shared: &Shared, limit: usize) -> Result<Vec<
     }
 }
 
-/// The entries of the index, up to the first that cannot be read.
+/// Entries of the index, up to the first unreadable one.
 struct Indexed {
     entries: fjall::Iter,
     error: Option<fjall::Error>,

@@ -1,12 +1,16 @@
-//! Reads the journals before `fjall` does.
+//! Checks the journals before `fjall` opens them.
 //!
-//! Where it meets a tag that it does not know, `fjall` (3.1) takes it for the end of the journal and cuts off the rest: right
-//! for a write that a power loss tore, and wrong for a flipped bit, after which acknowledged claims would be absent. Where a
-//! torn write left a hole before its end, it refuses to open at all. So each journal is walked here first. What was torn
-//! before anybody was told of it is cut off; anything else that is not as it was written refuses the start.
+//! At an unknown tag `fjall` (3.1) assumes the end of the journal and truncates the rest.
+//! That is right for a write torn by a power loss, and wrong for a flipped bit, after which
+//! acknowledged claims would be absent.
+//! If a torn write left a hole before its end, `fjall` does not open at all. So each journal is
+//! walked here first.
+//! Writes torn before they were acknowledged are truncated; any other damage stops the start.
 //!
-//! A batch is `1 count:u32 seqno:u64`, then items `2 type:u8 compression:u8 keyspace:u64 key:u16 value:u32 stored:u32 key value`,
-//! then `3 checksum:u64 "FJL" 3`; numbers are little-endian. One writer syncs each before it begins the next, so at most one
+//! A batch is `1 count:u32 seqno:u64`, then items
+//! `2 type:u8 compression:u8 keyspace:u64 key:u16 value:u32 stored:u32 key value`, then
+//! `3 checksum:u64 "FJL" 3`.
+//! Numbers are little-endian. One writer syncs each batch before it begins the next, so at most one
 //! is torn.
 
 use std::fs::{self, File, OpenOptions};
@@ -22,22 +26,24 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const TRAILER: &[u8; 4] = b"FJL\x03";
 
-/// Why a folder is not opened.
+/// Reason why a directory is not opened.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum CheckError {
     Damaged(String),
     Io(io::Error),
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for CheckError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-/// Checks the journals in `data`, and cuts off what was torn. `acknowledged` is the number of the
-/// last batch that callers were told of. Returns the number of the last batch in the journals, if there is one.
-pub(super) fn check(data: &Path, acknowledged: u64) -> Result<Option<u64>, Refusal> {
+/// Checks the journals in `data`, and truncates a torn write.
+///
+/// `acknowledged` is the number of the last acknowledged batch. Returns the number of the last
+/// batch in the journals, if there is one.
+pub(super) fn check(data: &Path, acknowledged: u64) -> Result<Option<u64>, CheckError> {
     let mut last = Last::default();
     let journals = journals(data)?;
     for (at, path) in journals.iter().enumerate() {
@@ -46,26 +52,26 @@ pub(super) fn check(data: &Path, acknowledged: u64) -> Result<Option<u64>, Refus
     Ok(last.batch)
 }
 
-/// The last whole batch so far.
+/// Last complete batch so far.
 #[derive(Default)]
 struct Last {
     batch: Option<u64>,
     seqno: Option<u64>,
 }
 
-fn check_journal(path: &Path, is_last: bool, acknowledged: u64, last: &mut Last) -> Result<(), Refusal> {
-    let damaged = |at: u64, what: &str| Refusal::Damaged(format!("{} at byte {at}: {what}", path.display()));
+fn check_journal(path: &Path, is_last: bool, acknowledged: u64, last: &mut Last) -> Result<(), CheckError> {
+    let damaged = |at: u64, what: &str| CheckError::Damaged(format!("{} at byte {at}: {what}", path.display()));
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     let mut reader = Reader { file: BufReader::with_capacity(1 << 16, file), left: len, buffer: Vec::new() };
     loop {
         let at = len - reader.left;
         let Some(batch) = reader.batch()? else {
-            let rest = Rest::read(path, at)?;
+            let rest = Tail::read(path, at)?;
             if rest.is_empty {
                 return Ok(());
             }
-            // It was sealed by a sync, so nothing in it can be torn.
+            // The journal was completed by a sync, so nothing in it can be torn.
             if !is_last {
                 return Err(damaged(at, "a batch cannot be read"));
             }
@@ -73,7 +79,7 @@ fn check_journal(path: &Path, is_last: bool, acknowledged: u64, last: &mut Last)
             if rest.last_batch > torn || last.batch.is_some_and(|number| number < acknowledged) {
                 return Err(damaged(at, "a batch cannot be read, and it was acknowledged"));
             }
-            tracing::warn!(journal = %path.display(), at, "cut off a write that nobody was told of");
+            tracing::warn!(journal = %path.display(), at, "truncated a torn write that was not acknowledged");
             let file = OpenOptions::new().write(true).open(path)?;
             file.set_len(at)?;
             return Ok(file.sync_all()?);
@@ -103,17 +109,17 @@ struct Reader {
 }
 
 impl Reader {
-    /// The next batch, if it is whole. Else it may have read a part of it.
+    /// Reads the next batch if it is complete. Otherwise it may have read a part of it.
     fn batch(&mut self) -> io::Result<Option<Batch>> {
         let before = self.left;
-        let batch = self.whole_batch();
+        let batch = self.complete_batch();
         if !matches!(batch, Ok(Some(_))) {
             self.left = before;
         }
         batch
     }
 
-    fn whole_batch(&mut self) -> io::Result<Option<Batch>> {
+    fn complete_batch(&mut self) -> io::Result<Option<Batch>> {
         let Some([START, c0, c1, c2, c3, seqno @ ..]) = self.take::<13>()? else { return Ok(None) };
         let seqno = u64::from_le_bytes(seqno);
         let mut hasher = Xxh3Default::new();
@@ -125,7 +131,7 @@ impl Reader {
             };
             let key = usize::from(u16::from_le_bytes([k0, k1]));
             let value = u32::from_le_bytes([v0, v1, v2, v3]);
-            // Nothing is compressed, so both lengths are the same; a value or the mark of a removal.
+            // Nothing is compressed, so both lengths are equal; the kind is a value or a deletion.
             if kind > 1 || value != u32::from_le_bytes([s0, s1, s2, s3]) {
                 return Ok(None);
             }
@@ -138,8 +144,8 @@ impl Reader {
             }
         }
         let Some([END, sum @ .., t0, t1, t2, t3]) = self.take::<13>()? else { return Ok(None) };
-        let is_whole = u64::from_le_bytes(sum) == hasher.digest() && [t0, t1, t2, t3] == *TRAILER;
-        Ok(is_whole.then_some(Batch { seqno, state }))
+        let is_complete = u64::from_le_bytes(sum) == hasher.digest() && [t0, t1, t2, t3] == *TRAILER;
+        Ok(is_complete.then_some(Batch { seqno, state }))
     }
 
     fn take<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
@@ -153,7 +159,7 @@ impl Reader {
     }
 
     fn take_many(&mut self, len: u64) -> io::Result<Option<&[u8]>> {
-        // Looked at before room is made: a flipped bit may ask for gigabytes.
+        // Checked before allocating: a flipped bit may ask for gigabytes.
         if self.left < len {
             return Ok(None);
         }
@@ -164,16 +170,16 @@ impl Reader {
     }
 }
 
-/// What follows the last whole batch of a journal.
-struct Rest {
-    /// Nothing but the zeros that room was made with.
+/// Bytes after the last complete batch of a journal.
+struct Tail {
+    /// True if there are only zeros, which were preallocated.
     is_empty: bool,
-    /// The numbers of the first and last batch of which the number is there.
+    /// Numbers of the first and last batch found.
     first_batch: Option<u64>,
     last_batch: Option<u64>,
 }
 
-impl Rest {
+impl Tail {
     fn read(path: &Path, at: u64) -> io::Result<Self> {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(at))?;
@@ -186,7 +192,7 @@ impl Rest {
             if Read::by_ref(&mut file).take(ZEROS.len() as u64).read_to_end(&mut window)? == 0 {
                 return Ok(rest);
             }
-            // Nearly all of it is, so it must cost nearly nothing; and no state ends in nothing but zeros.
+            // Nearly all windows are zeros, so this must be cheap; and no state ends in zeros only.
             if window[kept..] == ZEROS[..window.len() - kept] {
                 continue;
             }
@@ -201,7 +207,7 @@ impl Rest {
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
-/// The states within some bytes, wherever they begin.
+/// Finds the states within some bytes, at any offset.
 fn states(bytes: &[u8]) -> impl Iterator<Item = State> {
     let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == STATE_KEY[0]).map(|(at, _)| at);
     starts.filter_map(|at| {

@@ -1,7 +1,8 @@
-//! What is stored: a record in its envelope, the keys of the index, and the state that each batch carries.
+//! Stored formats: a record in its envelope, index keys, and the state that each batch carries.
 //!
-//! All of it is under checksums of our own, above those of `fjall`: a journal is read back without any block checksum, and
-//! what a bug or a bad memory chip put there must not pass for an answer.
+//! All of them have checksums of our own besides those of `fjall`.
+//! A journal is read back without block checksums, and data corrupted by a bug or bad memory must
+//! not pass for a response.
 
 use std::time::Duration;
 
@@ -12,90 +13,92 @@ use crate::record::{AttemptId, Found, Record, Stage};
 use crate::secret::RecordId;
 use crate::store::{Census, Error};
 
-/// A due time that never comes.
+/// Due time of a record that is never due.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// `version · boot · written · due · checksum`, before the record.
+/// Layout: `version · boot · written · due · checksum`, before the record.
 const ENVELOPE: usize = 1 + 8 + 8 + 8 + 8;
 const ENVELOPE_VERSION: u8 = 1;
 
-/// The start of an encoded record, which holds its checksum: it ties the envelope to the record within.
+/// Length of an encoded record's head, which holds its checksum: it ties the envelope to the
+/// record.
 const RECORD_HEAD: usize = 9;
 
-/// A record that is encoded and has no envelope yet: only the writer knows when it is written.
-pub(super) struct Draft {
+/// Encoded record without its envelope, since only the writer knows the time of the write.
+pub(super) struct EncodedRow {
     bytes: Vec<u8>,
-    lasts: Option<Duration>,
+    due_after: Option<Duration>,
     pub(super) attempt: AttemptId,
     pub(super) stage: Stage,
 }
 
-impl Draft {
+impl EncodedRow {
     pub(super) fn new(id: &RecordId, record: &Record) -> Self {
         let encoded = codec::encode(id, record);
-        // Room for the envelope, so that the writer fills it in without moving a body.
+        // Space for the envelope, so that the writer fills it in without moving a body.
         let mut bytes = Vec::with_capacity(ENVELOPE + encoded.len());
         bytes.resize(ENVELOPE, 0);
         bytes.extend_from_slice(&encoded);
-        // A record keeps whole milliseconds; what is due must agree with what is read back.
-        let lasts = record.due().map(|due| due - Duration::from_nanos(u64::from(due.subsec_nanos() % 1_000_000)));
-        Self { bytes, lasts, attempt: record.attempt, stage: record.phase.stage() }
+        // A record stores whole milliseconds; its due time must agree with what is read back.
+        let due_after = record.due().map(|due| due - Duration::from_nanos(u64::from(due.subsec_nanos() % 1_000_000)));
+        Self { bytes, due_after, attempt: record.attempt, stage: record.phase.stage() }
     }
 
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Puts it into its envelope. Returns that and its place.
-    pub(super) fn seal(mut self, id: &RecordId, boot: u64, written: u64) -> (Bytes, Place) {
-        let due = self.lasts.map_or(NEVER, |lasts| written.saturating_add(nanos(lasts)));
+    /// Completes the envelope. Returns the bytes and the index entry.
+    pub(super) fn finish(mut self, id: &RecordId, boot: u64, written: u64) -> (Bytes, IndexEntry) {
+        let due = self.due_after.map_or(NEVER, |due_after| written.saturating_add(nanos(due_after)));
         self.bytes[0] = ENVELOPE_VERSION;
         self.bytes[1..9].copy_from_slice(&boot.to_be_bytes());
         self.bytes[9..17].copy_from_slice(&written.to_be_bytes());
         self.bytes[17..25].copy_from_slice(&due.to_be_bytes());
         let sum = envelope_sum(id, &self.bytes);
         self.bytes[25..ENVELOPE].copy_from_slice(&sum);
-        let place = Place { due, stage: self.stage, bytes: self.bytes.len() as u64 };
-        (self.bytes.into(), place)
+        let entry = IndexEntry { due, stage: self.stage, bytes: self.bytes.len() as u64 };
+        (self.bytes.into(), entry)
     }
 }
 
-/// Where a record stands in the index and in the census.
+/// Index entry of a record, and its share of the counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct IndexEntry {
     pub(super) due: u64,
     pub(super) stage: Stage,
     pub(super) bytes: u64,
 }
 
-/// A record out of its envelope.
+/// Record decoded from its envelope.
 pub(super) struct Row {
     pub(super) record: Record,
     pub(super) boot: u64,
     pub(super) written: u64,
-    pub(super) place: Place,
+    pub(super) entry: IndexEntry,
 }
 
 impl Row {
     pub(super) fn read(id: &RecordId, bytes: &Bytes) -> Result<Self, Error> {
         let [boot, written, due] = envelope(id, bytes)?;
         let record = codec::decode(id, &bytes.slice(ENVELOPE..))?;
-        let place = Place { due, stage: record.phase.stage(), bytes: bytes.len() as u64 };
-        Ok(Self { record, boot, written, place })
+        let entry = IndexEntry { due, stage: record.phase.stage(), bytes: bytes.len() as u64 };
+        Ok(Self { record, boot, written, entry })
     }
 
-    /// As it is found at `now` by the process of `boot`.
+    /// Builds the record as found at `now` by the process of `boot`.
     pub(super) fn found(self, now: u64, boot: u64) -> Found {
         Found {
             age: Duration::from_nanos(now.saturating_sub(self.written)),
-            // One process at a time has the folder, so the writer of an earlier boot is gone for certain.
-            holder_gone: self.place.stage == Stage::InFlight && self.boot != boot,
+            // One process at a time has the directory open, so the owner from an earlier boot is
+            // certainly lost.
+            holder_gone: self.entry.stage == Stage::InFlight && self.boot != boot,
             record: Box::new(self.record),
         }
     }
 }
 
-/// When a record is due, without reading what is in it.
+/// Returns when a record is due, without decoding it.
 pub(super) fn due(id: &RecordId, bytes: &Bytes) -> Result<u64, Error> {
     envelope(id, bytes).map(|[_, _, due]| due)
 }
@@ -106,12 +109,12 @@ fn envelope(id: &RecordId, bytes: &[u8]) -> Result<[u64; 3], Error> {
         Some(&ENVELOPE_VERSION) => {}
         Some(version) => {
             return Err(Error::unreadable(format!(
-                "the record's envelope has version {version}, and this process knows {ENVELOPE_VERSION}"
+                "the record's envelope has version {version}, and this process knows only {ENVELOPE_VERSION}"
             )));
         }
     }
     if bytes.len() < ENVELOPE + RECORD_HEAD || envelope_sum(id, bytes) != bytes[25..ENVELOPE] {
-        return Err(Error::unreadable("the checksum of the record's envelope fails"));
+        return Err(Error::unreadable("the checksum of the record's envelope is wrong"));
     }
     Ok([number(&bytes[1..]), number(&bytes[9..]), number(&bytes[17..])])
 }
@@ -122,14 +125,14 @@ fn envelope_sum(id: &RecordId, bytes: &[u8]) -> [u8; 8] {
     short(&hasher)
 }
 
-/// The key of the index under which a claim is found at the next start.
+/// Returns the index key of a claim, by which it is found at the next start.
 pub(super) fn claim_key(id: &RecordId) -> [u8; 33] {
     let mut key = [b'c'; 33];
     key[1..].copy_from_slice(&id.0);
     key
 }
 
-/// The key of the index under which a record is found once it is due.
+/// Returns the index key of a record that is due at `due`.
 pub(super) fn due_key(due: u64, id: &RecordId) -> [u8; 41] {
     let mut key = [b'd'; 41];
     key[1..9].copy_from_slice(&due.to_be_bytes());
@@ -137,41 +140,41 @@ pub(super) fn due_key(due: u64, id: &RecordId) -> [u8; 41] {
     key
 }
 
-/// The key of the index for a record at `place`, if it has one.
-pub(super) fn index_key(place: &Place, id: &RecordId) -> Option<Vec<u8>> {
-    match place.stage {
+/// Returns the index key of a record, if it has one.
+pub(super) fn index_key(entry: &IndexEntry, id: &RecordId) -> Option<Vec<u8>> {
+    match entry.stage {
         Stage::InFlight => Some(claim_key(id).to_vec()),
-        _ if place.due == NEVER => None,
-        _ => Some(due_key(place.due, id).to_vec()),
+        _ if entry.due == NEVER => None,
+        _ => Some(due_key(entry.due, id).to_vec()),
     }
 }
 
-/// Reads a [`claim_key`].
+/// Parses a [`claim_key`].
 pub(super) fn read_claim_key(key: &[u8]) -> Option<RecordId> {
     key.strip_prefix(b"c")?.try_into().ok().map(RecordId)
 }
 
-/// Reads a [`due_key`].
+/// Parses a [`due_key`].
 pub(super) fn read_due_key(key: &[u8]) -> Option<(u64, RecordId)> {
     let (due, id) = key.strip_prefix(b"d")?.split_first_chunk()?;
     Some((u64::from_be_bytes(*due), RecordId(id.try_into().ok()?)))
 }
 
-/// The key of a named value.
+/// Returns the key of a named value.
 pub(super) fn name_key(name: &str) -> Vec<u8> {
     [b"n", name.as_bytes()].concat()
 }
 
-/// Writes a named value.
+/// Encodes a named value.
 pub(super) fn write_named(name: &str, value: &[u8]) -> Bytes {
     [&named_sum(name, value)[..], value].concat().into()
 }
 
-/// Reads a named value.
+/// Decodes a named value.
 pub(super) fn read_named(name: &str, bytes: &Bytes) -> Result<Bytes, Error> {
     match bytes.split_first_chunk::<8>() {
         Some((sum, value)) if *sum == named_sum(name, value) => Ok(bytes.slice(8..)),
-        _ => Err(Error::unreadable(format!("the checksum of the store's value {name:?} fails"))),
+        _ => Err(Error::unreadable(format!("the checksum of the named value {name:?} is wrong"))),
     }
 }
 
@@ -181,19 +184,19 @@ fn named_sum(name: &str, value: &[u8]) -> [u8; 8] {
     short(&hasher)
 }
 
-/// The key of [`State`]; the journal is searched for it.
+/// Key of [`State`]; the journal is searched for it.
 pub(super) const STATE_KEY: &[u8] = b"state of the onceward store";
 
-/// What each batch carries, so that counting and telling the time need no scan at the start.
+/// State carried by each batch, so that startup needs no scan for counts and time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct State {
-    /// How many batches there were; the number of this one.
+    /// Number of this batch.
     pub(super) batch: u64,
-    /// How many times the folder was opened.
+    /// Number of times the directory was opened.
     pub(super) boot: u64,
-    /// The latest time that the store has told, so that it never goes back.
+    /// Latest time that the store has used, so that its clock never goes back.
     pub(super) now: u64,
-    /// What is there after this batch.
+    /// Record counts after this batch.
     pub(super) census: Census,
 }
 
@@ -223,7 +226,7 @@ impl State {
         bytes
     }
 
-    /// `None`: it is damaged, or of another version.
+    /// Decodes the state; `None` if it is damaged or of another version.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; Self::LEN] = bytes.try_into().ok()?;
         if bytes[0] != Self::VERSION || state_sum(bytes) != bytes[Self::LEN - 8..] {
@@ -253,19 +256,33 @@ fn state_sum(bytes: &[u8; State::LEN]) -> [u8; 8] {
     short(&hasher)
 }
 
-/// The first eight bytes of a hash.
+/// Returns the first eight bytes of a hash.
 pub(super) fn short(hasher: &blake3::Hasher) -> [u8; 8] {
     let mut sum = [0; 8];
     hasher.finalize_xof().fill(&mut sum);
     sum
 }
 
-/// A number of eight bytes, which are there.
+/// Reads a number of eight bytes, which must be there.
 pub(super) fn number(bytes: &[u8]) -> u64 {
     bytes.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-/// A duration beyond what fits is as good as for ever.
+/// Converts to nanoseconds; a duration that does not fit is as good as forever.
 pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_do_not_change() {
+        let id = RecordId([0xab; 32]);
+        assert_eq!(claim_key(&id)[..2], [b'c', 0xab]);
+        assert_eq!(due_key(1, &id)[..10], [b'd', 0, 0, 0, 0, 0, 0, 0, 1, 0xab]);
+        assert_eq!(name_key("secret"), b"nsecret");
+        assert_eq!(STATE_KEY, b"state of the onceward store");
+    }
 }

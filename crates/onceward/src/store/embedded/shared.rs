@@ -1,4 +1,4 @@
-//! What the callers, the writer and the tidying share.
+//! State shared by callers, the writer and the compactor.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,27 +15,28 @@ use crate::store::{Census, Error};
 pub(super) struct Shared {
     pub(super) path: PathBuf,
     pub(super) time: Time,
-    /// Which opening of the folder this is.
+    /// Number of this opening of the directory.
     pub(super) boot: u64,
-    /// Why no writes are taken any more.
+    /// Reason why writes are rejected, if they are.
     pub(super) poison: OnceLock<String>,
     pub(super) claims: Mutex<Claims>,
     pub(super) census: Mutex<Census>,
-    /// Nothing in the index is due before this.
+    /// Lower bound on due times in the index.
     pub(super) due_from: AtomicU64,
-    /// Bytes in the engine that nobody can find any more.
+    /// Bytes in the engine that are no longer reachable.
     pub(super) garbage: AtomicU64,
-    /// The engine for readers on other threads; empty once the store is closed.
+    /// Engine for readers on other threads; `None` once the store is closed.
     pub(super) engine: RwLock<Option<Engine>>,
     pub(super) closing: AtomicBool,
 }
 
 impl Shared {
-    /// No writes from now on. After a failed sync the pages count as clean, so that to try again would prove nothing.
+    /// Rejects all writes from now on. After a failed sync the pages count as clean, so a retry
+    /// would prove nothing.
     pub(super) fn poison(&self, why: &dyn std::fmt::Display) {
         let why = why.to_string();
-        tracing::error!(folder = %self.path.display(), why, "the store takes no writes until it is opened again");
-        // The first reason is the one that tells.
+        tracing::error!(directory = %self.path.display(), why, "embedded store rejects writes until it is opened again");
+        // The first reason is the root cause.
         let _ = self.poison.set(why);
     }
 
@@ -43,18 +44,18 @@ impl Shared {
         match self.poison.get() {
             None => Ok(()),
             Some(why) => Err(Error::refused(format!(
-                "the store in {} takes no writes until it is opened again, since one failed: {why}",
+                "the store in {} takes no writes until it is opened again, because a write failed: {why}",
                 self.path.display()
             ))),
         }
     }
 }
 
-/// All claims, by when they are due. They are few: as many as requests are being executed.
+/// Claims by due time. They are few: one per request in flight.
 #[derive(Default)]
 pub(super) struct Claims {
     live: BTreeSet<(u64, RecordId)>,
-    /// Those of earlier boots, whose holders are gone.
+    /// Claims of earlier boots, whose owners are lost.
     orphans: BTreeSet<(u64, RecordId)>,
 }
 
@@ -73,7 +74,7 @@ impl Claims {
         }
     }
 
-    /// Those about which something is to be done by `now`, the oldest first.
+    /// Returns the claims that are due at `now` or orphaned, oldest first.
     pub(super) fn due(&self, now: u64) -> Vec<(u64, RecordId)> {
         let overdue = self.live.range(..=(now, RecordId([0xff; 32])));
         let mut due: Vec<_> = overdue.chain(&self.orphans).copied().collect();

@@ -1,11 +1,14 @@
-//! Looks at the tables before `fjall` does.
+//! Checks the tables before `fjall` opens them.
 //!
-//! `fjall` (3.1) looks at the checksum of each block that it reads, and at the checksum of neither the list of tables nor,
-//! before it makes room for it, the contents of a table. A flipped bit in the first makes tables vanish, or panics in a thread
-//! that takes the process along; one in the second asks for forty gigabytes. Both are small, so both are looked at here.
+//! `fjall` (3.1) verifies the checksum of each block that it reads.
+//! It does not verify the list of tables, nor the contents of a table before it allocates memory
+//! for them.
+//! A flipped bit in the list makes tables vanish, or panics in a thread and ends the process. One
+//! in the contents asks for forty gigabytes.
+//! Both are small, so both are checked here.
 //!
 //! Lists and tables end in `"TOC!" count:u32 (start:u64 length:u64 name:u16 name)…`, then
-//! `"SFA!" 1 0 checksum:u128 contents:u64 length:u64`; numbers are little-endian.
+//! `"SFA!" 1 0 checksum:u128 contents:u64 length:u64`. Numbers are little-endian.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,37 +16,40 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::journal::Refusal;
+use super::journal::CheckError;
 
 const TRAILER: usize = 38;
 
-/// The contents are a line for each section of a table, so a damaged place must not make them gigabytes.
+/// Upper bound on the size of contents, which have one line per section of a table.
 const CONTENTS_MAX: u64 = 1 << 20;
 
 /// Checks the lists and the contents of all tables below `data`.
-pub(super) fn check(data: &Path) -> Result<(), Refusal> {
+pub(super) fn check(data: &Path) -> Result<(), CheckError> {
     for entry in fs::read_dir(data.join("keyspaces"))? {
         let keyspace = entry?.path();
         if !keyspace.join("current").exists() {
             continue;
         }
         let Some(tables) = list_of_tables(&keyspace)? else {
-            return Err(Refusal::Damaged(format!("the list of tables in {} cannot be read", keyspace.display())));
+            return Err(CheckError::Damaged(format!("the list of tables in {} cannot be read", keyspace.display())));
         };
-        // Of those alone: what a kill left half-written is on no list, and is deleted.
+        // Only listed tables are checked: a table left half-written by a kill is on no list and is
+        // deleted.
         for table in tables {
             let table = keyspace.join("tables").join(table.to_string());
             if !File::open(&table).and_then(contents).is_ok_and(|contents| contents.is_some()) {
-                return Err(Refusal::Damaged(format!("{} cannot be read", table.display())));
+                return Err(CheckError::Damaged(format!("{} cannot be read", table.display())));
             }
         }
     }
     Ok(())
 }
 
-/// The numbers of the tables of a keyspace. `current` is `version:u64 checksum:u128 0`, the checksum being that of the file
-/// `v<version>` beside it, whose section `tables` is `levels:u8`, then of each `runs:u8`, then of each `tables:u32`, then of
-/// each `number:u64 0 checksum:u128 seqno:u64`.
+/// Returns the numbers of the tables of a keyspace.
+///
+/// `current` is `version:u64 checksum:u128 0`, with the checksum of the file `v<version>` next to
+/// it. Its section `tables` is `levels:u8`, then `runs:u8` for each, then `tables:u32` for each,
+/// then `number:u64 0 checksum:u128 seqno:u64` for each.
 fn list_of_tables(keyspace: &Path) -> io::Result<Option<Vec<u64>>> {
     let current = fs::read(keyspace.join("current"))?;
     let parts = current.split_first_chunk().and_then(|(version, rest)| Some((version, rest.split_first_chunk()?)));
@@ -77,7 +83,7 @@ fn numbers(mut list: &[u8]) -> Option<Vec<u64>> {
     Some(found)
 }
 
-/// The contents of a file, if their checksum is right.
+/// Returns the contents of a file if their checksum is right.
 fn contents(mut file: impl Read + Seek) -> io::Result<Option<Vec<u8>>> {
     let Some(end) = file.seek(SeekFrom::End(0))?.checked_sub(TRAILER as u64) else { return Ok(None) };
     file.seek(SeekFrom::Start(end))?;
@@ -96,7 +102,7 @@ fn contents(mut file: impl Read + Seek) -> io::Result<Option<Vec<u8>>> {
     Ok((xxh3_128(&contents) == sum).then_some(contents))
 }
 
-/// Where a section begins, and how long it is.
+/// Returns the offset and length of a section.
 fn section(mut contents: &[u8], name: &[u8]) -> Option<(u64, u64)> {
     take::<4>(&mut contents).filter(|mark| mark == b"TOC!")?;
     for _ in 0..take(&mut contents).map(u32::from_le_bytes)? {

@@ -1,6 +1,6 @@
-//! What needs a hand inside: records damaged behind the store's back, batches held together.
+//! Tests that need access to private parts: corrupt records, batches held back.
 
-mod harm;
+mod corruption;
 #[cfg(target_os = "linux")]
 mod power;
 mod versions;
@@ -45,7 +45,7 @@ fn batches(store: &EmbeddedStore) -> u64 {
     store.engine().unwrap().state().unwrap().unwrap().batch
 }
 
-/// Flips a bit of a value where it lies.
+/// Flips a bit of a stored value.
 fn damage(store: &EmbeddedStore, id: &RecordId, at: usize) {
     let records = &store.engine().unwrap().records;
     let mut bytes = records.get(id.0).unwrap().unwrap().to_vec();
@@ -54,12 +54,12 @@ fn damage(store: &EmbeddedStore, id: &RecordId, at: usize) {
 }
 
 #[tokio::test]
-async fn a_record_that_fails_its_checksum_is_an_error_of_its_id() {
+async fn corrupt_record_is_an_error_of_its_id() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
     store.insert(&id(1), &claim(1)).await.unwrap();
     let bytes = store.engine().unwrap().records.get(id(1).0).unwrap().unwrap();
-    // In the envelope and in the record, in each byte.
+    // Each byte of the envelope and the record.
     for at in 0..bytes.len() {
         damage(&store, &id(1), at);
         let errors = [
@@ -75,13 +75,13 @@ async fn a_record_that_fails_its_checksum_is_an_error_of_its_id() {
         damage(&store, &id(1), at);
         assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
     }
-    // What belongs to another key does not pass either.
+    // A record stored under another id is rejected too.
     store.engine().unwrap().records.insert(id(2).0, bytes).unwrap();
     assert!(store.get(&id(2)).await.unwrap_err().is_unreadable());
 }
 
 #[tokio::test]
-async fn a_named_value_that_fails_its_checksum_is_an_error() {
+async fn corrupt_named_value_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
     store.meta("secret", b"value").await.unwrap();
@@ -98,7 +98,7 @@ async fn a_named_value_that_fails_its_checksum_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_unreadable_record_does_not_hide_what_else_is_due() {
+async fn corrupt_record_does_not_hide_other_due_records() {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = EmbeddedStore::open_with(folder.path(), Arc::new(clock.clone())).unwrap();
@@ -114,13 +114,13 @@ async fn an_unreadable_record_does_not_hide_what_else_is_due() {
         let due: Vec<_> = store.due(limit).await.unwrap().into_iter().map(|(id, _)| id).collect();
         assert_eq!(due, [id(2), id(12)]);
     }
-    // Nor does it hide from an operator who mends it.
+    // Nor does it stay hidden once repaired.
     damage(&store, &id(11), 60);
     assert_eq!(store.due(1).await.unwrap()[0].0, id(11));
 }
 
 #[tokio::test]
-async fn all_who_wait_share_one_batch_and_see_it_in_their_order() {
+async fn waiting_writes_share_one_batch_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let (store, start) = EmbeddedStore::prepare(folder.path(), Arc::new(ManualClock::default())).unwrap();
     let records = [claim(1), claim(2), released(1), released(2), claim(3)];
@@ -129,7 +129,7 @@ async fn all_who_wait_share_one_batch_and_see_it_in_their_order() {
     let mut inserts = [
         store.insert(&id_1, one),
         store.insert(&id_1, two),
-        // Once the replaces are done, below.
+        // After the swaps below.
         store.insert(&id_2, three),
     ];
     let mut replaces = [
@@ -167,19 +167,19 @@ async fn all_who_wait_share_one_batch_and_see_it_in_their_order() {
     for future in crowd {
         assert_eq!(future.await.unwrap(), None);
     }
-    // One for the start, and one for all of them.
+    // One batch for the start, and one for all writes.
     assert_eq!(batches(&store), 2);
     assert_eq!(store.get(&id_1).await.unwrap(), None);
     let census = store.census().await.unwrap();
     assert_eq!((census.in_flight, census.released), (101, 0));
-    // What came and went within the batch left nothing in the index.
+    // Records inserted and removed within the batch left nothing in the index.
     let index = &store.engine().unwrap().index;
     assert!(!index.contains_key(claim_key(&id_1)).unwrap());
     assert_eq!(index.len().unwrap(), 101);
 }
 
 #[tokio::test]
-async fn what_writes_nothing_syncs_nothing() {
+async fn operation_without_write_does_not_sync() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
     store.insert(&id(1), &claim(1)).await.unwrap();

@@ -1,4 +1,5 @@
-//! The store's time: it never goes back, neither while the folder is open nor over a restart.
+//! Clock of the store: it never goes back, neither while the directory is open nor across a
+//! restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +9,22 @@ use parking_lot::Mutex;
 use super::row::nanos;
 use crate::clock::Clock;
 
-/// Nanoseconds since 1970, as the wall clock told when the folder was opened, and by the monotonic clock from there. Where
-/// the wall clock stood behind what the store had told before, it goes on from that: ages say less then, not more.
+/// Clock in nanoseconds since 1970: the wall clock at opening, then the monotonic clock.
+///
+/// If the wall clock is behind the last time used, it continues from that, so ages err on the young
+/// side.
 #[derive(Debug)]
 pub(super) struct Time {
     clock: Arc<dyn Clock>,
     opened: Duration,
     base: u64,
-    /// When the batch that is being written took its time.
+    /// Time of the batch that is being written.
     writing: Mutex<Option<u64>>,
 }
 
 impl Time {
-    pub(super) fn new(clock: Arc<dyn Clock>, told_before: u64) -> Self {
-        let base = nanos(clock.wall()).max(told_before);
+    pub(super) fn new(clock: Arc<dyn Clock>, last_used: u64) -> Self {
+        let base = nanos(clock.wall()).max(last_used);
         Self { opened: clock.now(), base, clock, writing: Mutex::new(None) }
     }
 
@@ -29,7 +32,7 @@ impl Time {
         self.base.saturating_add(nanos(self.clock.now().saturating_sub(self.opened)))
     }
 
-    /// The time of a batch that begins.
+    /// Returns the time of a batch that begins.
     pub(super) fn begin_batch(&self) -> u64 {
         let mut writing = self.writing.lock();
         let now = self.now();
@@ -41,8 +44,9 @@ impl Time {
         *self.writing.lock() = None;
     }
 
-    /// Now, and the earliest time that what is not to be seen yet may have been written at.
-    pub(super) fn glance(&self) -> (u64, u64) {
+    /// Returns the current time, and the earliest time at which invisible writes may have been
+    /// made.
+    pub(super) fn now_and_watermark(&self) -> (u64, u64) {
         let writing = self.writing.lock();
         let now = self.now();
         (now, writing.unwrap_or(now))

@@ -1,7 +1,9 @@
-//! The writer: one thread that takes all waiting writes into one batch and one sync, then answers all of them.
+//! Writer: one thread that batches all waiting writes into one sync (group commit), then sends all
+//! results.
 //!
-//! `fjall` applies a batch to what readers see only after its sync has succeeded (the batch asks for the sync itself, by its
-//! durability), so what is found beside the writer is durable without anything being kept back.
+//! `fjall` makes a batch visible to readers only after its sync has succeeded, as its durability
+//! requests.
+//! So whatever concurrent readers find is durable.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,51 +17,52 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
+use super::compactor;
+use super::data_dir::DataDir;
+use super::disk_space::{DiskMonitor, Headroom};
 use super::engine::Engine;
-use super::folder::Folder;
-use super::room::{Disk, Room};
-use super::row::{Draft, Place, Row, STATE_KEY, State, index_key, name_key, write_named};
+use super::row::{EncodedRow, IndexEntry, Row, STATE_KEY, State, index_key, name_key, write_named};
 use super::shared::Shared;
-use super::tidy;
 use crate::fault;
 use crate::record::{Found, Stage, Version};
 use crate::secret::RecordId;
 use crate::store::{Census, Error, Replaced};
 
-/// A batch is synced at the latest when it has grown to this, so that nobody waits for the bodies of all others.
+/// Upper bound on the size of a batch, so that nobody waits for the bodies of all others.
 pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
 
-/// What a record takes besides its envelope: its id, and its place in the index.
+/// Overhead of a record besides its envelope: its id and its index entry.
 const RECORD_OVERHEAD: u64 = 32 + 41;
 
-/// How often it is looked whether the engine has made room, which tells nobody.
-const LOOK: std::time::Duration = std::time::Duration::from_millis(2);
+/// Polling interval for the engine's memtables, which have no notification.
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(2);
 
-/// `fjall` waits at four, for ever if whoever writes them is gone; so the waiting is done here, where that is noticed.
+/// Number of sealed memtables to wait at. `fjall` waits at four, forever if its flush thread has
+/// stopped, which is detected here.
 const SEALED_MEMTABLES_MAX: usize = 3;
 
-/// A write, on its way to the writer.
+/// Queued write.
 pub(super) struct Write {
-    pub(super) what: What,
-    /// Room in the queue, until it is answered.
-    pub(super) _room: OwnedSemaphorePermit,
+    pub(super) op: WriteOp,
+    /// Capacity in the queue, held until the result is sent.
+    pub(super) _permit: OwnedSemaphorePermit,
 }
 
-pub(super) enum What {
-    Insert { id: RecordId, draft: Draft, answer: Answer<Option<Found>> },
-    Replace { id: RecordId, over: Version, draft: Draft, answer: Answer<Replaced> },
-    Remove { id: RecordId, over: Version, answer: Answer<bool> },
-    Meta { name: String, value: Bytes, answer: Answer<Bytes> },
+pub(super) enum WriteOp {
+    Insert { id: RecordId, row: EncodedRow, tx: ResultSender<Option<Found>> },
+    Replace { id: RecordId, over: Version, row: EncodedRow, tx: ResultSender<Replaced> },
+    Remove { id: RecordId, over: Version, tx: ResultSender<bool> },
+    Meta { name: String, value: Bytes, tx: ResultSender<Bytes> },
 }
 
-type Answer<T> = oneshot::Sender<Result<T, Error>>;
+type ResultSender<T> = oneshot::Sender<Result<T, Error>>;
 
-impl What {
-    /// Whether something new begins with it, as does not with a renewal.
-    fn claims(&self) -> bool {
+impl WriteOp {
+    /// Returns true if it starts something new, which a renewal does not.
+    fn is_claim(&self) -> bool {
         match self {
-            Self::Insert { draft, .. } => draft.stage == Stage::InFlight,
-            Self::Replace { over, draft, .. } => draft.stage == Stage::InFlight && over.attempt != draft.attempt,
+            Self::Insert { row, .. } => row.stage == Stage::InFlight,
+            Self::Replace { over, row, .. } => row.stage == Stage::InFlight && over.attempt != row.attempt,
             Self::Remove { .. } => false,
             Self::Meta { .. } => true,
         }
@@ -67,7 +70,7 @@ impl What {
 
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Insert { draft, .. } | Self::Replace { draft, .. } => draft.len(),
+            Self::Insert { row, .. } | Self::Replace { row, .. } => row.len(),
             Self::Remove { .. } => 0,
             Self::Meta { value, .. } => value.len(),
         }
@@ -77,37 +80,38 @@ impl What {
 pub(super) struct Writer {
     pub(super) engine: Engine,
     pub(super) shared: Arc<Shared>,
-    pub(super) folder: Folder,
-    pub(super) disk: Disk,
+    pub(super) data_dir: DataDir,
+    pub(super) disk: DiskMonitor,
     pub(super) state: State,
-    pub(super) tidy: Thread,
+    pub(super) compactor: Thread,
 }
 
 impl Writer {
-    /// Makes the number of this boot durable.
+    /// Makes the boot number durable.
     pub(super) fn begin(&mut self) -> Result<(), Error> {
         self.write_state().map_err(|failure| failure.error())
     }
 
-    /// Runs until nobody can send any more, and all that was sent is answered.
+    /// Runs until all senders are dropped and all results are sent.
     pub(super) fn run(mut self, mut writes: UnboundedReceiver<Write>) {
         while let Some(first) = writes.blocking_recv() {
-            let mut bytes = first.what.len();
+            let mut bytes = first.op.len();
             let mut taken = vec![first];
             while bytes < BATCH_BYTES_MAX
                 && let Ok(next) = writes.try_recv()
             {
-                bytes += next.what.len();
+                bytes += next.op.len();
                 taken.push(next);
             }
             self.write(taken);
-            if tidy::is_due(&self.shared) {
-                self.tidy.unpark();
+            if compactor::is_due(&self.shared) {
+                self.compactor.unpark();
             }
         }
-        // For the time that has passed since the last write, lest the wall clock stand behind it at the next start.
+        // Records the time that passed since the last write, in case the wall clock is behind it at
+        // the next start.
         if self.shared.check_poison().is_ok() {
-            // Whatever fails, nobody waits for it.
+            // A failure here affects nobody.
             let _ = self.write_state();
         }
     }
@@ -118,37 +122,37 @@ impl Writer {
     }
 
     fn write(&mut self, taken: Vec<Write>) {
-        let mut answers = Vec::with_capacity(taken.len());
-        let mut rooms = Vec::with_capacity(taken.len());
+        let mut responders = Vec::with_capacity(taken.len());
+        let mut permits = Vec::with_capacity(taken.len());
         let engine = self.engine.clone();
         let mut batch = Batch::new(&engine, self.shared.time.begin_batch(), self.shared.boot);
-        let bytes = taken.iter().map(|write| write.what.len() as u64 + RECORD_OVERHEAD).sum();
-        let room = self.disk.room_for(bytes);
-        for Write { what, _room } in taken {
-            rooms.push(_room);
-            answers.push(match self.shared.check_poison().and_then(|()| self.check_room(room, &what)) {
-                Ok(()) => batch.take(what),
-                Err(error) => refuse(what, error),
+        let bytes = taken.iter().map(|write| write.op.len() as u64 + RECORD_OVERHEAD).sum();
+        let headroom = self.disk.headroom_for(bytes);
+        for Write { op, _permit } in taken {
+            permits.push(_permit);
+            responders.push(match self.shared.check_poison().and_then(|()| self.check_headroom(headroom, &op)) {
+                Ok(()) => batch.take(op),
+                Err(error) => reject(op, error),
             });
         }
         // Nothing to write, nothing to sync.
         let failure = if batch.is_empty() { None } else { self.commit(&batch).err() };
         self.shared.time.end_batch();
-        for answer in answers {
-            answer(failure.as_ref());
+        for respond in responders {
+            respond(failure.as_ref());
         }
     }
 
-    fn check_room(&self, room: Room, what: &What) -> Result<(), Error> {
-        if room == Room::Claims || room == Room::Ends && !what.claims() {
+    fn check_headroom(&self, headroom: Headroom, op: &WriteOp) -> Result<(), Error> {
+        if headroom == Headroom::All || headroom == Headroom::CompletionsOnly && !op.is_claim() {
             return Ok(());
         }
-        let folder = self.shared.path.display();
-        Err(Error::full(match room {
-            Room::Nothing => {
-                format!("the disk of {folder} is full: neither claims nor answers are kept; free some of it")
+        let data_dir = self.shared.path.display();
+        Err(Error::full(match headroom {
+            Headroom::None => {
+                format!("the disk of {data_dir} is full: neither claims nor responses are stored; free some space")
             }
-            _ => format!("the disk of {folder} is nearly full: what is left is kept for answers; free some of it"),
+            _ => format!("the disk of {data_dir} is nearly full: the rest is reserved for responses; free some space"),
         }))
     }
 
@@ -159,16 +163,16 @@ impl Writer {
             || self.engine.meta.sealed_memtable_count() > SEALED_MEMTABLES_MAX
         {
             self.engine.check().map_err(|error| self.failed(&error, false))?;
-            std::thread::park_timeout(LOOK);
+            std::thread::park_timeout(POLL_INTERVAL);
         }
         let mut census = self.state.census;
         for slot in batch.slots.values() {
             count(&mut census, slot.before, u64::wrapping_sub);
-            count(&mut census, slot.after.as_ref().map(|(_, place)| *place), u64::wrapping_add);
+            count(&mut census, slot.after.as_ref().map(|(_, entry)| *entry), u64::wrapping_add);
         }
         let state = State { batch: self.state.batch + 1, boot: self.shared.boot, now: batch.now, census };
         let mut writes = self.engine.database.batch().durability(Some(PersistMode::SyncData));
-        // First, so that of a torn batch its number is there before anything else.
+        // First, so that the number of a torn batch precedes everything else.
         writes.insert(&self.engine.meta, STATE_KEY, state.write().as_slice());
         for (id, slot) in &batch.slots {
             match &slot.after {
@@ -176,8 +180,8 @@ impl Writer {
                 None if slot.before.is_some() => writes.remove(&self.engine.records, id.0),
                 None => {}
             }
-            let before = slot.before.and_then(|place| index_key(&place, id));
-            let after = slot.after.as_ref().and_then(|(_, place)| index_key(place, id));
+            let before = slot.before.and_then(|entry| index_key(&entry, id));
+            let after = slot.after.as_ref().and_then(|(_, entry)| index_key(entry, id));
             if before != after {
                 if let Some(key) = before {
                     writes.remove(&self.engine.index, key);
@@ -192,21 +196,21 @@ impl Writer {
         }
         fault::reach("commit-before");
         writes.commit().map_err(|error| {
-            // It looks whether it has given up before it writes the first byte.
+            // The engine checks whether it has stopped before it writes the first byte.
             let may_be_applied = !matches!(error, fjall::Error::Poisoned);
             self.failed(&error, may_be_applied)
         })?;
         fault::reach("commit-after");
         self.state = state;
         self.publish(batch);
-        if let Err(error) = self.folder.acknowledge(state.batch) {
-            // This batch is durable, so its callers are told so; the next would not be guarded.
+        if let Err(error) = self.data_dir.acknowledge(state.batch) {
+            // This batch is durable and acknowledged; the next would not be guarded.
             self.failed(&error, false);
         }
         Ok(())
     }
 
-    /// Brings what is kept in memory up to what is durable now.
+    /// Updates the state in memory to what is durable now.
     fn publish(&self, batch: &Batch<'_>) {
         *self.shared.census.lock() = self.state.census;
         let mut garbage = 0;
@@ -234,7 +238,7 @@ impl Writer {
     }
 }
 
-/// Why a batch is not known to be durable.
+/// Reason why a batch is not known to be durable.
 struct Failure {
     may_be_applied: bool,
     why: String,
@@ -243,37 +247,38 @@ struct Failure {
 impl Failure {
     fn error(&self) -> Error {
         if self.may_be_applied {
-            Error::unavailable(format!("the store could not make it durable: {}", self.why))
+            Error::unavailable(format!("the embedded store could not make the write durable: {}", self.why))
         } else {
-            Error::refused(format!("the store takes no writes until it is opened again: {}", self.why))
+            Error::refused(format!("the embedded store takes no writes until it is opened again: {}", self.why))
         }
     }
 }
 
-/// Tells a caller, once it is known whether the batch failed. Those whom the batch does not concern are told the same.
-type Tell = Box<dyn FnOnce(Option<&Failure>)>;
+/// Sends a result to a caller once it is known whether the batch failed, which may not affect it.
+type Respond = Box<dyn FnOnce(Option<&Failure>)>;
 
-/// `concerned`: the result hangs on the batch, since it is of what the batch writes.
-fn tell<T: 'static>(answer: Answer<T>, concerned: bool, result: Result<T, Error>) -> Tell {
+/// Builds the sender of a result. `depends_on_batch` is set if the result is about a write of the
+/// batch.
+fn respond<T: 'static>(tx: ResultSender<T>, depends_on_batch: bool, result: Result<T, Error>) -> Respond {
     Box::new(move |failure| {
-        // Who does not wait any more has dropped the other end.
-        let _ = answer.send(match failure {
-            Some(failure) if concerned && result.is_ok() => Err(failure.error()),
+        // The caller may have been dropped.
+        let _ = tx.send(match failure {
+            Some(failure) if depends_on_batch && result.is_ok() => Err(failure.error()),
             _ => result,
         });
     })
 }
 
-fn refuse(what: What, error: Error) -> Tell {
-    match what {
-        What::Insert { answer, .. } => tell(answer, false, Err(error)),
-        What::Replace { answer, .. } => tell(answer, false, Err(error)),
-        What::Remove { answer, .. } => tell(answer, false, Err(error)),
-        What::Meta { answer, .. } => tell(answer, false, Err(error)),
+fn reject(op: WriteOp, error: Error) -> Respond {
+    match op {
+        WriteOp::Insert { tx, .. } => respond(tx, false, Err(error)),
+        WriteOp::Replace { tx, .. } => respond(tx, false, Err(error)),
+        WriteOp::Remove { tx, .. } => respond(tx, false, Err(error)),
+        WriteOp::Meta { tx, .. } => respond(tx, false, Err(error)),
     }
 }
 
-/// What is to be written: of each id and each name the last that was written to it.
+/// Batch to be written: the last write of each id and each name.
 struct Batch<'a> {
     engine: &'a Engine,
     now: u64,
@@ -283,8 +288,8 @@ struct Batch<'a> {
 }
 
 struct Slot {
-    before: Option<Place>,
-    after: Option<(Bytes, Place)>,
+    before: Option<IndexEntry>,
+    after: Option<(Bytes, IndexEntry)>,
 }
 
 impl<'a> Batch<'a> {
@@ -296,49 +301,49 @@ impl<'a> Batch<'a> {
         self.slots.is_empty() && self.named.is_empty()
     }
 
-    /// Takes a write. Those before it in the batch count as done.
-    fn take(&mut self, what: What) -> Tell {
-        match what {
-            What::Insert { id, draft, answer } => {
+    /// Applies a write to the batch, on top of those before it.
+    fn take(&mut self, op: WriteOp) -> Respond {
+        match op {
+            WriteOp::Insert { id, row, tx } => {
                 let is_written = self.slots.contains_key(&id);
-                let result = self.insert(id, draft);
-                let concerned = is_written || matches!(result, Ok(None));
-                tell(answer, concerned, result)
+                let result = self.insert(id, row);
+                let depends_on_batch = is_written || matches!(result, Ok(None));
+                respond(tx, depends_on_batch, result)
             }
-            What::Replace { id, over, draft, answer } => {
+            WriteOp::Replace { id, over, row, tx } => {
                 let is_written = self.slots.contains_key(&id);
-                let result = self.replace(id, over, draft);
-                let concerned = is_written || matches!(result, Ok(Replaced::Yes));
-                tell(answer, concerned, result)
+                let result = self.replace(id, over, row);
+                let depends_on_batch = is_written || matches!(result, Ok(Replaced::Yes));
+                respond(tx, depends_on_batch, result)
             }
-            What::Remove { id, over, answer } => {
+            WriteOp::Remove { id, over, tx } => {
                 let is_written = self.slots.contains_key(&id);
                 let result = self.remove(id, over);
-                let concerned = is_written || matches!(result, Ok(true));
-                tell(answer, concerned, result)
+                let depends_on_batch = is_written || matches!(result, Ok(true));
+                respond(tx, depends_on_batch, result)
             }
-            What::Meta { name, value, answer } => {
+            WriteOp::Meta { name, value, tx } => {
                 let result = self.name(&name, value);
-                let concerned = self.named.contains_key(&name);
-                tell(answer, concerned, result)
+                let depends_on_batch = self.named.contains_key(&name);
+                respond(tx, depends_on_batch, result)
             }
         }
     }
 
-    fn insert(&mut self, id: RecordId, draft: Draft) -> Result<Option<Found>, Error> {
+    fn insert(&mut self, id: RecordId, row: EncodedRow) -> Result<Option<Found>, Error> {
         match self.read(&id)? {
             Some(row) => Ok(Some(row.found(self.now, self.boot))),
             None => {
-                self.put(id, None, Some(draft));
+                self.put(id, None, Some(row));
                 Ok(None)
             }
         }
     }
 
-    fn replace(&mut self, id: RecordId, over: Version, draft: Draft) -> Result<Replaced, Error> {
+    fn replace(&mut self, id: RecordId, over: Version, row: EncodedRow) -> Result<Replaced, Error> {
         match self.read(&id)? {
-            Some(row) if row.record.version() == over => {
-                self.put(id, Some(row.place), Some(draft));
+            Some(found) if found.record.version() == over => {
+                self.put(id, Some(found.entry), Some(row));
                 Ok(Replaced::Yes)
             }
             other => Ok(Replaced::No(other.map(|row| row.found(self.now, self.boot)))),
@@ -348,7 +353,7 @@ impl<'a> Batch<'a> {
     fn remove(&mut self, id: RecordId, over: Version) -> Result<bool, Error> {
         match self.read(&id)? {
             Some(row) if row.record.version() == over => {
-                self.put(id, Some(row.place), None);
+                self.put(id, Some(row.entry), None);
                 Ok(true)
             }
             _ => Ok(false),
@@ -375,9 +380,9 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// `was` is what is there, in the batch or before it.
-    fn put(&mut self, id: RecordId, was: Option<Place>, draft: Option<Draft>) {
-        let after = draft.map(|draft| draft.seal(&id, self.boot, self.now));
+    /// Sets the new content of an id; `was` is its current entry, in the batch or before it.
+    fn put(&mut self, id: RecordId, was: Option<IndexEntry>, row: Option<EncodedRow>) {
+        let after = row.map(|row| row.finish(&id, self.boot, self.now));
         match self.slots.entry(id) {
             Entry::Occupied(slot) => slot.into_mut().after = after,
             Entry::Vacant(slot) => {
@@ -387,9 +392,9 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn count(census: &mut Census, place: Option<Place>, by: fn(u64, u64) -> u64) {
-    let Some(place) = place else { return };
-    let number = match place.stage {
+fn count(census: &mut Census, entry: Option<IndexEntry>, by: fn(u64, u64) -> u64) {
+    let Some(entry) = entry else { return };
+    let number = match entry.stage {
         Stage::InFlight => &mut census.in_flight,
         Stage::Completed => &mut census.completed,
         Stage::Released => &mut census.released,
@@ -397,5 +402,5 @@ fn count(census: &mut Census, place: Option<Place>, by: fn(u64, u64) -> u64) {
         Stage::Tombstone => &mut census.tombstones,
     };
     *number = by(*number, 1);
-    census.bytes = by(census.bytes, place.bytes + RECORD_OVERHEAD);
+    census.bytes = by(census.bytes, entry.bytes + RECORD_OVERHEAD);
 }

@@ -1,28 +1,28 @@
-//! What an error of the server, or of the way to it, means for an operation.
+//! Classification of errors from the server and the connection.
 
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::store::Error;
 
-/// What is done about a failed statement.
+/// Reaction to a failed statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// It was not applied, and may be sent again over the same connection.
-    Again,
-    /// The connection is of no use any more; it may have been applied.
+pub(super) enum Reaction {
+    /// Not applied; may be sent again over the same connection.
+    Retry,
+    /// May have been applied; the connection is unusable.
     Reconnect,
-    /// It was not applied, and would fail again.
-    GiveUp,
+    /// Not applied; a retry would fail again.
+    Fail,
 }
 
-/// What is to be done about an error.
-pub(super) fn next(error: &tokio_postgres::Error) -> Next {
-    let Some(told) = error.as_db_error() else { return Next::Reconnect };
+/// Classifies an error.
+pub(super) fn next(error: &tokio_postgres::Error) -> Reaction {
+    let Some(told) = error.as_db_error() else { return Reaction::Reconnect };
     if is_fatal(told) {
-        return Next::Reconnect;
+        return Reaction::Reconnect;
     }
     let again = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::LOCK_NOT_AVAILABLE];
-    // The server became a standby, forgot what was prepared, or changed a table under it.
+    // The server became a standby, lost prepared statements, or changed a table.
     let reconnect = [
         SqlState::READ_ONLY_SQL_TRANSACTION,
         SqlState::INVALID_SQL_STATEMENT_NAME,
@@ -31,25 +31,25 @@ pub(super) fn next(error: &tokio_postgres::Error) -> Next {
         SqlState::TOO_MANY_CONNECTIONS,
     ];
     match told.code() {
-        code if again.contains(code) => Next::Again,
+        code if again.contains(code) => Reaction::Retry,
         code if reconnect.contains(code) || code.code().starts_with("08") || code.code().starts_with("57P") => {
-            Next::Reconnect
+            Reaction::Reconnect
         }
-        _ => Next::GiveUp,
+        _ => Reaction::Fail,
     }
 }
 
-/// Whether the tables, or all that they stand in, are not there: somebody emptied the database.
-pub(super) fn is_schema_gone(error: &tokio_postgres::Error) -> bool {
+/// Returns true if the tables or their schema are missing: somebody emptied the database.
+pub(super) fn is_schema_missing(error: &tokio_postgres::Error) -> bool {
     [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::INVALID_SCHEMA_NAME)].contains(&error.code())
 }
 
-/// The store's error for a failed statement or connection.
+/// Builds the store's error for a failed statement or connection.
 pub(super) fn error(what: &str, error: tokio_postgres::Error) -> Error {
     let Some(told) = error.as_db_error() else {
-        return Error::unavailable(format!("{what}: PostgreSQL does not answer")).because(error);
+        return Error::unavailable(format!("{what}: PostgreSQL did not respond")).because(error);
     };
-    // A fatal word may come after the commit.
+    // A fatal error may be reported after the commit.
     if is_fatal(told) || told.code().code().starts_with("08") {
         return Error::unavailable(what).because(error);
     }

@@ -1,4 +1,4 @@
-//! The schema, and how it comes to be there.
+//! Schema and its migrations.
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -6,16 +6,17 @@ use tokio_postgres::error::SqlState;
 use super::failure;
 use crate::store::Error;
 
-/// Each step brings the schema to the version of its place in the list, and says so in `onceward.schema_version`.
+/// Migrations in order. Each brings the schema to the version of its index and records it in
+/// `onceward.schema_version`.
 const STEPS: [&str; 1] = [include_str!("0001.sql")];
 
-/// The version that this program knows.
+/// Latest version that this program knows.
 const KNOWN: i32 = STEPS.len() as i32;
 
-/// Those who migrate at once wait for each other here.
+/// Advisory lock that serializes concurrent migrations.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7953752174926521444)";
 
-/// All steps as one text, for people's own tools.
+/// Returns all migrations as one script, for migration tools.
 pub(super) fn script() -> String {
     let mut script =
         String::from("-- The schema of Onceward's store, from nothing. `onceward migrate` does the same.\n");
@@ -31,25 +32,25 @@ pub(super) fn script() -> String {
     script
 }
 
-/// Sees to it that the schema is of the version that is known, and returns from which it came.
-pub(super) async fn bring_up(client: &Client) -> Result<i32, Error> {
+/// Migrates the schema to the latest known version, and returns the version found.
+pub(super) async fn migrate(client: &Client) -> Result<i32, Error> {
     let found = version(client).await?;
     refuse_newer(found)?;
     if found == KNOWN {
         return Ok(found);
     }
-    // In the text of one transaction each, so that it holds through PgBouncer too.
+    // In explicit transactions, which also work through PgBouncer.
     client.batch_execute("BEGIN").await.map_err(failed)?;
-    let done = migrate_within(client).await;
+    let done = migrate_in_transaction(client).await;
     let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
     client.batch_execute(end).await.map_err(failed)?;
     done?;
     Ok(found)
 }
 
-async fn migrate_within(client: &Client) -> Result<(), Error> {
+async fn migrate_in_transaction(client: &Client) -> Result<(), Error> {
     client.batch_execute(&format!("SET LOCAL synchronous_commit = on; {LOCK}")).await.map_err(failed)?;
-    // Another may have been first.
+    // Another process may have migrated first.
     let found = version(client).await?;
     refuse_newer(found)?;
     for step in &STEPS[usize::try_from(found).unwrap_or(0)..] {
@@ -58,9 +59,9 @@ async fn migrate_within(client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// 0: there is nothing yet.
+/// Returns the version of the schema; 0 if there is none.
 async fn version(client: &Client) -> Result<i32, Error> {
-    // Not by `to_regclass`: after waiting for the lock, a session would go on believing what it looked up before.
+    // Not `to_regclass`: after waiting for the lock, the session would still use its cached lookup.
     let exists = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE n.nspname = 'onceward' AND c.relname = 'schema_version')";
     let exists: bool = client.query_typed_one(exists, &[]).await.map_err(failed)?.get(0);
@@ -74,7 +75,7 @@ async fn version(client: &Client) -> Result<i32, Error> {
 fn refuse_newer(found: i32) -> Result<(), Error> {
     match found > KNOWN {
         true => Err(Error::refused(format!(
-            "the database has version {found} of the schema onceward, and this program knows {KNOWN}; run a newer program"
+            "the database has version {found} of the schema onceward, and this program knows only {KNOWN}; run a newer program"
         ))),
         false => Ok(()),
     }
@@ -82,9 +83,24 @@ fn refuse_newer(found: i32) -> Result<(), Error> {
 
 fn failed(error: tokio_postgres::Error) -> Error {
     if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        let what = "the role may not make the schema onceward; run `onceward migrate` with one that may, once, and grant this \
-                    one what `onceward migrate --print` ends with";
+        let what = "the role may not create the schema onceward; run `onceward migrate` once with a role that may, and grant this \
+        role what `onceward migrate --print` ends with";
         return Error::refused(what).because(error);
     }
-    failure::error("the schema cannot be brought up to date", error)
+    failure::error("the migration of the schema onceward failed", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Applied migrations are never edited; a change of the schema is another migration.
+    #[test]
+    fn migrations_do_not_change() {
+        let [first] = STEPS;
+        assert_eq!(
+            blake3::hash(first.as_bytes()).to_hex().as_str(),
+            "fd4e4b4dee027692f23317dc804d13de9df2d0aa3f8fd0fd8ff8ded28b00de60"
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! What a server says of itself, and what that means for the promises.
+//! State that the server reports, and what it means for the guarantees.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use tokio_postgres::Client;
 use super::failure;
 use crate::store::{Error, Facts};
 
-/// A server, as it described itself.
+/// State of a server.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Server {
     pub(super) is_standby: bool,
     pub(super) timeline: u64,
-    /// Since when it runs, in microseconds since 1970 by its own clock; and for how long.
+    /// Start time in microseconds since 1970, by the server's clock.
     pub(super) started: i64,
     uptime: Duration,
-    /// The client's port as the server sees it.
+    /// Port of the client, as the server sees it.
     pub(super) client_port: Option<u16>,
     fsync: bool,
     full_page_writes: bool,
@@ -23,8 +23,8 @@ pub(super) struct Server {
     version: String,
 }
 
-// A timeline is read from the name of the file that is written to: `pg_control` learns of it only at a checkpoint.
-const ASK: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
+// The timeline is parsed from the WAL file name: `pg_control` learns of it only at a checkpoint.
+const QUERY: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
     CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END, \
     inet_client_port(), current_setting('fsync')::bool, current_setting('full_page_writes')::bool, \
     current_setting('synchronous_standby_names'), current_setting('server_version'), \
@@ -32,11 +32,11 @@ const ASK: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_re
     (extract(epoch FROM clock_timestamp() - pg_postmaster_start_time()) * 1000000)::bigint";
 
 impl Server {
-    pub(super) async fn ask(client: &Client) -> Result<Self, Error> {
+    pub(super) async fn query(client: &Client) -> Result<Self, Error> {
         let row = client
-            .query_typed_one(ASK, &[])
+            .query_typed_one(QUERY, &[])
             .await
-            .map_err(|error| failure::error("it does not say what it is", error))?;
+            .map_err(|error| failure::error("the health check of PostgreSQL failed", error))?;
         let port: Option<i32> = row.get(2);
         Ok(Self {
             is_standby: row.get(0),
@@ -51,26 +51,28 @@ impl Server {
         })
     }
 
-    /// For how long it surely has been the one that it is: one on a later timeline was promoted, it does not say when.
-    pub(super) fn known_for(&self) -> Duration {
+    /// Returns the minimum time for which this server has certainly been the primary. A promoted
+    /// one does not report since when.
+    pub(super) fn observed_for(&self) -> Duration {
         if self.timeline > 1 { Duration::ZERO } else { self.uptime }
     }
 
-    /// The setting that voids a promise and was not accepted, if one does: no claim is taken there.
-    pub(super) fn refusal(&self, accepted: &[String]) -> Option<String> {
+    /// Returns the setting that breaks a guarantee and is not accepted, if there is one; claims are
+    /// rejected then.
+    pub(super) fn safety_violation(&self, accepted: &[String]) -> Option<String> {
         let settings =
             [(self.fsync, "fsync", "fsync-off"), (self.full_page_writes, "full_page_writes", "full-page-writes-off")];
         let is_off =
             |(is_on, _, word): &(bool, &str, &str)| !is_on && !accepted.iter().any(|accepted| accepted == word);
         settings.into_iter().find(is_off).map(|(_, setting, word)| {
             format!(
-                "the server's {setting} is off: a loss of power may forget keys, and their requests would execute again; turn \
-                 it on, or accept it with ?accept={word}"
+                "PostgreSQL's {setting} is off: a power loss may lose keys, and their requests would execute again; turn \
+                it on, or accept it with ?accept={word}"
             )
         })
     }
 
-    /// What it promises.
+    /// Describes the server and its durability.
     pub(super) fn facts(&self) -> Facts {
         let survives_power_loss = self.fsync && self.full_page_writes;
         let mut promise = format!("PostgreSQL {}; a crash of the server forgets nothing", self.version);

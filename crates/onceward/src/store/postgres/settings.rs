@@ -1,4 +1,4 @@
-//! What the URL says.
+//! Connection URL of PostgreSQL.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,22 +10,22 @@ use tokio_postgres::config::{Config, Host, SslMode};
 
 use super::tls;
 
-/// What `onceward` makes of a `postgres://` URL.
+/// Settings parsed from a `postgres://` URL.
 #[derive(Clone)]
 pub struct Settings {
     pub(super) config: Config,
-    /// `None`: in the clear.
+    /// TLS configuration; `None` for plain text.
     pub(super) tls: Option<Arc<ClientConfig>>,
-    /// How many connections carry keys at most.
+    /// Upper bound on connections that carry keys.
     pub(super) connections: usize,
-    /// Whether statements are prepared; `None`: where nothing stands between us and the server.
+    /// Prepares statements if true; `None` prepares them unless a pooler is detected.
     pub(super) prepare: Option<bool>,
-    /// What of the server's settings voids a promise and is accepted all the same.
+    /// Unsafe server settings that are accepted explicitly.
     pub(super) accepted: Vec<String>,
     pub(super) timeout: Duration,
 }
 
-/// Paths of certificates.
+/// Paths of PEM files.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) root: Option<String>,
@@ -33,13 +33,13 @@ pub(super) struct Files {
     pub(super) key: Option<String>,
 }
 
-/// What can be accepted.
+/// Values of `accept`.
 const ACCEPTABLE: [&str; 2] = ["fsync-off", "full-page-writes-off"];
 
-/// A little less than the engine waits.
+/// Default timeout, a little less than the engine's.
 const TIMEOUT: Duration = Duration::from_millis(1800);
 
-/// Two are enough as long as the server is quick; the others are for when it is not.
+/// Default number of connections. Two suffice while the server is fast.
 const CONNECTIONS: usize = 12;
 
 impl FromStr for Settings {
@@ -47,7 +47,7 @@ impl FromStr for Settings {
 
     /// # Errors
     ///
-    /// One line with the mend, and no password in it.
+    /// Returns one line with the fix and without the password.
     fn from_str(url: &str) -> Result<Self, String> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut files, mut ours) = (Files::default(), Ours::default());
@@ -85,8 +85,10 @@ impl FromStr for Settings {
 }
 
 impl Settings {
-    /// How long a question may wait for a connection to carry it; then it is refused, and was not sent. 1.8 s unless it is said.
-    /// Less than whoever asks waits: to be refused by the store is to know that nothing was applied.
+    /// Sets how long an operation may wait for a connection. The default is 1.8 s.
+    ///
+    /// Operations that waited longer are rejected without being sent.
+    /// Keep it below the caller's timeout: a rejection by the store means that nothing was applied.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -102,14 +104,17 @@ struct Ours {
 }
 
 impl Ours {
-    /// Whether this was one of our own.
+    /// Parses a parameter of our own. Returns false if it is not one.
     fn take(&mut self, name: &str, value: &str) -> Result<bool, String> {
         match (name, value) {
             ("sslmode", "disable") => self.encrypted = Some(false),
-            // Encrypted without a look at who answers is no better than in the clear: all of these verify.
+            // Encryption without verification is no better than plain text, so all of these verify.
             ("sslmode", "require" | "verify-ca" | "verify-full") => self.encrypted = Some(true),
             ("sslmode", _) => {
-                return Err("sslmode is \"disable\" or \"verify-full\"; what is in between protects from nobody".into());
+                return Err(
+                    "sslmode must be \"disable\" or \"verify-full\"; the modes in between do not verify the server"
+                        .into(),
+                );
             }
             ("connections", value) => match value.parse() {
                 Ok(count @ 1..=100) => self.connections = Some(count),
@@ -137,7 +142,7 @@ impl Ours {
     }
 }
 
-/// Whether nobody is between us and the server.
+/// Returns true if the host is this machine.
 fn is_here(host: &Host) -> bool {
     match host {
         Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
@@ -146,7 +151,7 @@ fn is_here(host: &Host) -> bool {
     }
 }
 
-/// Without the password.
+/// Formats the settings without the password.
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
@@ -162,11 +167,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_url_is_one_line_with_the_mend_and_no_password() {
+    fn invalid_url_is_one_line_with_the_fix_and_no_password() {
         for (url, want) in [
             ("postgres://", "names no host"),
             ("postgres://u:hidden@db:port/x", "write postgres://USER"),
-            ("postgres://u:hidden@db/x?sslmode=prefer", "sslmode is"),
+            ("postgres://u:hidden@db/x?sslmode=prefer", "sslmode must be"),
             ("postgres://u:hidden@db/x?connections=0", "between 1 and 100"),
             ("postgres://u:hidden@db/x?prepare=perhaps", "always, never or auto"),
             ("postgres://u:hidden@db/x?accept=anything", "fsync-off and full-page-writes-off"),
@@ -181,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_the_machine_is_encrypted() {
+    fn remote_connection_is_encrypted() {
         for (url, want) in [
             ("postgres://u@localhost/x", false),
             ("postgres://u@127.0.0.1,[::1]/x", false),

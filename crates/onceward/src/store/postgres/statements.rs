@@ -1,6 +1,7 @@
-//! The statements. Each is one round trip and one transaction, so that nothing lives on a session.
+//! SQL statements. Each is one round trip and one transaction, so no state lives in a session.
 //!
-//! What is written is synced whatever the database's default says: `set_config` within the statement counts at its commit.
+//! Writes are synced whatever the database's default is: `set_config` within the statement applies
+//! to its commit.
 
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
@@ -13,8 +14,10 @@ macro_rules! synced {
     };
 }
 
-/// How old it is, and since when this server runs: one that was restarted lets leases begin anew. Through a pooler no
-/// connection breaks that would tell.
+/// Age of the record and start time of this server.
+///
+/// After a restart leases start again. Through a pooler, no broken connection would reveal the
+/// restart.
 macro_rules! age {
     () => {
         "(extract(epoch FROM clock_timestamp() - written) * 1000000)::bigint, \
@@ -22,7 +25,7 @@ macro_rules! age {
     };
 }
 
-/// Looks first: a replay writes nothing, and takes no lock.
+/// Reads first: a replay writes nothing and takes no lock.
 const INSERT: &str = concat!(
     "WITH there AS MATERIALIZED (SELECT record, written FROM onceward.records WHERE id = $1), \
      won AS (INSERT INTO onceward.records (id, attempt, stage, record, written, due, look_at) \
@@ -54,7 +57,7 @@ macro_rules! done_or_there {
     };
 }
 
-/// The end of an execution: nobody else has reason to hold the row.
+/// Completion of an attempt: nobody else has reason to lock the row.
 const COMPLETE: &str = concat!(
     "WITH done AS (UPDATE onceward.records r ",
     set!(),
@@ -63,7 +66,8 @@ const COMPLETE: &str = concat!(
     done_or_there!()
 );
 
-/// Skips a row that is locked: whoever holds it is alive, and waiting for it would hold up all that comes behind.
+/// Compare-and-swap that skips a locked row: its lock holder is alive, and waiting would delay
+/// everything queued behind.
 const REPLACE: &str = concat!(
     "WITH free AS MATERIALIZED (SELECT id FROM onceward.records WHERE id = $1 AND attempt = $2 AND stage = $3 \
      FOR NO KEY UPDATE SKIP LOCKED), done AS (UPDATE onceward.records r ",
@@ -73,8 +77,9 @@ const REPLACE: &str = concat!(
     done_or_there!()
 );
 
-/// The settings of a statement of many rows, asked for once and not for each row. The lock's is short: a row that is locked
-/// fails its neighbours, and each is then tried by itself.
+/// Settings of a batch statement, evaluated once and not per row.
+///
+/// The lock timeout is short: a locked row fails its neighbours, and each is then retried alone.
 macro_rules! synced_once {
     () => {
         "(SELECT set_config('synchronous_commit', 'on', true) IS NOT NULL AND set_config('lock_timeout', '100ms', true) IS NOT NULL)"
@@ -87,8 +92,10 @@ macro_rules! due {
     };
 }
 
-/// [`INSERT`] for many. They come in the order of their ids, and so do their locks: two of these cannot wait for each other.
-/// A row that was inserted between the look and the insertion is not told of.
+/// [`INSERT`] for a batch.
+///
+/// The rows are sorted by id, and so are their locks: two batches cannot deadlock.
+/// A row that was inserted concurrently, after the snapshot, is not returned.
 const INSERT_MANY: &str = concat!(
     "WITH there AS MATERIALIZED (SELECT r.id, r.record, r.written FROM unnest($1) a(id) JOIN onceward.records r ON r.id = a.id), \
      won AS (INSERT INTO onceward.records (id, attempt, stage, record, written, due, look_at) \
@@ -106,7 +113,7 @@ const INSERT_MANY: &str = concat!(
     ", id FROM there"
 );
 
-/// [`COMPLETE`] for many, each in flight before. It tells which it replaced; what is there instead of another is asked by itself.
+/// [`COMPLETE`] for a batch. It returns the rows replaced; the others are retried alone.
 const COMPLETE_MANY: &str = concat!(
     "UPDATE onceward.records r SET stage = a.stage, record = a.record, written = t.now, due = ",
     due!(),
@@ -118,7 +125,8 @@ const COMPLETE_MANY: &str = concat!(
     " RETURNING NULL::bytea, 0::bigint, 0::bigint, r.id"
 );
 
-/// [`REPLACE`] for many. It tells which it replaced; what is locked, or there instead of another, is asked by itself.
+/// [`REPLACE`] for a batch. It returns the rows replaced; locked and conflicting ones are retried
+/// alone.
 const REPLACE_MANY: &str = concat!(
     "WITH free AS MATERIALIZED (SELECT r.id, a.attempt, a.stage, a.record, a.due \
      FROM unnest($1, $2, $3, $4, $5, $6, $7) a(id, over_attempt, over_stage, attempt, stage, record, due) \
@@ -133,7 +141,7 @@ const REPLACE_MANY: &str = concat!(
     " RETURNING NULL::bytea, 0::bigint, 0::bigint, r.id"
 );
 
-/// [`REMOVE`] for many, in the same way.
+/// [`REMOVE`] for a batch, in the same way.
 const REMOVE_MANY: &str = concat!(
     "WITH free AS MATERIALIZED (SELECT r.id FROM unnest($1, $2, $3) a(id, attempt, stage) \
      JOIN onceward.records r ON r.id = a.id AND r.attempt = a.attempt AND r.stage = a.stage FOR UPDATE OF r SKIP LOCKED) \
@@ -152,8 +160,8 @@ const REMOVE: &str = concat!(
      WHERE id = $1 AND attempt = $2 AND stage = $3 AND NOT EXISTS (SELECT FROM done)"
 );
 
-/// A hint may be lost, so nobody waits for its sync.
-pub(super) const LIST_ANEW: &str = "WITH stale AS MATERIALIZED (SELECT id FROM onceward.records \
+/// Corrects `look_at`. It is a hint that may be lost, so its commit is not synced.
+pub(super) const REFRESH_DUE: &str = "WITH stale AS MATERIALIZED (SELECT id FROM onceward.records \
      WHERE look_at <= statement_timestamp() AND look_at < due ORDER BY look_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED), \
      listed AS (UPDATE onceward.records r SET look_at = r.due FROM stale \
      WHERE r.id = stale.id AND set_config('synchronous_commit', 'off', true) IS NOT NULL RETURNING 1) \
@@ -176,7 +184,7 @@ pub(super) const META: &str = concat!(
 pub(super) const COUNT: &str =
     "SELECT stage, count(*), coalesce(sum(octet_length(record)), 0)::bigint FROM onceward.records GROUP BY stage";
 
-/// A statement that carries keys.
+/// Prepared statement.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     Insert,
@@ -190,11 +198,14 @@ pub(super) enum Op {
     RemoveMany,
 }
 
-/// A parameter and its type.
+/// Parameter and its type.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// A plan that is made once must be right for a table that grows from nothing to millions of rows, and for one row and many: by
-/// the index, row by row. No promise rests on it.
+/// Planner settings of a direct session.
+///
+/// A generic plan must suit a table that grows from nothing to millions of rows, and batches of any
+/// size.
+/// So it always uses the index. No guarantee depends on it.
 const PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
      SET enable_mergejoin = off; SET enable_material = off; SET jit = off";
 
@@ -224,14 +235,14 @@ const REPLACED_MANY: &[Type] = &[
 
 const REPLACED: &[Type] = &[Type::BYTEA, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT2, Type::BYTEA, Type::INT8];
 
-/// The statements on one connection: prepared there, or sent whole each time.
+/// Statements of one connection: prepared, or sent as text each time.
 #[derive(Debug)]
 pub(super) struct Statements(Option<Vec<Statement>>);
 
 impl Statements {
     pub(super) async fn new(connected: &Connected, are_of_use: bool) -> Result<Self, Error> {
         let client = &connected.client;
-        // A pooler would hand what is set here to others.
+        // Through a pooler, other clients would inherit these settings.
         if connected.is_direct && connected.prepares {
             client.batch_execute(PLAN).await?;
         }

@@ -14,7 +14,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::settings::Files;
 
-/// Who is trusted, and as whom we come.
+/// Builds the TLS configuration: trusted roots and client certificate.
 pub(super) fn config(files: &Files) -> Result<Arc<ClientConfig>, String> {
     let unreadable = |path: &str, error: &dyn std::fmt::Display| format!("{path} cannot be read: {error}");
     let mut roots = RootCertStore::empty();
@@ -43,7 +43,7 @@ pub(super) fn config(files: &Files) -> Result<Arc<ClientConfig>, String> {
     }))
 }
 
-/// Begins TLS with a server of this name.
+/// Starts TLS with a server of this name.
 pub(super) struct Connector {
     pub(super) config: Arc<ClientConfig>,
     pub(super) name: ServerName<'static>,
@@ -60,7 +60,7 @@ impl TlsConnect<TcpStream> for Connector {
     }
 }
 
-/// An encrypted stream.
+/// Encrypted stream.
 pub(super) struct Stream(Box<tokio_rustls::client::TlsStream<TcpStream>>);
 
 impl TlsStream for Stream {

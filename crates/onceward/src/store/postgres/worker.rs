@@ -1,4 +1,4 @@
-//! Whoever works at one connection, as long as something waits.
+//! Worker that sends queued jobs over one connection until the queue is empty.
 
 use std::future::Future;
 use std::pin::pin;
@@ -8,166 +8,177 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
-use super::desk::Desk;
-use super::failure::Next;
-use super::lanes::{HANGING, Line};
-use super::many;
-use super::running::Running;
+use super::batch::Batcher;
+use super::batch_sql;
+use super::failure::Reaction;
+use super::in_flight::InFlightBatch;
+use super::pool::{HUNG_AFTER, PooledConnection};
 use crate::store::Error;
 
-/// What is not done by then is slow: another connection takes what waits.
+/// Time after which a statement is slow and another connection takes the queued jobs.
 const SLOW: Duration = Duration::from_millis(20);
 
-/// How often it is looked whether somebody still waits for an answer that does not come, and what waits for too long.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Upper bound on the interval of checks for cancelled and overdue jobs.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// So often it is looked at least in the time that a question may wait: whoever asked waits for little more than that.
-const LOOKS: u32 = 20;
+/// Minimum number of checks within a job's timeout, so that a caller waits little longer than that.
+const CHECKS_PER_TIMEOUT: u32 = 20;
 
 pub(super) struct Worker {
-    desk: Arc<Desk>,
-    /// Which connection of the desk's.
-    place: usize,
-    /// Others have its place now: the connection seems to hang, and is waited for on behalf of whoever was sent over it alone.
-    has_left: bool,
-    is_quick: bool,
-    stands: bool,
+    batcher: Arc<Batcher>,
+    /// Slot of the connection in the pool.
+    slot: usize,
+    /// True if the worker has given up its slot: the connection appears to hang.
+    ///
+    /// It stays alive only to deliver responses to operations that were already sent.
+    released: bool,
+    slow: bool,
+    connected: bool,
 }
 
 impl Worker {
-    pub(super) fn new(desk: Arc<Desk>, place: usize) -> Self {
-        Self { desk, place, has_left: false, is_quick: true, stands: false }
+    pub(super) fn new(batcher: Arc<Batcher>, slot: usize) -> Self {
+        Self { batcher, slot, released: false, slow: false, connected: false }
     }
 
     pub(super) async fn work(mut self) {
-        let desk = Arc::clone(&self.desk);
-        while self.goes_on() {
-            match self.line().await {
-                Ok(line) => {
-                    let asks = desk.queue().take();
-                    self.send(&line, Running::new(&desk, asks)).await;
+        let batcher = Arc::clone(&self.batcher);
+        while self.should_continue() {
+            match self.connection().await {
+                Ok(connection) => {
+                    let jobs = batcher.queue().take();
+                    self.send(&connection, InFlightBatch::new(&batcher, jobs)).await;
                 }
-                Err(error) => self.is_refused(&error),
+                Err(error) => self.handle_connect_error(&error),
             }
         }
     }
 
-    /// The connection. It is made before anything is taken: others may be sooner.
-    async fn line(&mut self) -> Result<Arc<Line>, Error> {
-        let desk = Arc::clone(&self.desk);
-        let mut line = pin!(desk.lanes.line(self.place));
+    /// Returns the connection. It is opened before jobs are taken, which other workers may do
+    /// sooner.
+    async fn connection(&mut self) -> Result<Arc<PooledConnection>, Error> {
+        let batcher = Arc::clone(&self.batcher);
+        let mut connection = pin!(batcher.pool.get(self.slot));
         let mut pause = SLOW;
-        let line = loop {
-            if let Ok(line) = timeout(pause, &mut line).await {
-                break line;
+        let connection = loop {
+            if let Ok(connection) = timeout(pause, &mut connection).await {
+                break connection;
             }
-            self.is(false, self.stands);
-            desk.refuse_what_is_late();
-            pause = self.look_again();
+            self.set_state(true, self.connected);
+            batcher.reject_overdue();
+            pause = self.check_interval();
         };
-        self.is(true, line.is_ok());
-        line
+        self.set_state(false, connection.is_ok());
+        connection
     }
 
-    async fn send(&mut self, line: &Line, mut running: Running<'_>) {
-        if !running.is_one_statement() {
-            let each = join_all(running.asks().iter().map(async |ask| {
-                let ran = many::send_one(&line.statements, &line.client, ask).await;
-                running.answer(ask, line.judged(ran));
+    async fn send(&mut self, connection: &PooledConnection, mut batch: InFlightBatch<'_>) {
+        if !batch.is_one_statement() {
+            let each = join_all(batch.jobs().iter().map(async |job| {
+                let ran = batch_sql::send_one(&connection.statements, &connection.client, job).await;
+                batch.respond(job, connection.classified(ran));
             }));
-            self.awaited(line, &running, each).await;
+            self.wait_for(connection, &batch, each).await;
             return;
         }
-        running.sort();
-        let sent = many::send_many(&line.statements, &line.client, running.asks());
-        match self.awaited(line, &running, sent).await {
-            // Nobody waits for it any more.
+        batch.sort();
+        let sent = batch_sql::send_many(&connection.statements, &connection.client, batch.jobs());
+        match self.wait_for(connection, &batch, sent).await {
+            // Every caller was dropped.
             None => {}
-            Some(Ok(rows)) => running.deal(rows),
-            Some(Err(error)) => running.failed(line.next(&error), error),
+            Some(Ok(rows)) => batch.dispatch_results(rows),
+            Some(Err(error)) => batch.failed(connection.next(&error), error),
         }
     }
 
-    /// Waits for what was sent, and lets others work meanwhile where it takes its time. A connection that seems to hang is
-    /// left, for a new one; what was sent over it may be answered all the same. Nothing where nobody waits for that any more.
-    async fn awaited<T>(&mut self, line: &Line, running: &Running<'_>, sent: impl Future<Output = T>) -> Option<T> {
+    /// Waits for a statement, and lets other workers take over while it is slow.
+    ///
+    /// A connection that appears to hang is replaced; responses on it are still delivered.
+    /// Returns `None` once every caller was dropped.
+    async fn wait_for<T>(
+        &mut self,
+        connection: &PooledConnection,
+        batch: &InFlightBatch<'_>,
+        sent: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut sent = pin!(sent);
         if let Ok(done) = timeout(SLOW, &mut sent).await {
             return Some(done);
         }
-        self.is(false, true);
+        self.set_state(true, true);
         let since = Instant::now();
         loop {
-            if let Ok(done) = timeout(self.look_again(), &mut sent).await {
-                self.is(true, true);
+            if let Ok(done) = timeout(self.check_interval(), &mut sent).await {
+                self.set_state(false, true);
                 return Some(done);
             }
-            self.desk.refuse_what_is_late();
-            if since.elapsed() > HANGING && running.is_given_up_by_one() {
-                line.give_up();
-                running.leave();
-                self.leave(true);
+            self.batcher.reject_overdue();
+            if since.elapsed() > HUNG_AFTER && batch.any_cancelled() {
+                connection.abandon();
+                batch.unblock_keys();
+                self.release(true);
             }
-            if self.has_left && running.is_given_up_by_all() {
+            if self.released && batch.all_cancelled() {
                 return None;
             }
         }
     }
 
-    fn look_again(&self) -> Duration {
-        LOOK_AGAIN.min(self.desk.patience / LOOKS)
+    fn check_interval(&self) -> Duration {
+        CHECK_INTERVAL.min(self.batcher.timeout / CHECKS_PER_TIMEOUT)
     }
 
-    fn goes_on(&mut self) -> bool {
-        let mut queue = self.desk.queue();
-        if !self.has_left && !queue.is_waited_for() {
-            queue.leaves(self.place, self.stands);
-            self.has_left = true;
+    fn should_continue(&mut self) -> bool {
+        let mut queue = self.batcher.queue();
+        if !self.released && !queue.has_waiting() {
+            queue.release(self.slot, self.connected);
+            self.released = true;
         }
-        !self.has_left
+        !self.released
     }
 
-    fn is(&mut self, is_quick: bool, stands: bool) {
-        if self.has_left || (is_quick, stands) == (self.is_quick, self.stands) {
+    fn set_state(&mut self, slow: bool, connected: bool) {
+        if self.released || (slow, connected) == (self.slow, self.connected) {
             return;
         }
-        (self.is_quick, self.stands) = (is_quick, stands);
-        self.desk.queue().goes(self.place, is_quick, stands);
-        if !is_quick {
-            self.desk.hire();
+        (self.slow, self.connected) = (slow, connected);
+        self.batcher.queue().set_state(self.slot, slow, connected);
+        if slow {
+            self.batcher.spawn_worker();
         }
     }
 
-    /// There is no connection. Those that there are take what waits; where there are none, all hear why.
-    fn is_refused(&mut self, error: &Error) {
-        self.leave(false);
-        let refused = {
-            let mut queue = self.desk.queue();
-            if queue.is_served() { Vec::new() } else { queue.take_all() }
+    /// Handles a failed connection: connected workers take the queued jobs; without any, all jobs
+    /// fail.
+    fn handle_connect_error(&mut self, error: &Error) {
+        self.release(false);
+        let failed = {
+            let mut queue = self.batcher.queue();
+            if queue.has_connected_worker() { Vec::new() } else { queue.take_all() }
         };
         let why = crate::store::chain(error);
-        for ask in refused {
-            // Nothing was sent, this time: whoever claims need not take back what cannot be there.
-            let error = Error::refused("no connection to PostgreSQL").because(why.clone());
-            ask.answer(Err((Next::Reconnect, error)));
+        for job in failed {
+            // Nothing was sent this time, so a claim need not be taken back.
+            let error = Error::refused("no connection to PostgreSQL could be opened").because(why.clone());
+            job.respond(Err((Reaction::Reconnect, error)));
         }
     }
 
-    fn leave(&mut self, stood: bool) {
-        if !std::mem::replace(&mut self.has_left, true) {
-            self.desk.queue().leaves(self.place, stood);
-            if stood {
-                self.desk.hire();
+    fn release(&mut self, connected: bool) {
+        if !std::mem::replace(&mut self.released, true) {
+            self.batcher.queue().release(self.slot, connected);
+            if connected {
+                self.batcher.spawn_worker();
             }
         }
     }
 }
 
-/// One that is ended in the middle, with its runtime, leaves its place too.
+/// Releases the slot also if the task is cancelled.
 impl Drop for Worker {
     fn drop(&mut self) {
-        if !self.has_left {
-            self.desk.queue().leaves(self.place, self.stands);
+        if !self.released {
+            self.batcher.queue().release(self.slot, self.connected);
         }
     }
 }

@@ -1,7 +1,8 @@
-//! The masters of a cluster, one by one: what they say of themselves, and what is asked of each.
+//! Masters of a cluster: their state, and commands sent to each of them.
 //!
-//! By connections of their own, for the cluster's client asks all or none, and where it cannot reach one it makes all of its
-//! connections anew. So one that is down, or hangs, holds up nobody else.
+//! They have connections of their own. The client library sends to all nodes or to none.
+//! If it cannot reach one node, it reconnects to all of them.
+//! With separate connections, a node that is down or hangs delays no other.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,36 +13,36 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, RedisError, Value};
 use tokio::time::timeout;
 
-use super::link::{Link, config_command, info_command};
+use super::connection::{ConnectionManager, config_command, info_command};
 use super::server::{Server, Servers};
 use crate::store::Error;
 
 pub(super) type Address = (String, u16);
 
-/// How long one may take to be connected to, and to say who it is.
+/// Upper bound on connecting to a node, and on its reply to a health check.
 pub(super) const NODE_MAX: Duration = Duration::from_millis(700);
 
 #[derive(Default)]
 pub(super) struct Nodes {
     masters: Mutex<Vec<Address>>,
     connections: Mutex<HashMap<Address, MultiplexedConnection>>,
-    /// What each said last.
-    said: Mutex<HashMap<Address, Server>>,
+    /// Last state reported by each node.
+    last_state: Mutex<HashMap<Address, Server>>,
 }
 
-/// A cluster as it was found.
+/// Cluster as it was found by a health check.
 pub(super) struct View {
     pub(super) layout: Layout,
-    /// Every master answered.
+    /// True if every master replied.
     pub(super) is_whole: bool,
 }
 
-/// Which master has which slots.
+/// Slot ranges and the master of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout(Vec<(i64, i64, Address)>);
 
 impl Layout {
-    /// Reads `CLUSTER SLOTS`, as the node at this address told it.
+    /// Parses the reply to `CLUSTER SLOTS` from the node at this address.
     fn read(value: Value, by: &Address) -> Result<Self, RedisError> {
         let ranges: Vec<Vec<Value>> = redis::from_redis_value(value)?;
         let mut slots = Vec::with_capacity(ranges.len());
@@ -69,60 +70,67 @@ impl Layout {
     }
 }
 
-impl Link {
-    /// Asks the masters who they are, and takes note. Of one that does not answer, what it said last counts on. Fails if none does.
-    pub(super) async fn probe_nodes(&self) -> Result<View, Error> {
-        let failed = |error: RedisError| Error::refused("no node of the cluster says who it is").because(error);
+impl ConnectionManager {
+    /// Asks every master for its state and stores it. For one that does not reply, the last known
+    /// state applies.
+    ///
+    /// # Errors
+    ///
+    /// Fails if no master replies.
+    pub(super) async fn check_nodes(&self) -> Result<View, Error> {
+        let failed = |error: RedisError| Error::refused("no node of the Redis cluster replied to INFO").because(error);
         let layout = self.layout().await.map_err(failed)?;
         let masters = layout.masters();
-        let told = join_all(masters.iter().map(async |master| {
-            let info = self.ask_node(master, &info_command(), NODE_MAX).await?;
-            // Where it is not allowed, what it would say is not told.
-            let config = self.ask_node(master, &config_command(), NODE_MAX).await.ok();
-            Server::told(info, config)
+        let reply = join_all(masters.iter().map(async |master| {
+            let info = self.execute_on_node(master, &info_command(), NODE_MAX).await?;
+            // `CONFIG` may be forbidden; the persistence is unknown then.
+            let config = self.execute_on_node(master, &config_command(), NODE_MAX).await.ok();
+            Server::from_replies(info, config)
         }));
         let (mut servers, mut silent, mut last) = (Vec::new(), 0, None);
-        for (master, told) in masters.iter().zip(told.await) {
-            let mut said = self.nodes.said.lock();
-            match told {
+        for (master, reply) in masters.iter().zip(reply.await) {
+            let mut last_state = self.nodes.last_state.lock();
+            match reply {
                 Ok(server) => {
-                    said.insert(master.clone(), server.clone());
+                    last_state.insert(master.clone(), server.clone());
                     servers.push(server);
                 }
                 Err(error) => {
                     silent += 1;
                     last = Some(error);
-                    servers.extend(said.get(master).map(Server::of_old));
+                    servers.extend(last_state.get(master).map(Server::stale));
                 }
             }
         }
         if let Some(error) = last.filter(|_| silent == masters.len()) {
             return Err(failed(error));
         }
-        self.nodes.said.lock().retain(|master, _| masters.contains(master));
+        self.nodes.last_state.lock().retain(|master, _| masters.contains(master));
         self.nodes.connections.lock().retain(|master, _| masters.contains(master));
         *self.nodes.masters.lock() = masters;
         servers.sort_by(|a, b| a.identity.cmp(&b.identity));
-        self.learn(Servers(servers));
+        self.update_servers(Servers(servers));
         Ok(View { layout, is_whole: silent == 0 })
     }
 
-    /// Asks each master, and fails if one does not answer.
-    pub(super) async fn ask_masters(&self, command: &Cmd, max: Duration) -> Result<Vec<Value>, RedisError> {
+    /// Sends a command to each master. Fails if one does not reply.
+    pub(super) async fn execute_on_masters(&self, command: &Cmd, max: Duration) -> Result<Vec<Value>, RedisError> {
         let masters = self.nodes.masters.lock().clone();
-        futures_util::future::try_join_all(masters.iter().map(|master| self.ask_node(master, command, max))).await
+        futures_util::future::try_join_all(masters.iter().map(|master| self.execute_on_node(master, command, max)))
+            .await
     }
 
-    /// As whoever answers first says; a master, or where none does, who the URL names.
+    /// Returns the layout from the first node that replies: a known master, or else a host of the
+    /// URL.
     async fn layout(&self) -> Result<Layout, RedisError> {
         let mut slots = redis::cmd("CLUSTER");
         slots.arg("SLOTS");
         let first = async |nodes: &[Address]| {
-            let asked = nodes.iter().map(|node| {
-                let told = self.ask_node(node, &slots, NODE_MAX);
-                Box::pin(async move { Layout::read(told.await?, node) })
+            let replies = nodes.iter().map(|node| {
+                let reply = self.execute_on_node(node, &slots, NODE_MAX);
+                Box::pin(async move { Layout::read(reply.await?, node) })
             });
-            select_ok(asked).await.map(|(layout, _)| layout)
+            select_ok(replies).await.map(|(layout, _)| layout)
         };
         let masters = self.nodes.masters.lock().clone();
         if !masters.is_empty()
@@ -133,21 +141,21 @@ impl Link {
         first(&self.options.hosts).await
     }
 
-    async fn ask_node(&self, node: &Address, command: &Cmd, max: Duration) -> Result<Value, RedisError> {
-        let asked = async {
-            let open = self.nodes.connections.lock().get(node).cloned();
-            // It may have been restarted since.
-            if let Some(mut open) = open
-                && let Ok(value) = open.req_packed_command(command).await
+    async fn execute_on_node(&self, node: &Address, command: &Cmd, max: Duration) -> Result<Value, RedisError> {
+        let replies = async {
+            let existing = self.nodes.connections.lock().get(node).cloned();
+            // The connection may be stale: the node may have restarted.
+            if let Some(mut existing) = existing
+                && let Ok(value) = existing.req_packed_command(command).await
             {
                 return value.extract_error();
             }
-            let mut made = self.one(node).await?;
-            self.nodes.connections.lock().insert(node.clone(), made.clone());
-            made.req_packed_command(command).await?.extract_error()
+            let mut connection = self.connect_node(node).await?;
+            self.nodes.connections.lock().insert(node.clone(), connection.clone());
+            connection.req_packed_command(command).await?.extract_error()
         };
-        match timeout(max, asked).await {
-            Ok(told) => told,
+        match timeout(max, replies).await {
+            Ok(reply) => reply,
             Err(_) => {
                 self.nodes.connections.lock().remove(node);
                 Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))

@@ -1,13 +1,21 @@
-//! What runs in the server: compare and write in one step. Everything else is a plain command.
+//! Lua scripts that run in the server: compare and write in one step. Everything else is a plain
+//! command.
 //!
-//! A record's answer stands in it or beside it (see `value.rs`); the key beside it is the record's with `:answer`, which is in
-//! the same slot. While that slot moves from one node of a cluster to another, a key is on either, each by itself. A script that
-//! names both keys is run by a node that has both, or by none; one that names the record alone may find the answer where it is,
-//! and does not know where it is not.
+//! A record's response is inline or external (see `value.rs`).
+//! The key of an external response is the record's key with `:answer`, which hashes to the same
+//! slot.
+//! While a slot migrates between two nodes of a cluster, each of the two keys may be on either
+//! node.
+//! A script that declares both keys then runs only on a node that has both.
+//! A script that declares only the record's key cannot tell "no response" from "response not
+//! migrated yet".
 
 use redis::Script;
 
-/// Whether the answer of a completed record is still to be had, as far as this node sees. `head`: at least the first 25 bytes.
+/// Lua function that returns whether the response of a completed record is still available on this
+/// node.
+///
+/// `head` holds at least the first 25 bytes of the record.
 macro_rules! kept {
     () => {
         "
@@ -22,8 +30,10 @@ end
     };
 }
 
-/// What a reader is told: the record, what is left of its time in ms, whether its answer is still to be had, and the answer
-/// if it stands beside it.
+/// Lua function that returns what a reader needs.
+///
+/// The result is the record, its remaining TTL in ms, whether its response is available, and the
+/// external response.
 macro_rules! tell {
     () => {
         "
@@ -38,13 +48,22 @@ end
     };
 }
 
-/// Writes or removes records, each if what is there is at its version; returns 1 if it did all, else of each 1, or what is there,
-/// or 2 where that is no record at all, which hides no other.
+/// Writes or removes records, each only if the stored one is at the expected version
+/// (compare-and-swap).
 ///
-/// `KEYS`: records; behind a single one, where its answer may be written, removed or missed: the key of that. `ARGV`, for each:
-/// version (`''`: nothing may be there), record (`''`: remove), its ms. Behind that of a single one, where an answer goes beside
-/// it: that, its ms. Whoever sends it twice finds the second time what the first one wrote. The answer is written, or removed,
-/// before its record, so that whatever fails leaves the record as it was.
+/// Returns 1 if all were applied.
+/// Otherwise returns one result per record: 1, or the record found, or 2 if the key holds no
+/// record.
+/// A key that holds no record does not affect the others.
+///
+/// `KEYS`: the records. A single record may be followed by the key of its external response.
+/// That key is declared if the response is written, removed or expected to be missing.
+/// `ARGV`, for each record: expected version (`''`: none must exist), record (`''`: remove), its
+/// TTL in ms.
+/// A single record may be followed by its external response and the TTL of that in ms.
+///
+/// A script that is sent twice finds the second time what the first one wrote.
+/// The response is written or removed before its record, so a failure leaves the record as it was.
 const PUT: &str = concat!(
     kept!(),
     tell!(),
@@ -90,11 +109,12 @@ return told or 1
 "
 );
 
-/// A record and its answer, as they are at one moment. `KEYS`: the record; where it must be known that there is no answer beside
-/// it, the key of that.
-const LOOK: &str = concat!(kept!(), tell!(), "return tell(KEYS[1])");
+/// Reads a record and its response in one step.
+///
+/// `KEYS`: the record, and the key of its external response if its absence must be certain.
+const READ: &str = concat!(kept!(), tell!(), "return tell(KEYS[1])");
 
-/// The first bytes of many records: what each is, and when its answer's time ends. What is no record hides no other.
+/// Reads the headers of many records. A key that holds no record yields an empty header.
 const HEADS: &str = "
 local heads = {}
 for at, key in ipairs(KEYS) do
@@ -104,8 +124,10 @@ end
 return heads
 ";
 
-/// Takes the answers whose time is over out of their records, and returns which of the records still have one: their places
-/// in `KEYS`. It makes room, so that it may run where there is none.
+/// Removes expired inline responses from their records. Returns the indexes in `KEYS` of those not
+/// expired yet.
+///
+/// It frees memory, so it may run on a full server.
 const SHRINK: &str = "#!lua flags=allow-oom
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -128,8 +150,10 @@ end
 return later
 ";
 
-/// Takes at most `ARGV[1]` members of a list whose moment has come, and puts each off by `ARGV[2]` ms: nobody else takes it
-/// meanwhile, and if whoever took it dies, another does.
+/// Takes up to `ARGV[1]` members of a set whose score has passed, and postpones each by `ARGV[2]`
+/// ms.
+///
+/// Nobody else takes them meanwhile. If the taker dies, another takes them later.
 const TAKE: &str = "#!lua flags=allow-oom
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -138,14 +162,15 @@ for _, member in ipairs(taken) do redis.call('ZADD', KEYS[1], now + ARGV[2], mem
 return taken
 ";
 
-/// The members whose moment has come: `ARGV[2]` of them, after the first `ARGV[1]`.
+/// Returns `ARGV[2]` members whose score has passed, after skipping `ARGV[1]`.
 const DUE: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', ARGV[1], ARGV[2])
 ";
 
-/// How many keys of this node are in which stage, and their bytes; if it has more than `ARGV[1]` keys, how many.
+/// Counts the keys of this node by phase, and their bytes. Above `ARGV[1]` keys it returns only
+/// their number.
 const COUNT: &str = concat!(
     kept!(),
     "
@@ -174,7 +199,7 @@ return counts
 "
 );
 
-/// A script and its hash.
+/// Script and its SHA-1 hash.
 pub(super) struct Code {
     pub(super) text: &'static str,
     pub(super) hash: String,
@@ -186,10 +211,10 @@ impl Code {
     }
 }
 
-/// All of them.
+/// Set of all scripts.
 pub(super) struct Scripts {
     pub(super) put: Code,
-    pub(super) look: Code,
+    pub(super) read: Code,
     pub(super) heads: Code,
     pub(super) shrink: Code,
     pub(super) take: Code,
@@ -199,7 +224,31 @@ pub(super) struct Scripts {
 
 impl Default for Scripts {
     fn default() -> Self {
-        let [put, look, heads, shrink, take, due, count] = [PUT, LOOK, HEADS, SHRINK, TAKE, DUE, COUNT].map(Code::new);
-        Self { put, look, heads, shrink, take, due, count }
+        let [put, read, heads, shrink, take, due, count] = [PUT, READ, HEADS, SHRINK, TAKE, DUE, COUNT].map(Code::new);
+        Self { put, read, heads, shrink, take, due, count }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hashes name the scripts in the servers' caches, and the scripts define the stored format.
+    #[test]
+    fn script_hashes_do_not_change() {
+        let Scripts { put, read, heads, shrink, take, due, count } = Scripts::default();
+        let hashes = [put, read, heads, shrink, take, due, count].map(|script| script.hash);
+        assert_eq!(
+            hashes,
+            [
+                "9985679638d85955dae7e1ad2b920d7d0e8262ff",
+                "928d87d686e651d5ebf43ac5a61f82aa6986f024",
+                "e1e05116a1c82d6e2ea017c36c5fbb08faffafb2",
+                "0ea8c34d8ba5ab01bcb786c40fd87a21a51a59f9",
+                "a4959a6edf63270ca3fe1eaac93054c963be8a3d",
+                "8edf96642cca5d0898e937324ff60e88431df2a1",
+                "dfd63bac5dfd30873e797526316a07e6a8242255"
+            ]
+        );
     }
 }

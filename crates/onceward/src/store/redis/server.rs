@@ -1,21 +1,22 @@
-//! What the servers say of themselves, and what that means for the promises.
+//! State that the servers report, and what it means for the guarantees.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use redis::{RedisError, ServerErrorKind, Value};
 
-use super::url::{Accepts, Kind};
+use super::url::{AcceptedRisks, Kind};
 
-/// One server that takes writes, or says that it does not.
+/// State of one server, which is a master or says that it is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Server {
-    /// Another process, or another line of data: its answers about ages cannot be compared with those before.
+    /// Run id and replication id. If they change, ages reported before and after cannot be
+    /// compared.
     pub(super) identity: (String, String),
-    /// It was a replica before; for how long it is none, it does not say.
+    /// True if it was a replica before; it does not report since when it is a master.
     was_promoted: bool,
     uptime: Duration,
-    /// What time it was there, in ms since 1970.
+    /// Its clock, in ms since 1970.
     pub(super) time_ms: Option<u64>,
     is_master: bool,
     pub(super) is_valkey: bool,
@@ -26,21 +27,22 @@ pub(super) struct Server {
     persistence: Persistence,
 }
 
-/// What is left of its data when it is killed.
+/// Persistence, which decides what survives a kill of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Persistence {
-    /// It does not say.
+    /// The server does not report it.
     #[default]
-    Untold,
+    Unknown,
     None,
     Snapshots,
-    EverySecond,
-    WhenTheSystemLikes,
-    EachWrite,
+    FsyncEverySecond,
+    FsyncByOs,
+    FsyncAlways,
 }
 
 impl Server {
-    /// Reads `INFO`, and `CONFIG GET save appendfsync` where that is allowed.
+    /// Parses the reply to `INFO`, and the one to `CONFIG GET save appendfsync` where that is
+    /// allowed.
     pub(super) fn read(info: &str, config: Option<&[(String, String)]>) -> Self {
         let get = |name: &str| {
             info.lines().find_map(|line| line.split_once(':').filter(|(key, _)| *key == name)).map_or("", |(_, it)| it)
@@ -48,13 +50,13 @@ impl Server {
         let number = |name: &str| get(name).trim().parse::<u64>().unwrap_or_default();
         let set = |name: &str| config?.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let persistence = match (get("aof_enabled").trim(), set("appendfsync"), set("save")) {
-            ("1", Some("always"), _) => Persistence::EachWrite,
-            ("1", Some("no"), _) => Persistence::WhenTheSystemLikes,
-            // Where it is not told, the default, which is also the usual.
-            ("1", _, _) => Persistence::EverySecond,
+            ("1", Some("always"), _) => Persistence::FsyncAlways,
+            ("1", Some("no"), _) => Persistence::FsyncByOs,
+            // If it is not reported, assume the default, which is also the common setting.
+            ("1", _, _) => Persistence::FsyncEverySecond,
             (_, _, Some("")) => Persistence::None,
             (_, _, Some(_)) => Persistence::Snapshots,
-            (_, _, None) => Persistence::Untold,
+            (_, _, None) => Persistence::Unknown,
         };
         let policy = get("maxmemory_policy").trim();
         let is_valkey = get("server_name").trim() == "valkey";
@@ -73,12 +75,12 @@ impl Server {
         }
     }
 
-    /// The same, as they were answered.
-    pub(super) fn told(info: Value, config: Option<Value>) -> Result<Self, RedisError> {
+    /// Parses the replies as they were received.
+    pub(super) fn from_replies(info: Value, config: Option<Value>) -> Result<Self, RedisError> {
         let info: String = redis::from_redis_value(info)?;
-        // As long as it reads its append-only file it says that it has none.
+        // While a server loads its append-only file, it reports that it has none.
         if info.lines().any(|line| line.trim() == "loading:1") {
-            let what = "the server is loading what it has on its disk";
+            let what = "the Redis server is loading its dataset from disk";
             return Err(RedisError::from((redis::ErrorKind::Server(ServerErrorKind::BusyLoading), what)));
         }
         let config = config.and_then(|config| {
@@ -88,76 +90,77 @@ impl Server {
         Ok(Self::read(&info, config.as_deref()))
     }
 
-    /// What it said when it was heard last; what time it is there, that does not tell.
-    pub(super) fn of_old(&self) -> Self {
+    /// Returns the last known state, without the clock, which is out of date.
+    pub(super) fn stale(&self) -> Self {
         Self { time_ms: None, ..self.clone() }
     }
 
-    /// For how long it surely has been the one that it is.
-    pub(super) fn known_for(&self) -> Duration {
+    /// Returns the minimum time for which this server has certainly been the master.
+    pub(super) fn observed_for(&self) -> Duration {
         if self.was_promoted { Duration::ZERO } else { self.uptime }
     }
 }
 
-/// All that take writes.
+/// States of all masters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Servers(pub(super) Vec<Server>);
 
 impl Servers {
-    /// What voids a promise and is not accepted: one line with the mend.
-    pub(super) fn refusal(&self, accepts: Accepts) -> Option<String> {
+    /// Returns the first setting that breaks a guarantee and is not accepted, in one line with the
+    /// fix.
+    pub(super) fn safety_violation(&self, accepted: AcceptedRisks) -> Option<String> {
         self.0.iter().find_map(|server| {
-            if !server.is_master && !accepts.replica {
+            if !server.is_master && !accepted.replica {
                 return Some(
-                    "the server is a replica, which may be behind and takes no writes; name the master, or follow it by redis-sentinel:// (or accept it knowingly: ?accept=replica)".to_owned(),
+                    "the Redis server is a replica, which may lag and takes no writes; name the master, or follow it by redis-sentinel:// (or accept the risk: ?accept=replica)".to_owned(),
                 );
             }
-            if let Some(policy) = server.evicts.as_ref().filter(|_| !accepts.eviction) {
+            if let Some(policy) = server.evicts.as_ref().filter(|_| !accepted.eviction) {
                 return Some(format!(
-                    "maxmemory-policy is {policy}, so the server may forget keys that were executed, and a retry would execute again; set it to noeviction (or accept it knowingly: ?accept=eviction)"
+                    "maxmemory-policy is {policy}, so the Redis server may evict keys of executed requests, and a retry would execute again; set it to noeviction (or accept the risk: ?accept=eviction)"
                 ));
             }
             match server.persistence {
-                _ if accepts.no_persistence => None,
-                Persistence::None => Some("the server keeps nothing on its disk, so a restart forgets all keys, and retries would execute again; set appendonly yes (or accept it knowingly: ?accept=no-persistence)".to_owned()),
-                Persistence::Untold => Some("the server has appendonly off and does not say whether it makes snapshots; allow CONFIG GET, or set appendonly yes (or accept it knowingly: ?accept=no-persistence)".to_owned()),
+                _ if accepted.no_persistence => None,
+                Persistence::None => Some("the Redis server has no persistence, so a restart loses all keys, and retries would execute again; set appendonly yes (or accept the risk: ?accept=no-persistence)".to_owned()),
+                Persistence::Unknown => Some("the Redis server has appendonly off and does not report whether it takes snapshots; allow CONFIG GET, or set appendonly yes (or accept the risk: ?accept=no-persistence)".to_owned()),
                 _ => None,
             }
         })
     }
 
-    /// Whether every one keeps what it confirmed over a loss of power.
+    /// Returns true if every server keeps confirmed writes when its machine loses power.
     pub(super) fn survives_power_loss(&self) -> bool {
-        !self.0.is_empty() && self.0.iter().all(|it| it.persistence == Persistence::EachWrite && it.evicts.is_none())
+        !self.0.is_empty() && self.0.iter().all(|it| it.persistence == Persistence::FsyncAlways && it.evicts.is_none())
     }
 
-    /// What a crash, a loss of power, a failover and a full memory may forget.
-    pub(super) fn promise(&self, kind: &Kind) -> String {
+    /// Describes what a crash, a power loss, a failover and a full memory may lose.
+    pub(super) fn durability_summary(&self, kind: &Kind) -> String {
         let mut text = String::from("keys outlive every gateway.");
-        let mut said: Vec<&Server> = Vec::new();
+        let mut described: Vec<&Server> = Vec::new();
         for server in &self.0 {
-            if said.iter().any(|it| (it.persistence, &it.evicts) == (server.persistence, &server.evicts)) {
+            if described.iter().any(|it| (it.persistence, &it.evicts) == (server.persistence, &server.evicts)) {
                 continue;
             }
-            said.push(server);
+            described.push(server);
             let name = if server.is_valkey { "Valkey" } else { "Redis" };
             let _ = write!(text, " {name} {}: ", server.version);
             text += match server.persistence {
-                Persistence::EachWrite => {
+                Persistence::FsyncAlways => {
                     "a crash and a loss of power forget nothing that was confirmed (appendfsync always)"
                 }
-                Persistence::EverySecond => {
+                Persistence::FsyncEverySecond => {
                     "a crash of the server forgets what it had not handed to the system, a loss of power up to 2 s of confirmed writes (appendfsync everysec)"
                 }
-                Persistence::WhenTheSystemLikes => {
+                Persistence::FsyncByOs => {
                     "a loss of power forgets what the system had not written, often 30 s of confirmed writes (appendfsync no)"
                 }
                 Persistence::Snapshots => {
                     "a crash and a loss of power forget all since the last snapshot (save, without appendonly)"
                 }
                 Persistence::None => "a crash and a restart forget all keys (no persistence)",
-                Persistence::Untold => {
-                    "what a restart forgets is not told, perhaps all keys (CONFIG GET is not allowed)"
+                Persistence::Unknown => {
+                    "what a restart forgets is unknown, perhaps all keys (CONFIG GET is not allowed)"
                 }
             };
             if let Some(policy) = &server.evicts {
@@ -167,11 +170,9 @@ impl Servers {
         }
         let replicas: u64 = self.0.iter().map(|server| server.replicas).sum();
         text += match (kind, replicas) {
-            (Kind::Alone, 0) => {
-                " There is no replica; whoever brings up another server in its place forgets what that one does not have."
-            }
+            (Kind::Alone, 0) => " There is no replica; a server started in its place forgets what it does not have.",
             _ => {
-                " A failover forgets confirmed claims and answers that the replica had not received: replication does not wait."
+                " A failover forgets confirmed claims and responses that the replica had not received: replication does not wait."
             }
         };
         text += " Where keys are forgotten, a retry executes again.";
@@ -190,10 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn what_voids_a_promise_is_refused_unless_it_is_accepted() {
-        let all = Accepts { eviction: true, no_persistence: true, replica: true };
+    fn setting_that_breaks_a_guarantee_is_rejected_unless_accepted() {
+        let all = AcceptedRisks { eviction: true, no_persistence: true, replica: true };
         let kept = Some(&[("save", "3600 1"), ("appendfsync", "everysec")][..]);
-        for (info, config, mend) in [
+        for (info, config, fix) in [
             ("aof_enabled:1\r\nmaxmemory_policy:allkeys-lru\r\n", kept, ""),
             ("aof_enabled:0", Some(&[("save", ""), ("appendfsync", "everysec")][..]), "appendonly yes"),
             ("aof_enabled:0", None, "allow CONFIG GET"),
@@ -201,34 +202,38 @@ mod tests {
             ("aof_enabled:1", None, ""),
         ] {
             let servers = Servers(vec![server(info, config)]);
-            let refusal = servers.refusal(Accepts::default()).unwrap_or_default();
-            assert_eq!(refusal.is_empty(), mend.is_empty(), "{info}: {refusal}");
-            assert!(refusal.contains(mend) && refusal.lines().count() <= 1, "{info}: {refusal}");
-            assert_eq!(servers.refusal(all), None);
+            let violation = servers.safety_violation(AcceptedRisks::default()).unwrap_or_default();
+            assert_eq!(violation.is_empty(), fix.is_empty(), "{info}: {violation}");
+            assert!(violation.contains(fix) && violation.lines().count() <= 1, "{info}: {violation}");
+            assert_eq!(servers.safety_violation(all), None);
         }
-        for (info, mend) in [
+        for (info, fix) in [
             ("role:slave\nmaxmemory_policy:noeviction\naof_enabled:1", "accept=replica"),
             ("role:master\nmaxmemory_policy:volatile-ttl\naof_enabled:1", "accept=eviction"),
         ] {
             let servers = Servers(vec![Server::read(info, None)]);
-            assert!(servers.refusal(Accepts::default()).unwrap().contains(mend));
-            assert_eq!(servers.refusal(all), None);
+            assert!(servers.safety_violation(AcceptedRisks::default()).unwrap().contains(fix));
+            assert_eq!(servers.safety_violation(all), None);
         }
     }
 
     #[test]
-    fn only_a_sync_of_each_write_survives_a_loss_of_power() {
+    fn only_appendfsync_always_survives_power_loss() {
         for (fsync, survives) in [("always", true), ("everysec", false), ("no", false)] {
             let servers = Servers(vec![server("aof_enabled:1", Some(&[("appendfsync", fsync)]))]);
             assert_eq!(servers.survives_power_loss(), survives, "{fsync}");
-            assert!(servers.promise(&Kind::Alone).contains(fsync), "{}", servers.promise(&Kind::Alone));
+            assert!(
+                servers.durability_summary(&Kind::Alone).contains(fsync),
+                "{}",
+                servers.durability_summary(&Kind::Alone)
+            );
         }
     }
 
     #[test]
-    fn one_that_was_promoted_is_not_known_for_its_uptime() {
+    fn promoted_replica_is_not_observed_for_its_uptime() {
         let old = server("uptime_in_seconds:900\r\nmaster_replid2:0000000000000000000000000000000000000000", None);
         let promoted = server("uptime_in_seconds:900\r\nmaster_replid2:8371b4fb1155b71f4a04d3e1bc3e18c4a990aeeb", None);
-        assert_eq!((old.known_for(), promoted.known_for()), (Duration::from_secs(900), Duration::ZERO));
+        assert_eq!((old.observed_for(), promoted.observed_for()), (Duration::from_secs(900), Duration::ZERO));
     }
 }

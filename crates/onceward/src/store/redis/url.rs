@@ -1,10 +1,10 @@
-//! What the URL of a Redis or Valkey says.
+//! Connection URL of Redis or Valkey.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where the servers are, who we are there, and which of their weaknesses are accepted.
+/// Addresses, credentials and accepted risks of the servers.
 ///
 /// ```
 /// use onceward::store::redis::Options;
@@ -22,12 +22,12 @@ pub struct Options {
     pub(super) password: Option<String>,
     pub(super) db: i64,
     pub(super) tls: Option<Tls>,
-    pub(super) accepts: Accepts,
+    pub(super) accepted: AcceptedRisks,
     pub(super) timeout: Duration,
-    pub(super) within_max: usize,
+    pub(super) inline_max: usize,
 }
 
-/// How the servers belong together.
+/// Topology of the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Alone,
@@ -35,7 +35,7 @@ pub(super) enum Kind {
     Cluster,
 }
 
-/// Files in PEM.
+/// Paths of PEM files.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tls {
     pub(super) ca: Option<PathBuf>,
@@ -43,31 +43,35 @@ pub(super) struct Tls {
     pub(super) key: Option<PathBuf>,
 }
 
-/// What voids a promise and is accepted knowingly.
+/// Risks that break a guarantee and are accepted explicitly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Accepts {
+pub(super) struct AcceptedRisks {
     pub(super) eviction: bool,
     pub(super) no_persistence: bool,
     pub(super) replica: bool,
 }
 
-/// Up to so many bytes, an answer costs a request that does not want it less than another key costs one that does.
-const WITHIN_MAX: usize = 16 << 10;
+/// Largest inline response by default: up to here it costs a reader less than another key costs.
+const INLINE_MAX: usize = 16 << 10;
 
 const KNOWS: &str = "write tls, ca, cert, key, accept, sentinel-user or sentinel-password";
 
 impl Options {
-    /// Reads a URL: `redis://`, `rediss://` (TLS), `redis-sentinel://HOST,HOST/MASTER` or `redis-cluster://HOST,HOST`.
+    /// Parses a URL: `redis://`, `rediss://` (TLS), `redis-sentinel://HOST,HOST/MASTER` or
+    /// `redis-cluster://HOST,HOST`.
     ///
-    /// Before the hosts may stand `USER:PASSWORD@`, percent-encoded; behind one, a path with the number of the database;
-    /// then `?tls=true` (Sentinel and Cluster), `ca=FILE`, `cert=FILE` and `key=FILE` in PEM, `sentinel-user` and
-    /// `sentinel-password`, and `accept=` with any of `eviction`, `no-persistence` and `replica`, parted by commas.
+    /// `USER:PASSWORD@`, percent-encoded, may precede the hosts. A path with the database number
+    /// may follow a single host.
+    /// The query takes `tls=true` (Sentinel and Cluster), and `ca=FILE`, `cert=FILE` and `key=FILE`
+    /// in PEM.
+    /// It also takes `sentinel-user` and `sentinel-password`.
+    /// `accept=` takes any of `eviction`, `no-persistence` and `replica`, separated by commas.
     ///
     /// # Errors
     ///
-    /// One line that says the mend, and never a password.
+    /// Returns one line that names the fix and never contains a password.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let (scheme, rest) = url.split_once("://").ok_or("is no URL; write redis://HOST:PORT")?;
+        let (scheme, rest) = url.split_once("://").ok_or("is not a URL; write redis://HOST:PORT")?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (who, places) = rest.rsplit_once('@').unwrap_or(("", rest));
         let (hosts, path) = places.split_once('/').unwrap_or((places, ""));
@@ -89,7 +93,9 @@ impl Options {
             "redis-sentinel" => {
                 let master = path.split('/').next().unwrap_or_default();
                 if master.is_empty() {
-                    return Err("does not name the master; write redis-sentinel://HOST:26379,HOST:26379/MASTER".into());
+                    return Err(
+                        "does not name the Sentinel master; write redis-sentinel://HOST:26379,HOST:26379/MASTER".into(),
+                    );
                 }
                 Kind::Sentinel {
                     master: decoded(master)?,
@@ -100,7 +106,7 @@ impl Options {
             "redis-cluster" => Kind::Cluster,
             other => {
                 return Err(format!(
-                    "{other:?} is no kind of Redis; write redis://, rediss://, redis-sentinel:// or redis-cluster://"
+                    "{other:?} is not a scheme of Redis; write redis://, rediss://, redis-sentinel:// or redis-cluster://"
                 ));
             }
         };
@@ -114,7 +120,7 @@ impl Options {
                 .parse()
                 .ok()
                 .filter(|db| (0..=0xffff).contains(db))
-                .ok_or_else(|| format!("{db:?} is no number of a database; write /0, or leave it out"))?,
+                .ok_or_else(|| format!("{db:?} is not a database number; write /0, or leave it out"))?,
         };
         if kind == Kind::Cluster && db != 0 {
             return Err("names a database, and a cluster has only one; leave the number out".into());
@@ -125,24 +131,28 @@ impl Options {
             return Err("names certificates without TLS; write rediss://, or add tls=true".into());
         }
         if query.files.cert.is_some() != query.files.key.is_some() {
-            return Err("names one of cert and key; a client's certificate takes both".into());
+            return Err("names only one of cert and key; a client certificate requires both".into());
         }
         let tls = wants_tls.then_some(query.files);
         let timeout = Duration::from_millis(1800);
-        Ok(Self { kind, hosts, user, password, db, tls, accepts: query.accepts, timeout, within_max: WITHIN_MAX })
+        Ok(Self { kind, hosts, user, password, db, tls, accepted: query.accepted, timeout, inline_max: INLINE_MAX })
     }
 
-    /// How long one operation may take, connecting and trying again included. 1.8 s unless it is said. A server that hangs is
-    /// found out by whoever watches it, once a second, so what was sent to one may end some seconds later than that.
+    /// Sets the timeout of one operation, including connecting and retries. The default is 1.8 s.
+    ///
+    /// A server that hangs is detected by the health check once a second.
+    /// So a command that was sent to one may fail some seconds later than the timeout.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Answers of up to so many bytes stand within their record, which one command replays; larger ones in a key of their own.
-    /// 16 KiB unless it is said.
-    pub fn answers_within(mut self, bytes: usize) -> Self {
-        self.within_max = bytes;
+    /// Sets the size in bytes up to which a response is stored inline, in its record. The default
+    /// is 16 KiB.
+    ///
+    /// One command replays an inline response; a larger one is external and has a key of its own.
+    pub fn max_inline_response(mut self, bytes: usize) -> Self {
+        self.inline_max = bytes;
         self
     }
 
@@ -156,7 +166,7 @@ impl Options {
     }
 }
 
-/// Without user and password: for logs.
+/// Formats the URL without user and password, for logs.
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts: Vec<String> = self.hosts.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
@@ -178,7 +188,7 @@ impl fmt::Debug for Options {
 struct Query {
     tls: bool,
     files: Tls,
-    accepts: Accepts,
+    accepted: AcceptedRisks,
     sentinel_user: Option<String>,
     sentinel_password: Option<String>,
 }
@@ -204,9 +214,9 @@ impl Query {
                 "accept" => {
                     for accepted in value.split(',').filter(|word| !word.is_empty()) {
                         match accepted {
-                            "eviction" => query.accepts.eviction = true,
-                            "no-persistence" => query.accepts.no_persistence = true,
-                            "replica" => query.accepts.replica = true,
+                            "eviction" => query.accepted.eviction = true,
+                            "no-persistence" => query.accepted.no_persistence = true,
+                            "replica" => query.accepted.replica = true,
                             other => {
                                 return Err(format!(
                                     "{other:?} cannot be accepted; write accept=eviction, no-persistence or replica"
@@ -215,7 +225,7 @@ impl Query {
                         }
                     }
                 }
-                other => return Err(format!("{other:?} is not known behind the question mark; {KNOWS}")),
+                other => return Err(format!("{other:?} is not a known query parameter; {KNOWS}")),
             }
         }
         Ok(query)
@@ -223,7 +233,7 @@ impl Query {
 }
 
 fn host_and_port(text: &str, port: u16) -> Result<(String, u16), String> {
-    let invalid = || format!("{text:?} is no host; write HOST:PORT");
+    let invalid = || format!("{text:?} is not a host; write HOST:PORT");
     let (host, digits) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, rest) = rest.split_once(']').ok_or_else(invalid)?;
@@ -251,7 +261,7 @@ fn some(text: &str) -> Result<Option<String>, String> {
     Ok((!text.is_empty()).then_some(text))
 }
 
-/// Percent-decoded. The text may be a password, so it is not repeated.
+/// Decodes percent-encoded text. The text may be a password, so errors do not repeat it.
 fn decoded(text: &str) -> Result<String, String> {
     let invalid = || "has a % that begins no byte; write %25 for a percent sign".to_owned();
     let mut bytes = Vec::with_capacity(text.len());
@@ -274,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_part_is_read() {
+    fn url_parts_are_parsed() {
         let options = Options::parse("rediss://us%40er:p%3Aw@[::1]:7000/3?ca=a.pem&cert=b.pem&key=c%20d.pem").unwrap();
         assert_eq!((options.user.as_deref(), options.password.as_deref()), (Some("us@er"), Some("p:w")));
         assert_eq!((options.hosts.as_slice(), options.db), (&[("::1".to_owned(), 7000)][..], 3));
@@ -284,13 +294,13 @@ mod tests {
 
         let options = Options::parse("redis-cluster://a,b:1?accept=eviction,no-persistence&tls=true").unwrap();
         assert_eq!(options.hosts, [("a".to_owned(), 6379), ("b".to_owned(), 1)]);
-        assert_eq!(options.accepts, Accepts { eviction: true, no_persistence: true, replica: false });
+        assert_eq!(options.accepted, AcceptedRisks { eviction: true, no_persistence: true, replica: false });
         assert!(options.tls.is_some());
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_the_password() {
-        for (url, mend) in [
+    fn invalid_url_is_reported_without_the_password() {
+        for (url, fix) in [
             ("redis", "redis://HOST"),
             ("redis://", "HOST:PORT"),
             ("redis://a,b", "redis-sentinel://"),
@@ -302,12 +312,12 @@ mod tests {
             ("redis://me@a", "USER:PASSWORD@"),
             ("redis://:geheim%zz@a", "%25"),
             ("redis://:geheim@a?ca=x", "rediss://"),
-            ("rediss://a?cert=x", "takes both"),
+            ("rediss://a?cert=x", "requires both"),
             ("redis://:geheim@a?accept=all", "accept=eviction"),
             ("redis://:geheim@a?pool=9", "sentinel-password"),
         ] {
             let error = Options::parse(url).unwrap_err();
-            assert!(error.contains(mend) && !error.contains("geheim"), "{url}: {error}");
+            assert!(error.contains(fix) && !error.contains("geheim"), "{url}: {error}");
             assert_eq!(error.lines().count(), 1);
         }
     }

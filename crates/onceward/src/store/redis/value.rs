@@ -1,11 +1,15 @@
-//! What stands in a key: `attempt (16 bytes) · stage (1 byte) · record`, and a small answer with it.
+//! Layout of a record's value: `attempt (16 bytes) · phase (1 byte) · record`, plus an inline
+//! response.
 //!
-//! The first 17 bytes are the version, so that a script compares them without knowing more. Of a completed record the
-//! record is what is left once its answer is gone: a tombstone. The answer stands
+//! The first 17 bytes are the version, so that a script compares them without knowing more.
+//! The record of a completed request is what remains without its response: a tombstone.
+//! The response is
 //!
-//! - **within**, if it is small: stage 6 · when its retention ends, in ms by the server's clock (8 bytes) · the record's
-//!   length (4 bytes) · record · answer. One command replays it. A script takes it out when its time is over;
-//! - **beside**, in a key of its own that ends with retention, so that what is large takes memory no longer than promised.
+//! - **inline** if it is small: phase 6 · end of its retention in ms by the server's clock (8
+//!   bytes) · the record's length (4 bytes) · record · response. One command replays it. A script
+//!   removes it once retention has ended.
+//! - **external** otherwise: in a key of its own, which expires with retention, so that a large
+//!   response takes no memory afterwards.
 
 use std::time::Duration;
 
@@ -16,76 +20,80 @@ use crate::record::{Executed, Found, Kept, Phase, Record, Version};
 use crate::secret::{RecordId, hex_digits};
 use crate::store::Error;
 
-/// What a claim and an `unknown` get as their time, so that the server can tell their age: a hundred years. It ends neither.
+/// TTL of claims and `unknown` records, a hundred years: it ends neither, and lets the server
+/// report their age.
 pub(super) const FOREVER: Duration = Duration::from_secs(36_525 * 86_400);
 
 pub(super) const VERSION_BYTES: usize = 17;
 
-/// The bytes of what is completed; the other stages' are the codec's. The scripts know 2, 5 and 6.
-const BESIDE: u8 = 2;
+/// Phase bytes of completed records; those of other phases are the codec's. The scripts know 2, 5
+/// and 6.
+const EXTERNAL: u8 = 2;
 const TOMBSTONE: u8 = 5;
-const WITHIN: u8 = 6;
+const INLINE: u8 = 6;
 
-/// Where the record begins that has its answer within.
-const WITHIN_HEAD: usize = VERSION_BYTES + 8 + 4;
+/// Offset of the record in a value with an inline response.
+const INLINE_HEADER_BYTES: usize = VERSION_BYTES + 8 + 4;
 
-const BEGIN: &[u8] = b"onceward:{";
+const KEY_PREFIX: &[u8] = b"onceward:{";
 
-const ANSWER: &[u8] = b":answer";
+const RESPONSE_SUFFIX: &[u8] = b":answer";
 
-pub(super) const KEY_BYTES: usize = BEGIN.len() + 64 + 1;
+pub(super) const KEY_BYTES: usize = KEY_PREFIX.len() + 64 + 1;
 
-const ANSWER_KEY_BYTES: usize = KEY_BYTES + ANSWER.len();
+const RESPONSE_KEY_BYTES: usize = KEY_BYTES + RESPONSE_SUFFIX.len();
 
-/// What a record takes without an answer, in bytes, unless its fingerprint takes many headers.
+/// Typical size in bytes of a record without its response; many fingerprinted headers make it
+/// larger.
 const RECORD_TYPICAL: usize = 224;
 
-/// A record as it is sent.
-pub(super) struct Sent {
-    /// The record's key gets this …
+/// Record encoded for sending.
+pub(super) struct EncodedRecord {
+    /// Value of the record's key.
     pub(super) record: Vec<u8>,
-    /// … for so many ms.
+    /// TTL of the record's key, in ms.
     pub(super) record_ms: u64,
-    /// The answer's key gets this, empty for none …
-    pub(super) answer: Vec<u8>,
-    /// … for so many ms.
-    pub(super) answer_ms: u64,
+    /// Value of the external response's key; empty if there is none.
+    pub(super) response: Vec<u8>,
+    /// TTL of the external response's key, in ms.
+    pub(super) response_ms: u64,
 }
 
-impl Sent {
-    /// An answer of at most `within_max` bytes stands within its record, if it is known what time it is there, in ms.
-    pub(super) fn new(id: &RecordId, record: &Record, within_max: usize, now_ms: impl FnOnce() -> Option<u64>) -> Self {
+impl EncodedRecord {
+    /// Encodes a record. A response of up to `inline_max` bytes is inline, provided that the
+    /// server's clock is known.
+    pub(super) fn new(id: &RecordId, record: &Record, inline_max: usize, now_ms: impl FnOnce() -> Option<u64>) -> Self {
         let mut begin = Vec::with_capacity(RECORD_TYPICAL);
         begin.extend_from_slice(&version(record.version()));
-        let mut sent = Self { record: begin, record_ms: ms(lasts(record)), answer: Vec::new(), answer_ms: 0 };
+        let mut sent = Self { record: begin, record_ms: ms(key_ttl(record)), response: Vec::new(), response_ms: 0 };
         let Phase::Completed { print, kept, retention, tombstone } = &record.phase else {
             codec::write(&mut sent.record, id, record);
             return sent;
         };
         let phase = Phase::Tombstone { print: print.clone(), executed: Executed::Yes, keep: *tombstone };
         let left = Record { key_hash: record.key_hash, attempt: record.attempt, phase };
-        match if size(kept) <= within_max { now_ms() } else { None } {
+        match if size(kept) <= inline_max { now_ms() } else { None } {
             Some(now_ms) => {
                 sent.record.reserve(RECORD_TYPICAL + size(kept));
-                sent.record[VERSION_BYTES - 1] = WITHIN;
+                sent.record[VERSION_BYTES - 1] = INLINE;
                 sent.record.extend_from_slice(&now_ms.saturating_add(ms(*retention)).to_be_bytes());
                 sent.record.extend_from_slice(&[0; 4]);
                 codec::write(&mut sent.record, id, &left);
-                let length = u32::try_from(sent.record.len() - WITHIN_HEAD).unwrap_or(u32::MAX);
-                sent.record[WITHIN_HEAD - 4..WITHIN_HEAD].copy_from_slice(&length.to_be_bytes());
+                let length = u32::try_from(sent.record.len() - INLINE_HEADER_BYTES).unwrap_or(u32::MAX);
+                sent.record[INLINE_HEADER_BYTES - 4..INLINE_HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
                 codec::write_answer(&mut sent.record, id, record);
             }
             None => {
                 codec::write(&mut sent.record, id, &left);
-                codec::write_answer(&mut sent.answer, id, record);
-                sent.answer_ms = ms(*retention);
+                codec::write_answer(&mut sent.response, id, record);
+                sent.response_ms = ms(*retention);
             }
         }
         sent
     }
 }
 
-/// The version's bytes.
+/// Returns the bytes of a version.
 pub(super) fn version(version: Version) -> [u8; VERSION_BYTES] {
     let mut bytes = [0; VERSION_BYTES];
     bytes[..16].copy_from_slice(&version.attempt.0);
@@ -93,128 +101,133 @@ pub(super) fn version(version: Version) -> [u8; VERSION_BYTES] {
     bytes
 }
 
-/// The key of a record, `onceward:{HASH}`; the braces keep its answer in the same slot.
+/// Returns the key of a record, `onceward:{HASH}`. The braces keep its external response in the
+/// same slot.
 pub(super) fn record_key(id: &RecordId) -> [u8; KEY_BYTES] {
     let mut key = [b'}'; KEY_BYTES];
-    key[..BEGIN.len()].copy_from_slice(BEGIN);
-    for (digits, byte) in key[BEGIN.len()..].as_chunks_mut().0.iter_mut().zip(id.0) {
+    key[..KEY_PREFIX.len()].copy_from_slice(KEY_PREFIX);
+    for (digits, byte) in key[KEY_PREFIX.len()..].as_chunks_mut().0.iter_mut().zip(id.0) {
         *digits = hex_digits(byte);
     }
     key
 }
 
-/// The key of its answer, if that stands beside it. The scripts know it too.
-pub(super) fn answer_key(id: &RecordId) -> [u8; ANSWER_KEY_BYTES] {
-    answer_of(&record_key(id))
+/// Returns the key of the record's external response. The scripts build it too.
+pub(super) fn response_key(id: &RecordId) -> [u8; RESPONSE_KEY_BYTES] {
+    response_key_of(&record_key(id))
 }
 
-/// The same, of the record with this key.
-pub(super) fn answer_of(record_key: &[u8; KEY_BYTES]) -> [u8; ANSWER_KEY_BYTES] {
-    let mut key = [0; ANSWER_KEY_BYTES];
+/// Returns the key of the external response, from the record's key.
+pub(super) fn response_key_of(record_key: &[u8; KEY_BYTES]) -> [u8; RESPONSE_KEY_BYTES] {
+    let mut key = [0; RESPONSE_KEY_BYTES];
     key[..KEY_BYTES].copy_from_slice(record_key);
-    key[KEY_BYTES..].copy_from_slice(ANSWER);
+    key[KEY_BYTES..].copy_from_slice(RESPONSE_SUFFIX);
     key
 }
 
-/// Whether one whose version ends so has an answer, or had one.
-pub(super) fn has_had_answer(stage: u8) -> bool {
-    matches!(stage, BESIDE | TOMBSTONE)
+/// Returns true if a record whose version ends in this phase byte has, or had, an external
+/// response.
+pub(super) fn may_have_response(stage: u8) -> bool {
+    matches!(stage, EXTERNAL | TOMBSTONE)
 }
 
-/// What the first bytes of a record's key say, which are all that is asked of many at once.
+/// First bytes of a record's value, which are enough for a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Head {
+pub(super) enum RecordHeader {
     InFlight,
-    /// With its answer within, until so many ms by the server's clock.
-    Within(u64),
-    /// With its answer beside it.
-    Beside,
+    /// Completed, with an inline response that expires at this time in ms, by the server's clock.
+    Inline(u64),
+    /// Completed, with an external response.
+    External,
     Other,
 }
 
-impl Head {
-    /// How many bytes tell it.
+impl RecordHeader {
+    /// Length of the header.
     pub(super) const BYTES: usize = VERSION_BYTES + 8;
 
     pub(super) fn of(bytes: &[u8]) -> Self {
         match bytes.get(VERSION_BYTES - 1) {
             Some(1) => Self::InFlight,
-            Some(&WITHIN) => match bytes.get(VERSION_BYTES..Self::BYTES).and_then(|ends| ends.try_into().ok()) {
-                Some(ends) => Self::Within(u64::from_be_bytes(ends)),
+            Some(&INLINE) => match bytes.get(VERSION_BYTES..Self::BYTES).and_then(|ends| ends.try_into().ok()) {
+                Some(ends) => Self::Inline(u64::from_be_bytes(ends)),
                 None => Self::Other,
             },
-            Some(&BESIDE) => Self::Beside,
+            Some(&EXTERNAL) => Self::External,
             _ => Self::Other,
         }
     }
 }
 
-/// What stands in a record's key.
-pub(super) struct There {
+/// Record and inline response decoded from a record's value.
+pub(super) struct DecodedRecord {
     pub(super) record: Record,
-    /// What stands within.
-    answer: Option<Bytes>,
+    /// Inline response.
+    response: Option<Bytes>,
 }
 
-impl There {
+impl DecodedRecord {
     pub(super) fn read(id: &RecordId, bytes: &Bytes) -> Result<Self, Error> {
-        let cut = || Error::unreadable("the record is shorter than it says");
+        let cut = || Error::unreadable("the Redis record is truncated");
         let stage = *bytes.get(VERSION_BYTES - 1).ok_or_else(cut)?;
-        let (record, answer) = match stage {
-            WITHIN => {
-                let length = bytes.get(WITHIN_HEAD - 4..WITHIN_HEAD).and_then(|length| length.try_into().ok());
-                let ends = WITHIN_HEAD + u32::from_be_bytes(length.ok_or_else(cut)?) as usize;
+        let (record, response) = match stage {
+            INLINE => {
+                let length =
+                    bytes.get(INLINE_HEADER_BYTES - 4..INLINE_HEADER_BYTES).and_then(|length| length.try_into().ok());
+                let ends = INLINE_HEADER_BYTES + u32::from_be_bytes(length.ok_or_else(cut)?) as usize;
                 if ends > bytes.len() {
                     return Err(cut());
                 }
-                (bytes.slice(WITHIN_HEAD..ends), Some(bytes.slice(ends..)))
+                (bytes.slice(INLINE_HEADER_BYTES..ends), Some(bytes.slice(ends..)))
             }
             _ => (bytes.slice(VERSION_BYTES..), None),
         };
         let record = codec::decode(id, &record)?;
         let says = version(record.version());
-        let is_left = matches!(stage, BESIDE | WITHIN) && matches!(record.phase, Phase::Tombstone { .. });
+        let is_left = matches!(stage, EXTERNAL | INLINE) && matches!(record.phase, Phase::Tombstone { .. });
         match says[..16] == bytes[..16] && (says[16] == stage || is_left) {
-            true => Ok(Self { record, answer }),
-            false => Err(Error::unreadable("the record is another than its version says")),
+            true => Ok(Self { record, response }),
+            false => Err(Error::unreadable("the Redis record does not match its version")),
         }
     }
 
-    /// With its answer, which is so old: that within, or the one beside it.
+    /// Adds the response, which is inline or `external`, and its age.
     pub(super) fn completed(
         self,
         id: &RecordId,
-        beside: Option<&Bytes>,
+        external: Option<&Bytes>,
         age: impl FnOnce(&Record) -> Duration,
     ) -> Result<Found, Error> {
-        let answer = self.answer.as_ref().or(beside).ok_or_else(|| Error::unreadable("the answer is missing"))?;
-        let record = codec::decode_answer(id, answer, &self.record)?;
+        let response =
+            self.response.as_ref().or(external).ok_or_else(|| Error::unreadable("the stored response is missing"))?;
+        let record = codec::decode_answer(id, response, &self.record)?;
         let age = age(&record);
         Ok(Found { record: Box::new(record), age, holder_gone: false })
     }
 
-    /// As it is where so much of its key's time is left, and whether its answer is still to be had.
+    /// Builds the record as stored, given the remaining TTL of its key and whether its response is
+    /// available.
     pub(super) fn found(
         self,
         id: &RecordId,
         left: Duration,
         is_kept: bool,
-        beside: Option<&Bytes>,
+        external: Option<&Bytes>,
     ) -> Result<Found, Error> {
         if is_kept {
-            return self.completed(id, beside, |record| lasts(record).saturating_sub(left));
+            return self.completed(id, external, |record| key_ttl(record).saturating_sub(left));
         }
         let age = match &self.record.phase {
-            // Of an answer whose time is over: since then.
+            // Of an expired response, the age counts from its expiry.
             Phase::Tombstone { keep, .. } => keep.saturating_sub(left),
-            _ => lasts(&self.record).saturating_sub(left),
+            _ => key_ttl(&self.record).saturating_sub(left),
         };
         Ok(Found { record: Box::new(self.record), age, holder_gone: false })
     }
 }
 
-/// How long the record's key stays from its write on.
-fn lasts(record: &Record) -> Duration {
+/// Returns the TTL of the record's key, from its write.
+fn key_ttl(record: &Record) -> Duration {
     match &record.phase {
         Phase::InFlight { .. } | Phase::Unknown { .. } => FOREVER,
         Phase::Completed { retention, tombstone, .. } => retention.saturating_add(*tombstone).min(FOREVER),
@@ -222,7 +235,7 @@ fn lasts(record: &Record) -> Duration {
     }
 }
 
-/// About how many bytes an answer takes.
+/// Returns the approximate size of a response in bytes.
 fn size(kept: &Kept) -> usize {
     match kept {
         Kept::Whole(reply) => {
@@ -233,7 +246,26 @@ fn size(kept: &Kept) -> usize {
     }
 }
 
-/// At least one: the server takes no zero.
+/// Converts to ms, at least one, since the server rejects zero.
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.min(FOREVER).as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::redis::{UNKNOWN, sweep_index};
+
+    #[test]
+    fn key_names_do_not_change() {
+        let id = RecordId([0xab; 32]);
+        let record = format!("onceward:{{{}}}", "ab".repeat(32));
+        assert_eq!(record_key(&id), *record.as_bytes());
+        assert_eq!(response_key(&id), *format!("{record}:answer").as_bytes());
+        assert_eq!([EXTERNAL, TOMBSTONE, INLINE], [2, 5, 6]);
+        assert_eq!(
+            [sweep_index::BEGAN, sweep_index::CLAIMS, sweep_index::ENDS, UNKNOWN],
+            ["onceward:began", "onceward:claims", "onceward:ends", "onceward:unknown"]
+        );
+    }
 }

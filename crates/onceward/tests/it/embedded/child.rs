@@ -1,4 +1,4 @@
-//! Another process: this very binary, told by its environment what to do.
+//! Another process: this test binary, with its part in an environment variable.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{disk, full, kill, open};
 const PLAY: &str = "ONCEWARD_TEST_PLAY";
 const FOLDER: &str = "ONCEWARD_TEST_FOLDER";
 
-/// Plays a part if this process was started for one. As a test of this process it has nothing to say.
+/// Runs a part if this process was started for one. Otherwise does nothing.
 #[test]
 fn play() {
     let (Ok(part), Ok(folder)) = (std::env::var(PLAY), std::env::var(FOLDER)) else { return };
@@ -27,20 +27,21 @@ fn play() {
     });
 }
 
-/// Tells the parent a line, at once.
+/// Sends a line to the parent, flushed.
 pub(super) fn tell(line: &str) {
-    // In one write, which a kill does not cut; and beneath the test harness, which would keep it.
+    // In a single write, which a kill does not split, and not through the test harness, which would
+    // capture it.
     std::io::stdout().write_all(format!("> {line}\n").as_bytes()).expect("the parent listens");
     std::io::stdout().flush().expect("the parent listens");
 }
 
-/// Waits until the parent says something.
+/// Waits for a line from the parent.
 pub(super) fn wait_for_parent() {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).expect("the parent speaks");
 }
 
-/// A process that plays a part.
+/// Process that runs a part.
 pub(super) struct Play {
     pub(super) process: Child,
     input: ChildStdin,
@@ -53,7 +54,7 @@ impl Play {
         Self::start_by(binary, part, folder, environment)
     }
 
-    /// With mounts of its own, which end with it and which nobody else sees.
+    /// Starts the process with mounts of its own, which end with it and which only it sees.
     #[cfg(target_os = "linux")]
     pub(super) fn start_with_mounts(part: &str, folder: &Path) -> Self {
         use std::os::unix::fs::MetadataExt;
@@ -78,44 +79,44 @@ impl Play {
         Self { process, input, lines }
     }
 
-    /// What it tells next; `None` once it has ended.
+    /// Returns its next line; `None` once it has ended.
     pub(super) fn hear(&mut self) -> Option<String> {
         self.lines.by_ref().map_while(Result::ok).find_map(|line| {
-            // The harness writes the name of the test without a line's end before the first.
+            // The harness writes the name of the test, without a newline, before the first line.
             line.split_once("> ").map(|(_, told)| told.to_owned())
         })
     }
 
-    /// Hears all up to a line, and that one.
+    /// Reads lines up to and including this one.
     pub(super) fn hear_of(&mut self, line: &str) {
         while let Some(heard) = self.hear() {
             if heard == line {
                 return;
             }
         }
-        panic!("it ended, and never told {line:?}");
+        panic!("the process ended without reporting {line:?}");
     }
 
     pub(super) fn say(&mut self) {
         self.input.write_all(b"go\n").expect("it listens");
     }
 
-    /// As `kill -9` does.
+    /// Kills it as `kill -9` does.
     pub(super) fn kill(&mut self) {
         self.process.kill().expect("it runs");
     }
 
-    /// Waits for it to end well.
+    /// Waits until it ends successfully.
     pub(super) fn end(mut self) {
         while self.hear().is_some() {}
         assert!(self.process.wait().expect("it ends").success(), "it failed");
     }
 }
 
-/// Of a test that fails, nothing goes on.
+/// Kills the process if the test fails.
 impl Drop for Play {
     fn drop(&mut self) {
-        // It may have ended long since.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,4 +1,5 @@
-//! A disk that fails, or that takes its time: the kernel's answers are changed below the engine, in another process.
+//! Failing or slow disks: a preloaded library changes the results of system calls in another
+//! process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use onceward::store::{Applied, EmbeddedStore, Replaced, Store};
 use super::child::{Play, tell, wait_for_parent};
 use super::{claim, completed, id, released};
 
-/// Builds what is to be preloaded. A C compiler is there: Rust links by it.
+/// Builds the library to preload. A C compiler is present, since Rust links with it.
 fn faults(folder: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/embedded/faults.c");
     let library = folder.join("faults.so");
@@ -25,7 +26,7 @@ fn set_fault(letter: &str) {
     fs::write(path, letter).expect("a temporary file");
 }
 
-/// The part of the other process: it looks for what is not durable yet.
+/// Runs in the other process: reads records that are not yet durable.
 pub(super) async fn hold_a_sync(folder: &Path) {
     let store = Arc::new(EmbeddedStore::open(folder).expect("nobody has it"));
     store.insert(&id(1), &claim(1)).await.expect("it is written");
@@ -42,7 +43,7 @@ pub(super) async fn hold_a_sync(folder: &Path) {
         }
     });
     tokio::select! {
-        // The parent has heard that the sync is held.
+        // The parent has been notified that the sync is held.
         () = async { tokio::task::spawn_blocking(wait_for_parent).await.expect("the parent speaks") } => {}
         _ = &mut writes => {
             tell("it was acknowledged, and nothing was synced");
@@ -65,7 +66,7 @@ pub(super) async fn hold_a_sync(folder: &Path) {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn what_is_not_durable_yet_is_not_found() {
+async fn write_is_invisible_until_durable() {
     let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let library = faults(scratch.path());
     let control = scratch.path().join("control");
@@ -78,7 +79,7 @@ async fn what_is_not_durable_yet_is_not_found() {
     other.end();
 }
 
-/// The part of the other process: its disk fails under many who wait.
+/// Runs in the other process: the disk fails under concurrent writes.
 pub(super) async fn fail(folder: &Path) {
     let store = Arc::new(EmbeddedStore::open(folder).expect("nobody has it"));
     store.insert(&id(1), &completed(1, 100)).await.expect("it is written");
@@ -91,12 +92,13 @@ pub(super) async fn fail(folder: &Path) {
     let mut unknown = 0;
     for waiting in waiting.collect::<Vec<_>>() {
         let error = waiting.await.expect("it ends");
-        // Of those that were on their way nobody can tell; the others were not begun.
+        // Writes in flight may have been applied; the others were not started.
         unknown += u32::from(error.applied() == Applied::Unknown);
     }
-    assert!(unknown > 0, "nobody was told that it may be there");
+    assert!(unknown > 0, "no write was reported as possibly applied");
 
-    // The disk is well again, and that proves nothing: nothing is written until it is opened anew.
+    // The disk works again, which proves nothing: no write is accepted until the store is opened
+    // again.
     set_fault("");
     let errors = [
         store.insert(&id(3), &claim(3)).await.expect_err("refused"),
@@ -109,7 +111,7 @@ pub(super) async fn fail(folder: &Path) {
         assert!(error.to_string().contains("takes no writes until it is opened again"), "{error}");
         assert!(error.to_string().contains(&folder.display().to_string()), "{error}");
     }
-    // What was durable before is still told.
+    // Durable records are still returned.
     let found = store.get(&id(1)).await.expect("it is read").expect("it was acknowledged");
     assert!(*found.record == completed(1, 100));
     let found = store.insert(&id(1), &claim(9)).await.expect("it is read").expect("it was acknowledged");
@@ -119,7 +121,8 @@ pub(super) async fn fail(folder: &Path) {
         assert_eq!(store.get(&id(n)).await.expect("it is read"), None, "what failed was shown");
     }
     drop(store);
-    // Opened anew, it goes on. What failed may be there: nobody was told that it is not.
+    // Once opened again, it works. Failed writes may be present: their outcome was reported as
+    // unknown.
     let store = EmbeddedStore::open(folder).expect("the disk is well");
     assert!(*store.get(&id(1)).await.expect("it is read").expect("it was acknowledged").record == completed(1, 100));
     for n in 100..150 {
@@ -144,12 +147,12 @@ async fn after_a_failure_nothing_is_written_until_it_is_opened_again(fault: &str
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn after_a_failed_sync_nothing_is_written_until_it_is_opened_again() {
+async fn failed_sync_rejects_writes_until_reopened() {
     after_a_failure_nothing_is_written_until_it_is_opened_again("s").await;
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn after_a_full_disk_nothing_is_written_until_it_is_opened_again() {
+async fn full_disk_error_rejects_writes_until_reopened() {
     after_a_failure_nothing_is_written_until_it_is_opened_again("w").await;
 }

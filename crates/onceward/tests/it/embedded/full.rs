@@ -1,4 +1,4 @@
-//! A disk that is really full: a small file system of its own, in a process that alone sees it.
+//! A disk that is really full: a small file system in a mount namespace of its own.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,10 +10,10 @@ use onceward::store::{Applied, EmbeddedStore, Error, Replaced, Store};
 use super::child::{Play, tell};
 use super::{claim, completed, id};
 
-/// The engine's journal, the room that is kept for answers, what claims must leave, and some for both.
+/// Size of the disk: the engine's journal, the reserve, the limit for claims, and some for both.
 const DISK: &str = "size=260m";
 
-/// Writes until the disk takes no more.
+/// Writes until the disk is full.
 fn fill(disk: &Path) {
     let mut file = File::options().create(true).append(true).open(disk.join("filler")).expect("a file");
     for len in [1 << 20, 4096, 1] {
@@ -32,7 +32,7 @@ fn assert_refused(error: &Error, folder: &Path, what: &str) {
     assert_eq!(error.applied(), Applied::No, "{line}");
 }
 
-/// The part of the other process.
+/// Runs in the other process.
 pub(super) async fn fill_up(disk: &Path) {
     let mount = Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(disk).status();
     assert!(mount.expect("mount is there").success());
@@ -50,7 +50,7 @@ pub(super) async fn fill_up(disk: &Path) {
     }
     let replay = store.insert(&id(0), &claim(200)).await.expect("it is read").expect("it was kept");
     assert!(*replay.record == completed(0, 1 << 20));
-    // What runs renews, and is kept.
+    // Claims in flight renew and complete.
     assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.expect("there is room"), Replaced::Yes);
     for n in 1..=20 {
         let kept = store.replace(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
@@ -59,13 +59,13 @@ pub(super) async fn fill_up(disk: &Path) {
     }
     tell("answers were kept");
 
-    // Somebody takes the last of it too.
+    // The rest of the disk is used up too.
     fill(disk);
     let lost = store.replace(&id(21), claim(21).version(), &completed(21, 1 << 20)).await;
     assert_refused(&lost.expect_err("nothing is left"), &folder, "is full");
     assert_eq!(*store.get(&id(21)).await.expect("it is read").expect("it runs").record, claim(21));
     empty(disk);
-    // No byte of it was written, so that it needs no opening anew.
+    // No byte of it was written, so the store need not be opened again.
     for n in 21..=25 {
         let kept = store.replace(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
         assert_eq!(kept.expect("there is room again"), Replaced::Yes);
@@ -73,7 +73,7 @@ pub(super) async fn fill_up(disk: &Path) {
     assert_eq!(store.insert(&id(100), &claim(100)).await.expect("there is room again"), None);
     tell("it goes on");
 
-    // It starts on a full disk too, and tells what it knows.
+    // It opens on a full disk too, and returns its records.
     fill(disk);
     drop(store);
     let store = EmbeddedStore::open(&folder).expect("room was kept");
@@ -89,7 +89,7 @@ pub(super) async fn fill_up(disk: &Path) {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_full_disk_takes_no_claim_and_keeps_the_answers_of_what_runs() {
+async fn full_disk_rejects_claims_and_stores_responses_in_flight() {
     let disk = tempfile::tempdir().unwrap();
     let mut other = Play::start_with_mounts("fill up", disk.path());
     other.hear_of("answers were kept");

@@ -1,4 +1,4 @@
-//! Killed in the middle of its work, as by `kill -9`: what was acknowledged is there.
+//! Kill during writes, as by `kill -9`: acknowledged writes are present afterwards.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use onceward::store::{EmbeddedStore, Replaced, Store};
 use super::child::{Play, tell};
 use super::{claim, completed, id, released};
 
-/// How each key ends.
+/// Returns the last record of each key.
 fn end(n: u64) -> Record {
     match n % 3 {
         0 => completed(n, 20 + (n as usize * 37) % 3000),
@@ -19,7 +19,8 @@ fn end(n: u64) -> Record {
     }
 }
 
-/// The part of the other process: many tasks claim and end keys, and tell of each only when it was acknowledged.
+/// Runs in the other process: many tasks claim and complete keys, and report each write once
+/// acknowledged.
 pub(super) async fn write(folder: &Path) {
     let store = Arc::new(EmbeddedStore::open(folder).expect("nobody has it"));
     let first = store.meta("first", &0_u64.to_be_bytes()).await.expect("it is written");
@@ -50,11 +51,11 @@ pub(super) async fn write(folder: &Path) {
 }
 
 #[tokio::test]
-async fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
+async fn acknowledged_writes_survive_kill() {
     let folder = tempfile::tempdir().unwrap();
-    // By key, how far it was acknowledged: claimed, ended, removed.
+    // Acknowledged progress by key: claimed, ended, removed.
     let mut acknowledged: HashMap<u64, u8> = HashMap::new();
-    // At another moment each time, and over what the times before left.
+    // Each time at another moment, on the data of the previous rounds.
     for wanted in [1, 2, 10, 60, 200, 333, 500, 700] {
         let mut other = Play::start("write", folder.path(), &[]);
         let mut heard = 0;
@@ -65,7 +66,7 @@ async fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
             heard += 1;
             if heard == wanted {
                 other.kill();
-                // What it told before it died is heard to the end.
+                // Its last reports are read to the end.
             }
         }
         other.process.wait().unwrap();
@@ -80,20 +81,21 @@ async fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
                 (0, Some(found)) => *found == claim(*n) || *found == end(*n),
                 (0, None) => false,
                 (1, Some(found)) => *found == end(*n),
-                // The next step was taken, and nobody was told of it any more.
+                // The next write was applied, and not reported any more.
                 (1, None) => removed,
                 (_, found) => found.is_none(),
             };
             assert!(is_right, "after {heard}: {n}, acknowledged up to {step}, is {:?}", found.map(|it| it.version()));
             in_flight += u64::from(found.is_some_and(|found| found.phase.stage() == Stage::InFlight));
         }
-        // What was written and not told of counts too, so there may be more.
+        // Writes that were not reported count too, so there may be more.
         let census = store.census().await.unwrap();
         assert!(census.in_flight >= in_flight);
         let lost = store.due(100_000).await.unwrap();
         assert!(lost.iter().all(|(_, found)| found.holder_gone));
         assert_eq!(lost.len() as u64, census.in_flight, "each claim that is left is lost");
-        // Settled, so that the next time begins without them; what nobody heard of is settled too.
+        // Settled, so that the next round begins without them; including writes that were not
+        // reported.
         for (id, found) in lost {
             assert!(store.remove(&id, found.record.version()).await.unwrap());
         }

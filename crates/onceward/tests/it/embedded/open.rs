@@ -1,4 +1,4 @@
-//! Whose folder it is, and what keeps it from being opened.
+//! Opening: exclusive use of the data directory, and errors that prevent it.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn assert_one_clear_line(error: &Error, folder: &Path, what: &str) {
     assert_eq!(error.applied(), Applied::No);
 }
 
-/// The part of the other process: it has the folder open until it is killed.
+/// Runs in the other process: keeps the directory open until it is killed.
 pub(super) fn hold(folder: &Path) {
     let store = EmbeddedStore::open(folder).expect("nobody has it");
     tell("open");
@@ -28,7 +28,7 @@ pub(super) fn hold(folder: &Path) {
 }
 
 #[tokio::test]
-async fn a_second_process_is_refused_until_the_first_is_gone() {
+async fn second_process_is_rejected_until_the_first_ends() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = Play::start("hold", folder.path(), &[]);
     other.hear_of("open");
@@ -44,14 +44,14 @@ async fn a_second_process_is_refused_until_the_first_is_gone() {
     EmbeddedStore::open(folder.path()).unwrap_err();
     other.say();
     other.hear_of("closed");
-    // Nor does one that lives and has closed it.
+    // Nor does a live one that has closed it.
     drop(EmbeddedStore::open(folder.path()).unwrap());
     other.say();
     other.end();
 }
 
 #[tokio::test]
-async fn a_second_opening_in_the_same_process_is_refused() {
+async fn second_open_in_one_process_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
     for _ in 0..3 {
@@ -64,14 +64,14 @@ async fn a_second_opening_in_the_same_process_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_queued_is_written_before_it_closes() {
+async fn queued_writes_are_written_before_close() {
     let folder = tempfile::tempdir().unwrap();
     for round in 0..10 {
         let store = EmbeddedStore::open(folder.path()).unwrap();
         for n in 0..round {
             assert!(store.get(&id(n)).await.unwrap().is_some(), "{n} in round {round}");
         }
-        // Given up by who asked, and taken by the store.
+        // Cancelled by the caller, and accepted by the store.
         let (key, record) = (id(round), claim(round));
         let mut insert = store.insert(&key, &record);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -82,14 +82,14 @@ async fn what_is_queued_is_written_before_it_closes() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn newer_schema_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedStore::open(folder.path()).unwrap());
     let mark = folder.path().join("onceward");
     let ours = fs::read(&mark).unwrap();
     let mut newer = ours.clone();
     newer[11] += 1;
-    // What follows a newer schema is its own affair.
+    // The rest of a newer schema is unknown.
     newer.extend_from_slice(b"and more");
     fs::write(&mark, newer).unwrap();
     let error = EmbeddedStore::open(folder.path()).unwrap_err();
@@ -99,7 +99,7 @@ async fn a_newer_schema_is_refused() {
 }
 
 #[test]
-fn a_folder_that_holds_something_else_is_refused_and_left_as_it_is() {
+fn foreign_directory_is_rejected_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("letters.txt"), "dear").unwrap();
     let error = EmbeddedStore::open(folder.path()).unwrap_err();
@@ -109,26 +109,26 @@ fn a_folder_that_holds_something_else_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_file_is_not_a_folder() {
+fn file_is_rejected_as_data_dir() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    assert_one_clear_line(&EmbeddedStore::open(&file).unwrap_err(), &file, "is not a folder");
+    assert_one_clear_line(&EmbeddedStore::open(&file).unwrap_err(), &file, "is not a directory");
     let below = file.join("keys");
     assert_one_clear_line(&EmbeddedStore::open(&below).unwrap_err(), &below, "cannot be created");
 }
 
-/// The kernel's folder takes nobody's files, not even those of root, whom permissions do not bind.
+/// `/proc` rejects new files, even for root, who ignores permissions.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_folder_that_cannot_be_written_is_refused() {
+fn unwritable_directory_is_rejected() {
     let folder = Path::new("/proc/self/onceward");
     assert_one_clear_line(&EmbeddedStore::open(folder).unwrap_err(), folder, "cannot be created");
 }
 
 #[cfg(unix)]
 #[test]
-fn nobody_else_may_look_into_it() {
+fn data_dir_is_private_to_its_owner() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/b");
@@ -136,19 +136,19 @@ fn nobody_else_may_look_into_it() {
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
-/// Dying while the folder is made, at each step of it, leaves a folder that the next start makes whole.
+/// A crash at any step of creating the directory leaves one that the next start completes.
 #[tokio::test]
-async fn a_creation_that_was_cut_short_is_done_again() {
+async fn interrupted_creation_is_repeated() {
     let model = tempfile::tempdir().unwrap();
     drop(EmbeddedStore::open(model.path()).unwrap());
     let head = fs::read(model.path().join("onceward")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    // Before the mark was whole.
+    // Before the head was complete.
     fs::write(at("lock"), "").unwrap();
     fs::write(at("onceward.new"), &head[..5]).unwrap();
     drop(EmbeddedStore::open(folder.path()).unwrap());
-    // Before the data were whole: the mark says that nothing was acknowledged, as it did when it was written.
+    // Before the data were complete: the head says that nothing was acknowledged.
     let mut fresh = head.clone();
     fresh[12..20].fill(0);
     let sum = blake3::hash(&fresh[..20]);
@@ -161,19 +161,19 @@ async fn a_creation_that_was_cut_short_is_done_again() {
     store.insert(&id(1), &claim(1)).await.unwrap();
     drop(store);
     assert!(!at("data.new").exists());
-    // Once something was acknowledged, nothing is made anew over it.
+    // Once something was acknowledged, missing data are an error.
     fs::rename(at("data"), at("elsewhere")).unwrap();
-    assert_one_clear_line(&EmbeddedStore::open(folder.path()).unwrap_err(), folder.path(), "its data are gone");
+    assert_one_clear_line(&EmbeddedStore::open(folder.path()).unwrap_err(), folder.path(), "its data are missing");
     fs::rename(at("elsewhere"), at("data")).unwrap();
     let head = fs::read(at("onceward")).unwrap();
     fs::remove_file(at("onceward")).unwrap();
-    assert_one_clear_line(&EmbeddedStore::open(folder.path()).unwrap_err(), folder.path(), "\"onceward\" is gone");
+    assert_one_clear_line(&EmbeddedStore::open(folder.path()).unwrap_err(), folder.path(), "\"onceward\" is missing");
     fs::write(at("onceward"), head).unwrap();
     assert!(EmbeddedStore::open(folder.path()).unwrap().get(&id(1)).await.unwrap().is_some());
 }
 
 #[tokio::test]
-async fn the_facts_are_honest() {
+async fn info_states_durability() {
     let folder = tempfile::tempdir().unwrap();
     let facts = EmbeddedStore::open(folder.path()).unwrap().facts();
     assert_eq!(facts.kind, "embedded");

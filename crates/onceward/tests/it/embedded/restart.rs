@@ -1,4 +1,4 @@
-//! What is still known after a restart, and how old it is.
+//! Records and their ages after a restart.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ async fn age(store: &EmbeddedStore, n: u64) -> Duration {
 }
 
 #[tokio::test]
-async fn all_is_there_again() {
+async fn all_records_survive_restart() {
     let folder = tempfile::tempdir().unwrap();
     let records = [
         claim(1),
@@ -56,9 +56,9 @@ async fn all_is_there_again() {
     assert_eq!((census.in_flight, census.completed, census.released, census.unknown), (1, 3, 1, 1));
 }
 
-/// No lease is waited for: whoever held it is gone for certain.
+/// No lease has to expire: the owner is certainly lost.
 #[tokio::test]
-async fn each_claim_of_an_earlier_start_is_lost_at_once() {
+async fn claims_of_earlier_boot_are_lost_immediately() {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = open(folder.path(), &clock);
@@ -86,7 +86,7 @@ async fn each_claim_of_an_earlier_start_is_lost_at_once() {
         assert!(!store.get(&id(n)).await.unwrap().unwrap().holder_gone, "{n}");
     }
     clock.advance(Duration::from_millis(10));
-    // Taken over, settled or forgotten, it is not listed any more.
+    // Taken over, settled or removed, it is not due any more.
     store.replace(&id(1), claim(1).version(), &claim(7)).await.unwrap();
     store.replace(&id(2), claim(2).version(), &record(2, Phase::Unknown { print: print() })).await.unwrap();
     assert!(store.remove(&id(3), claim(3).version()).await.unwrap());
@@ -98,10 +98,10 @@ async fn each_claim_of_an_earlier_start_is_lost_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_due_is_exact_over_restarts() {
+async fn due_times_are_exact_across_restarts() {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
-    // Due an hour apart, written in another order; one is removed, one is put off.
+    // Due an hour apart, written in another order; one is removed, one is postponed.
     for hours in [5, 2, 4, 1, 3, 6] {
         let store = open(folder.path(), &clock);
         let released = record(hours, Phase::Released { keep: MINUTE * 60 * hours as u32 });
@@ -127,7 +127,7 @@ async fn what_is_due_is_exact_over_restarts() {
 }
 
 #[tokio::test]
-async fn the_wall_clock_does_not_matter_while_it_is_open() {
+async fn wall_clock_is_ignored_while_open() {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = open(folder.path(), &clock);
@@ -143,14 +143,14 @@ async fn the_wall_clock_does_not_matter_while_it_is_open() {
 }
 
 #[tokio::test]
-async fn ages_go_on_by_the_wall_clock_over_a_restart() {
+async fn ages_continue_by_wall_clock_across_restart() {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = open(folder.path(), &clock);
     store.insert(&id(1), &completed(1, 10)).await.unwrap();
     clock.advance(MINUTE);
     drop(store);
-    // Another process, on a machine that was started anew: its monotonic clock begins again, its wall clock goes on.
+    // Another process after a reboot: its monotonic clock starts again, its wall clock continues.
     let clock = ManualClock::default();
     clock.shift_wall(10 * 60_000);
     let store = open(folder.path(), &clock);
@@ -160,9 +160,9 @@ async fn ages_go_on_by_the_wall_clock_over_a_restart() {
     assert_eq!(due(&store).await, [completed(1, 10)]);
 }
 
-/// Rather younger than older: what is too young waits, and what is too old is forgotten.
+/// Ages err on the young side: a record that seems too young waits, one that seems too old is lost.
 #[tokio::test]
-async fn a_wall_clock_that_went_back_makes_nothing_older_and_is_not_believed_later() {
+async fn wall_clock_set_back_never_increases_ages() {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = open(folder.path(), &clock);
@@ -171,7 +171,7 @@ async fn a_wall_clock_that_went_back_makes_nothing_older_and_is_not_believed_lat
     store.insert(&id(2), &completed(2, 10)).await.unwrap();
     clock.advance(MINUTE);
     drop(store);
-    // It stands a year back now: the store's time goes on from what it told last, when it was closed.
+    // It is set back by a year: the store's clock continues from the last time used before closing.
     clock.shift_wall(-365 * 86_400_000);
     let store = open(folder.path(), &clock);
     assert_eq!((age(&store, 1).await, age(&store, 2).await), (MINUTE * 2, MINUTE));
@@ -179,12 +179,12 @@ async fn a_wall_clock_that_went_back_makes_nothing_older_and_is_not_believed_lat
     clock.advance(MINUTE);
     assert_eq!(age(&store, 3).await, MINUTE);
     drop(store);
-    // Twice in a row adds up.
+    // A second restart adds up.
     clock.shift_wall(-365 * 86_400_000);
     let store = open(folder.path(), &clock);
     assert_eq!((age(&store, 1).await, age(&store, 3).await), (MINUTE * 3, MINUTE));
     drop(store);
-    // And it is right again: what was written by the wrong clock is not older than it is.
+    // It is correct again: records written under the wrong clock are not older than they are.
     clock.shift_wall(2 * 365 * 86_400_000 + 60_000);
     let store = open(folder.path(), &clock);
     assert_eq!((age(&store, 1).await, age(&store, 3).await), (MINUTE * 4, MINUTE * 2));

@@ -1,4 +1,4 @@
-//! Space that nobody needs any more goes back to the disk.
+//! Compaction: space of removed records is returned to the disk.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,14 +9,15 @@ use onceward::store::{EmbeddedStore, Store};
 
 use super::{claim, completed, id};
 
-/// What the folder takes on the disk, in MiB, besides the room for answers; a journal's is not taken before it is written.
+/// Returns the disk usage of the directory in MiB, without the reserve and preallocated journal
+/// space.
 fn megabytes(folder: &Path) -> u64 {
     let mut blocks = 0;
     for entry in fs::read_dir(folder).unwrap().flatten() {
         if entry.file_name() == "room" {
             continue;
         }
-        // The store may delete it between the two looks.
+        // The store may delete the file between the two calls.
         let Ok(metadata) = entry.metadata() else { continue };
         blocks += if metadata.is_dir() { megabytes(&entry.path()) * 2048 } else { metadata.blocks() };
     }
@@ -24,7 +25,7 @@ fn megabytes(folder: &Path) -> u64 {
 }
 
 #[tokio::test]
-async fn what_was_removed_gives_its_space_back() {
+async fn removed_records_release_disk_space() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
     let kept = completed(1000, 10_000);
@@ -37,7 +38,7 @@ async fn what_was_removed_gives_its_space_back() {
     for n in 0..160 {
         assert!(store.remove(&id(n), completed(n, 0).version()).await.unwrap());
     }
-    // A day of small work goes on meanwhile.
+    // A load of small requests continues meanwhile.
     let begun = Instant::now();
     let mut n = 2000;
     loop {

@@ -1,4 +1,4 @@
-//! What the server itself says instead of an answer, and how often that is taken: within bounds, and never for another's word.
+//! Errors of the server: they are retried within bounds, and never mistaken for another result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
-use super::records::{HEALED, answer, claim, claims_again, id};
+use super::records::{HEALED, claim, claims_again, completed, id};
 use super::{POSTGRES_15, database_of};
 
-/// Another who uses the database.
+/// Connects as another client of the database.
 pub(super) async fn another(url: &str) -> Client {
     let plain = url.split('?').next().unwrap();
     let (client, connection) = tokio_postgres::connect(plain, tokio_postgres::NoTls).await.unwrap();
@@ -20,7 +20,7 @@ pub(super) async fn another(url: &str) -> Client {
     client
 }
 
-/// Waits until a backend of the store waits for a lock.
+/// Waits until a connection of the store waits for a lock.
 pub(super) async fn until_it_waits(other: &Client) {
     let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward' \
          AND wait_event_type = 'Lock'";
@@ -30,7 +30,8 @@ pub(super) async fn until_it_waits(other: &Client) {
     }
 }
 
-/// Whether the server has counted something of this database by then: a backend tells when it has a moment.
+/// Returns true if the server has counted an event of this database in time; backends report with a
+/// delay.
 pub(super) async fn is_counted(store: &PostgresStore, other: &Client, what: &str, within: Duration) -> bool {
     let count = format!("SELECT {what}::bigint FROM pg_stat_database WHERE datname = current_database()");
     let until = Instant::now() + within;
@@ -44,10 +45,10 @@ pub(super) async fn is_counted(store: &PostgresStore, other: &Client, what: &str
 }
 
 #[tokio::test]
-async fn a_deadlock_is_tried_again() {
+async fn deadlock_is_retried() {
     let url = POSTGRES_15.database();
     let database = database_of(&url);
-    // The store finds it first, and so it is the one that gives way.
+    // The store detects the deadlock first, so it is the one that gives way.
     POSTGRES_15.sql("postgres", &format!("ALTER DATABASE {database} SET deadlock_timeout = '50ms'"));
     let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
@@ -64,16 +65,17 @@ async fn a_deadlock_is_tried_again() {
         let (key, held) = (id(n), claim(AttemptId::random()));
         store.insert(&key, &held).await.unwrap();
         other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(1)").await.unwrap();
-        let end = answer(held.attempt);
+        let end = completed(held.attempt);
         let their_end = async {
             until_it_waits(&watcher).await;
-            // They wait for our row, we for their lock.
+            // They wait for our row, and we for their lock.
             other.batch_execute("UPDATE onceward.records SET look_at = look_at; COMMIT").await.unwrap();
         };
         let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
         assert_eq!(ours.unwrap(), Replaced::Yes);
         assert_eq!(*store.get(&key).await.unwrap().unwrap().record, end);
-        // On a busy machine they may come so late that we have given up waiting: then there was none.
+        // On a busy machine they may come so late that we have stopped waiting; then there was no
+        // deadlock.
         if is_counted(&store, &other, "deadlocks", HEALED / 3).await {
             return;
         }
@@ -82,7 +84,7 @@ async fn a_deadlock_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_serialization_failure_is_tried_again() {
+async fn serialization_failure_is_retried() {
     let url = POSTGRES_15.database();
     let isolation = format!("ALTER DATABASE {} SET default_transaction_isolation = 'serializable'", database_of(&url));
     POSTGRES_15.sql("postgres", &isolation);
@@ -91,11 +93,11 @@ async fn a_serialization_failure_is_tried_again() {
     store.insert(&id(1), &held).await.unwrap();
     let (other, watcher) = (another(&url).await, another(&url).await);
     other.batch_execute("BEGIN; UPDATE onceward.records SET look_at = look_at").await.unwrap();
-    let end = answer(held.attempt);
+    let end = completed(held.attempt);
     let key = id(1);
     let their_end = async {
         until_it_waits(&watcher).await;
-        // What we are about to change has changed since our statement began.
+        // The row we are about to change has changed since our statement began.
         other.batch_execute("COMMIT").await.unwrap();
     };
     let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
@@ -105,14 +107,14 @@ async fn a_serialization_failure_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_row_that_stays_locked_is_tried_again_within_bounds_and_then_refused() {
+async fn locked_row_is_retried_within_bounds_then_rejected() {
     let url = POSTGRES_15.database();
     let store = PostgresStore::open(&url).await.unwrap();
     let (other, key, held) = (another(&url).await, id(1), claim(AttemptId::random()));
     assert_eq!(store.insert(&key, &held).await.unwrap(), None);
     other.batch_execute("BEGIN; SELECT FROM onceward.records FOR UPDATE").await.unwrap();
-    // An end waits for the row, a second each time.
-    let end = answer(held.attempt);
+    // A completion waits for the row, a second each time.
+    let end = completed(held.attempt);
     let ended = store.replace(&key, held.version(), &end);
     let error = timeout(Duration::from_secs(20), ended).await.expect("it is bounded").unwrap_err();
     assert_eq!(error.applied(), Applied::No, "{error}");
@@ -122,28 +124,29 @@ async fn a_row_that_stays_locked_is_tried_again_within_bounds_and_then_refused()
 }
 
 #[tokio::test]
-async fn a_table_that_is_locked_holds_up_each_key_until_it_is_free() {
+async fn locked_table_delays_all_keys_until_released() {
     let url = POSTGRES_15.database();
     let store = PostgresStore::open(&url).await.unwrap();
     let (other, key, held) = (another(&url).await, id(1), claim(AttemptId::random()));
-    // A connection that stands: what a new one prepares waits for the lock too, and then nothing was sent.
+    // An open connection: preparing on a new one would wait for the lock too, and nothing would be
+    // sent.
     assert_eq!(store.get(&key).await.unwrap(), None);
     other.batch_execute("BEGIN; LOCK TABLE onceward.records").await.unwrap();
-    // As long as the engine waits: its client gets 503.
+    // The engine's timeout: its client gets 503.
     assert!(timeout(Duration::from_secs(2), store.insert(&key, &held)).await.is_err());
     other.batch_execute("COMMIT").await.unwrap();
     claims_again(&store, 2).await;
-    // What waited was carried out then, and is whole.
+    // The delayed operation was then applied, completely.
     let there = store.insert(&key, &claim(AttemptId::random())).await.unwrap();
     assert!(there.is_none_or(|there| *there.record == held));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backends_that_are_ended_in_the_middle_leave_no_doubt_that_is_not_told() {
+async fn terminated_backend_is_reported_as_possibly_applied() {
     let url = POSTGRES_15.database();
     let database = database_of(&url);
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
-    // A backend takes its time, so that most are ended in the middle of a statement.
+    // A slow backend, so that most are terminated within a statement.
     POSTGRES_15.sql(
         &database,
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS \
@@ -170,7 +173,7 @@ async fn backends_that_are_ended_in_the_middle_leave_no_doubt_that_is_not_told()
     for (n, claim, claimed) in claims.join_all().await {
         let there = store.get(&id(n)).await.unwrap().map(|found| *found.record);
         match claimed {
-            // Its own claim is never taken for another's.
+            // Its own claim is never mistaken for another's.
             Ok(found) => assert_eq!((found, there), (None, Some(claim)), "key {n}"),
             Err(error) if error.applied() == Applied::No => assert_eq!(there, None, "key {n}: {error}"),
             Err(_) => assert!(there.is_none_or(|there| there == claim), "key {n}"),

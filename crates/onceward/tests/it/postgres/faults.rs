@@ -1,4 +1,4 @@
-//! What servers, roles and the way between do to the store.
+//! Faults of servers, roles and the network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use onceward::store::{Applied, PostgresStore, Replaced, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::records::{HEALED, LEASE, answer, chain, claim, claims_again, id, unknown};
+use super::records::{HEALED, LEASE, chain, claim, claims_again, completed, id, unknown};
 use super::{POSTGRES_15, database_of};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::postgres::{PgBouncer, Postgres};
 use crate::support::waiting::PATIENCE;
 
-/// A store whose way to the server is the proxy's.
+/// Opens a store that connects through a proxy.
 pub(super) async fn behind_a_proxy() -> (FaultProxy, PostgresStore) {
     behind_a_proxy_with(|settings| settings).await
 }
@@ -26,7 +26,7 @@ async fn behind_a_proxy_with(settings: impl FnOnce(Settings) -> Settings) -> (Fa
     let url = POSTGRES_15.database();
     let proxy = FaultProxy::before(POSTGRES_15.address);
     let url = url.replace(&POSTGRES_15.address.to_string(), &proxy.address.to_string());
-    // One connection, so that the next answer is that of the next statement.
+    // One connection, so that the next response is that of the next statement.
     let url = url.replace("connections=4", "connections=1");
     let store = PostgresStore::with(settings(url.parse().unwrap())).await.unwrap();
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
@@ -34,7 +34,7 @@ async fn behind_a_proxy_with(settings: impl FnOnce(Settings) -> Settings) -> (Fa
 }
 
 #[tokio::test]
-async fn a_claim_whose_answer_was_lost_is_recognised() {
+async fn claim_with_lost_response_is_recognized() {
     let (proxy, store) = behind_a_proxy().await;
     for n in 1..=5 {
         proxy.set(Fault::NextAnswerLost);
@@ -46,12 +46,12 @@ async fn a_claim_whose_answer_was_lost_is_recognised() {
 }
 
 #[tokio::test]
-async fn an_end_whose_answer_was_lost_is_recognised() {
+async fn completion_with_lost_response_is_recognized() {
     let (proxy, store) = behind_a_proxy().await;
     for n in 1..=5 {
         let claim = claim(AttemptId::random());
         store.insert(&id(n), &claim).await.unwrap();
-        let end = answer(claim.attempt);
+        let end = completed(claim.attempt);
         proxy.set(Fault::NextAnswerLost);
         assert_eq!(store.replace(&id(n), claim.version(), &end).await.unwrap(), Replaced::Yes);
         proxy.set(Fault::NextAnswerLost);
@@ -62,10 +62,11 @@ async fn an_end_whose_answer_was_lost_is_recognised() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_down_applies_nothing_and_is_found_again() {
+async fn unreachable_server_applies_nothing_and_is_reconnected() {
     let (proxy, store) = behind_a_proxy().await;
     proxy.set(Fault::Down);
-    // What was on its way when it went down may have been applied; what comes after was not sent.
+    // The operation in flight when the server went down may have been applied; later ones were not
+    // sent.
     let _ = store.get(&id(1)).await;
     let error = store.insert(&id(1), &claim(AttemptId::random())).await.unwrap_err();
     assert_eq!(error.applied(), Applied::No, "{error}");
@@ -74,7 +75,7 @@ async fn a_server_that_is_down_applies_nothing_and_is_found_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_left_for_a_new_connection() {
+async fn hung_connection_is_replaced() {
     for fault in [Fault::Hanging, Fault::AnswersStuck, Fault::AsksStuck] {
         let (proxy, store) = behind_a_proxy().await;
         proxy.set(fault);
@@ -84,26 +85,26 @@ async fn a_server_that_hangs_is_left_for_a_new_connection() {
         assert_eq!(proxy.passed() > passed, fault == Fault::AnswersStuck, "{fault:?}");
         proxy.heal();
         claims_again(&store, 2).await;
-        // What was held up arrives, or not; it is whole, and it is that.
+        // The delayed claim is applied completely, or not at all.
         let there = store.insert(&id(1), &claim(AttemptId::random())).await.unwrap();
         assert!(there.is_none_or(|there| *there.record == first), "{fault:?}");
     }
 }
 
 #[tokio::test]
-async fn a_slow_way_is_only_slow() {
+async fn slow_network_only_adds_latency() {
     let (proxy, store) = behind_a_proxy().await;
     proxy.set(Fault::Slow(Duration::from_millis(100)));
     let claim = claim(AttemptId::random());
     let began = Instant::now();
     assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
-    let end = answer(claim.attempt);
+    let end = completed(claim.attempt);
     assert_eq!(store.replace(&id(1), claim.version(), &end).await.unwrap(), Replaced::Yes);
     assert!(began.elapsed() >= Duration::from_millis(400), "nothing was slow, so nothing is shown");
 }
 
 #[tokio::test]
-async fn a_backend_that_is_ended_costs_nobody_an_error() {
+async fn terminated_idle_backend_causes_no_error() {
     let url = POSTGRES_15.database();
     let store = PostgresStore::open(&url).await.unwrap();
     for n in 0..20 {
@@ -120,25 +121,27 @@ async fn a_backend_that_is_ended_costs_nobody_an_error() {
 }
 
 #[tokio::test]
-async fn a_crash_forgets_nothing_whatever_the_database_says() {
-    // Without our own word, what is committed would wait for the WAL writer, which comes every ten seconds.
+async fn crash_loses_nothing_despite_database_defaults() {
+    // Without the statement's own setting, commits would wait for the WAL writer, which runs every
+    // ten seconds.
     let mut server = Postgres::start(15, "wal_writer_delay = 10s\nautovacuum = off");
     let url = server.database();
     let database = database_of(&url);
     server.sql("postgres", &format!("ALTER DATABASE {database} SET synchronous_commit = off"));
     let store = PostgresStore::open(&url).await.unwrap();
-    each_last_word_is_kept(&store, || {
+    last_write_of_each_kind_survives(&store, || {
         server.stop("immediate");
         server.start_again();
     })
     .await;
 }
 
-/// Each kind of statement is the last word before a crash: what comes after would carry it to the disk.
-pub(super) async fn each_last_word_is_kept(store: &PostgresStore, mut crash: impl FnMut()) {
+/// Checks each kind of statement as the last one before a crash: a later one would flush it to
+/// disk.
+pub(super) async fn last_write_of_each_kind_survives(store: &PostgresStore, mut crash: impl FnMut()) {
     for (n, kind) in ["a claim", "an answer", "an unknown", "a removal", "a named value"].into_iter().enumerate() {
         let claim = claim(AttemptId::random());
-        let ends = [answer(claim.attempt), unknown(claim.attempt)];
+        let ends = [completed(claim.attempt), unknown(claim.attempt)];
         if kind == "a named value" {
             assert_eq!(store.meta("name", b"kept").await.unwrap(), "kept");
         } else {
@@ -167,12 +170,13 @@ pub(super) async fn each_last_word_is_kept(store: &PostgresStore, mut crash: imp
 }
 
 #[tokio::test]
-async fn a_server_that_was_restarted_lets_leases_begin_anew() {
+async fn restarted_server_restarts_leases() {
     let mut server = Postgres::start(15, "");
     let url = server.database();
     let database = database_of(&url);
     let clock = ManualClock::default();
-    // Through a pooler no connection breaks: what was asked over one that stands is asked of the new server.
+    // Through a pooler no connection breaks: a statement on an open connection reaches the new
+    // server.
     let pooler = PgBouncer::before(server.address);
     let pooled = url.replace(&server.address.to_string(), &pooler.address.to_string());
     let open =
@@ -193,7 +197,7 @@ async fn a_server_that_was_restarted_lets_leases_begin_anew() {
     assert!(ages().await.iter().all(|(_, is_lost)| *is_lost), "it was not aged, so nothing is shown");
     server.stop("immediate");
     server.start_again();
-    // As long as it was away, its holder could give no sign of life.
+    // While the server was down, the claim holder could not renew.
     let after = ages().await;
     assert!(
         after.iter().all(|(age, is_lost)| !is_lost && *age < LEASE / 2),
@@ -205,7 +209,7 @@ async fn a_server_that_was_restarted_lets_leases_begin_anew() {
 }
 
 #[tokio::test]
-async fn serializable_as_the_default_costs_nobody_an_error() {
+async fn serializable_default_isolation_causes_no_error() {
     let url = POSTGRES_15.database();
     let isolation = format!("ALTER DATABASE {} SET default_transaction_isolation = 'serializable'", database_of(&url));
     POSTGRES_15.sql("postgres", &isolation);
@@ -222,7 +226,7 @@ async fn serializable_as_the_default_costs_nobody_an_error() {
 }
 
 #[tokio::test]
-async fn a_row_that_is_locked_holds_up_nobody_else() {
+async fn locked_row_delays_no_other_key() {
     let url = POSTGRES_15.database().replace("connections=4", "connections=1");
     let store = PostgresStore::open(&url).await.unwrap();
     let held = claim(AttemptId::random());
@@ -243,7 +247,7 @@ async fn a_row_that_is_locked_holds_up_nobody_else() {
         biased;
         renewed = &mut renewal => panic!("it was locked: {renewed:?}"),
         ended = tokio::time::timeout(PATIENCE, others) => {
-            ended.expect("whoever waits for a locked row holds up all behind it");
+            ended.expect("a locked row delays the operations behind it");
         }
     }
     locker.batch_execute("COMMIT").await.unwrap();
@@ -251,7 +255,7 @@ async fn a_row_that_is_locked_holds_up_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_role_that_only_serves_needs_no_more_than_it_is_granted() {
+async fn serving_role_needs_only_documented_grants() {
     let url = POSTGRES_15.database();
     let database = database_of(&url);
     let role = format!("serving_{database}");
@@ -267,7 +271,7 @@ async fn a_role_that_only_serves_needs_no_more_than_it_is_granted() {
     assert!(grants.lines().count() == 3, "{grants}");
     POSTGRES_15.sql(&database, &grants.replace("serving", &role));
     let store = Arc::new(PostgresStore::open(&serving).await.unwrap());
-    // It gets no more connections than it has, and wants more: keys wait for those that there are.
+    // The role gets fewer connections than the store wants: keys wait for the existing ones.
     claims_again(&store, 900).await;
     POSTGRES_15.sql(&database, &format!("ALTER ROLE {role} CONNECTION LIMIT 1"));
     let mut all = JoinSet::new();
@@ -278,7 +282,7 @@ async fn a_role_that_only_serves_needs_no_more_than_it_is_granted() {
     for claimed in all.join_all().await {
         assert_eq!(claimed.unwrap(), None);
     }
-    // Where there is none, they hear why, and that nothing was applied.
+    // Without any connection, callers get the cause, and learn that nothing was applied.
     POSTGRES_15.sql(&database, &format!("ALTER ROLE {role} CONNECTION LIMIT 0"));
     POSTGRES_15.sql(
         &database,
@@ -298,11 +302,11 @@ async fn a_role_that_only_serves_needs_no_more_than_it_is_granted() {
 }
 
 #[tokio::test]
-async fn the_printed_schema_is_the_one_that_is_made() {
+async fn printed_schema_equals_the_migrated_one() {
     let url = POSTGRES_15.database();
     POSTGRES_15.sql(&database_of(&url), &schema_script());
     assert_eq!(migrate(&url).await.unwrap(), 1, "it is up to date");
-    // Many at once make it once.
+    // Concurrent migrations create it once.
     let url = POSTGRES_15.database();
     let mut all = JoinSet::new();
     for _ in 0..8 {
@@ -315,7 +319,7 @@ async fn the_printed_schema_is_the_one_that_is_made() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn newer_schema_is_rejected() {
     let url = POSTGRES_15.database();
     migrate(&url).await.unwrap();
     POSTGRES_15.sql(&database_of(&url), "INSERT INTO onceward.schema_version (version) VALUES (99)");
@@ -325,7 +329,7 @@ async fn a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
-async fn settings_that_void_a_promise_are_refused_or_said() {
+async fn unsafe_settings_are_rejected_or_reported() {
     let url = POSTGRES_15.database();
     let error = chain(&PostgresStore::open(&url.replace("&accept=fsync-off", "")).await.unwrap_err());
     assert!(error.contains("fsync is off") && error.contains("?accept=fsync-off"), "{error}");
@@ -335,7 +339,7 @@ async fn settings_that_void_a_promise_are_refused_or_said() {
 }
 
 #[tokio::test]
-async fn a_server_that_begins_to_void_a_promise_takes_no_more_claims() {
+async fn server_that_becomes_unsafe_gets_no_more_claims() {
     for setting in ["fsync", "full_page_writes"] {
         let server = Postgres::start(15, "fsync = on");
         let url = server.database().replace("&accept=fsync-off", "");
@@ -361,21 +365,22 @@ async fn a_server_that_begins_to_void_a_promise_takes_no_more_claims() {
         };
         assert_eq!(error.applied(), Applied::No, "{error}");
         assert!(error.to_string().contains(&format!("{setting} is off")), "{error}");
-        // To take a key over is to claim it.
+        // A takeover is a claim.
         let taken_over = store.replace(&id(2), lost.version(), &claim(AttemptId::random())).await;
         assert_eq!(taken_over.unwrap_err().applied(), Applied::No);
-        // What was begun is finished, over another connection too, and what is known is told.
+        // Attempts in flight complete, also over another connection, and known records are
+        // returned.
         assert_eq!(store.replace(&id(0), first.version(), &first).await.unwrap(), Replaced::Yes);
-        assert_eq!(store.replace(&id(0), first.version(), &answer(first.attempt)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.replace(&id(0), first.version(), &completed(first.attempt)).await.unwrap(), Replaced::Yes);
         let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'onceward'";
         assert_ne!(server.sql("postgres", ended), "0");
-        assert_eq!(store.replace(&id(1), second.version(), &answer(second.attempt)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.replace(&id(1), second.version(), &completed(second.attempt)).await.unwrap(), Replaced::Yes);
         let known = store.insert(&id(0), &claim(AttemptId::random())).await.unwrap();
-        assert_eq!(*known.expect("it is known").record, answer(first.attempt));
+        assert_eq!(*known.expect("it is known").record, completed(first.attempt));
         assert!(!store.facts().survives_power_loss);
         assert_eq!(store.due(10).await.unwrap(), []);
         assert_eq!(store.census().await.unwrap().completed, 2);
-        // Where it is accepted knowingly, claims go on.
+        // If the setting is accepted, claims continue.
         let word = setting.replace('_', "-");
         let accepting = PostgresStore::open(&format!("{url}&accept={word}-off")).await.unwrap();
         assert_eq!(accepting.insert(&id(3), &claim(AttemptId::random())).await.unwrap(), None);
@@ -385,7 +390,7 @@ async fn a_server_that_begins_to_void_a_promise_takes_no_more_claims() {
 }
 
 #[tokio::test]
-async fn a_database_whose_schema_is_gone_gets_another_and_has_another_identity() {
+async fn dropped_schema_is_recreated_with_another_identity() {
     let pooler = PgBouncer::before(POSTGRES_15.address);
     for is_pooled in [false, true] {
         let url = POSTGRES_15.database();
@@ -409,14 +414,14 @@ async fn a_database_whose_schema_is_gone_gets_another_and_has_another_identity()
         claims_again(&store, 10).await;
         claims_again(&other, 1000).await;
         assert_eq!(store.get(&id(1)).await.unwrap(), None);
-        // One that meets it by a claim alone, too.
+        // A store that detects it by a claim recovers, too.
         POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
         claims_again(&store, 2000).await;
     }
 }
 
 #[tokio::test]
-async fn a_schema_that_is_gone_and_may_not_be_made_is_said_and_waited_for() {
+async fn dropped_schema_without_permission_is_reported_and_retried() {
     let url = POSTGRES_15.database();
     let database = database_of(&url);
     let role = format!("waiting_{database}");
@@ -440,19 +445,19 @@ async fn a_schema_that_is_gone_and_may_not_be_made_is_said_and_waited_for() {
 }
 
 #[tokio::test]
-async fn what_was_never_sent_is_refused_before_the_engine_gives_up() {
+async fn unsent_operation_is_rejected_before_the_engine_times_out() {
     let (proxy, store) = behind_a_proxy_with(|settings| settings.timeout(Duration::from_secs(1))).await;
     let engine = Duration::from_secs(2);
     proxy.set(Fault::Hanging);
     let (first, second) = (claim(AttemptId::random()), claim(AttemptId::random()));
-    // The only connection carries a look, behind which nothing else goes: neither another key, nor the same.
+    // The only connection is busy with a read, which blocks another key and the same key.
     let (key, other) = (id(1), id(2));
     let (_, waited, waited_behind) = tokio::join!(
         timeout(engine, store.get(&key)),
         timeout(engine, store.insert(&other, &first)),
         timeout(engine, store.insert(&key, &second)),
     );
-    // Where none stands any more, none can be made.
+    // Without an open connection, none can be opened.
     proxy.cut();
     let last = claim(AttemptId::random());
     let unmade = timeout(engine, store.insert(&id(3), &last)).await;
@@ -468,7 +473,7 @@ async fn what_was_never_sent_is_refused_before_the_engine_gives_up() {
 }
 
 #[tokio::test]
-async fn an_answer_replaces_its_claim_beside_it() {
+async fn completion_is_a_hot_update() {
     let url = POSTGRES_15.database();
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
     let mut all = JoinSet::new();
@@ -477,7 +482,7 @@ async fn an_answer_replaces_its_claim_beside_it() {
         all.spawn(async move {
             let claim = claim(AttemptId::random());
             store.insert(&id(n), &claim).await.unwrap();
-            store.replace(&id(n), claim.version(), &answer(claim.attempt)).await.unwrap();
+            store.replace(&id(n), claim.version(), &completed(claim.attempt)).await.unwrap();
         });
     }
     all.join_all().await;
@@ -486,7 +491,7 @@ async fn an_answer_replaces_its_claim_beside_it() {
          FROM pg_stat_user_tables WHERE relname = 'records' AND n_tup_upd >= 1000";
     let until = Instant::now() + HEALED;
     let percent: u32 = loop {
-        // Backends tell their counts when they have a moment, or end.
+        // Backends report their counts with a delay, or when they end.
         if let Ok(percent) = POSTGRES_15.sql(&database_of(&url), hot).trim().parse() {
             break percent;
         }

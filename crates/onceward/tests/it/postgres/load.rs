@@ -1,4 +1,5 @@
-//! Many who claim and complete at once, until the server is no more; and what they were told by then.
+//! Load of concurrent claims and completions until the server is gone, and what was confirmed by
+//! then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +11,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::records::{answer, claim, id};
+use super::records::{claim, completed, id};
 use crate::support::waiting::PATIENCE;
 
 const LANES: usize = 16;
 
-/// Claims that are made and completed in so many lanes, each of which ends at its first failure.
+/// Load that claims and completes keys in parallel tasks, each until its first failure.
 pub(super) struct Load {
     over: Arc<AtomicBool>,
     completed: watch::Receiver<usize>,
@@ -23,9 +24,9 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Its keys are those from there.
+    /// Starts the load; its keys begin at `from`.
     pub(super) fn start(store: &Arc<PostgresStore>, from: usize) -> Self {
-        let (over, (count, completed)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
+        let (over, (count, counted)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
         let mut lanes = JoinSet::new();
         for lane in from..from + LANES {
             let (store, over, count) = (Arc::clone(store), Arc::clone(&over), count.clone());
@@ -39,7 +40,7 @@ impl Load {
                     let claimed = timeout(Duration::from_secs(1), store.insert(&id(n), &claim)).await;
                     let Ok(Ok(None)) = claimed else { break };
                     kept.push((n, claim.clone()));
-                    let end = answer(claim.attempt);
+                    let end = completed(claim.attempt);
                     let ended = timeout(Duration::from_secs(1), store.replace(&id(n), claim.version(), &end)).await;
                     let Ok(Ok(Replaced::Yes)) = ended else { break };
                     kept.last_mut().unwrap().1 = end;
@@ -48,29 +49,29 @@ impl Load {
                 kept
             });
         }
-        Self { over, completed, lanes }
+        Self { over, completed: counted, lanes }
     }
 
-    /// Returns when so many keys are completed.
+    /// Waits until this many keys are completed.
     pub(super) async fn until(&self, completed: usize) {
         let mut count = self.completed.clone();
         let enough = timeout(PATIENCE, count.wait_for(|count| *count >= completed)).await;
         assert!(enough.is_ok_and(|it| it.is_ok()), "there is hardly any load");
     }
 
-    /// Ends it, and returns each key with what was confirmed of it last.
+    /// Stops the load, and returns each key with its last confirmed record.
     pub(super) async fn end(self) -> Vec<(usize, Record)> {
         self.over.store(true, Ordering::SeqCst);
         self.lanes.join_all().await.concat()
     }
 }
 
-/// All of it is there.
+/// Checks that all confirmed keys are present.
 pub(super) async fn assert_kept(store: &PostgresStore, kept: &[(usize, Record)]) {
     for (n, last) in kept {
         let found =
             store.get(&id(*n)).await.unwrap().unwrap_or_else(|| panic!("key {n} was confirmed, and is forgotten"));
-        // What was told of its end was lost, perhaps; that it ended was not.
-        assert!(*found.record == *last || *found.record == answer(last.attempt), "key {n}: {found:?}");
+        // The response to its completion may have been lost, the completion itself was not.
+        assert!(*found.record == *last || *found.record == completed(last.attempt), "key {n}: {found:?}");
     }
 }

@@ -1,19 +1,19 @@
-//! The server's machine loses its power: what was confirmed was synced to its disk before, and to that of a synchronous standby,
-//! whatever the database says.
+//! Power loss of the server's machine: confirmed writes were synced to its disk, and to that of a
+//! synchronous standby, whatever the database's defaults.
 
 use std::sync::Arc;
 
 use onceward::store::{PostgresStore, Store};
 
 use super::database_of;
-use super::faults::each_last_word_is_kept;
+use super::faults::last_write_of_each_kind_survives;
 use super::load::{Load, assert_kept};
 use super::records::claims_again;
 use crate::support::machine::Machine;
 use crate::support::postgres::Postgres;
 
-/// The server syncs, and its database would rather not wait for that: without the statement's own word, what is committed
-/// would wait for the WAL writer, which comes every ten seconds.
+/// Starts a server that syncs, with a database that would not: without the statement's own setting,
+/// commits would wait for the WAL writer, which runs every ten seconds.
 fn server_on(machine: &Machine) -> (Postgres, String) {
     let settings = "fsync = on\nfull_page_writes = on\nwal_writer_delay = 10s\nautovacuum = off";
     let server = Postgres::start_in(machine.disk(), 15, settings);
@@ -24,12 +24,12 @@ fn server_on(machine: &Machine) -> (Postgres, String) {
 }
 
 #[tokio::test]
-async fn a_power_loss_forgets_no_last_word() {
+async fn power_loss_loses_no_confirmed_last_write() {
     let machine = Machine::start(512);
     let (mut server, url) = server_on(&machine);
     let store = PostgresStore::open(&url).await.unwrap();
     assert!(store.facts().survives_power_loss, "{:?}", store.facts());
-    each_last_word_is_kept(&store, || {
+    last_write_of_each_kind_survives(&store, || {
         server.kill();
         machine.lose_power();
         server.start_again();
@@ -38,7 +38,7 @@ async fn a_power_loss_forgets_no_last_word() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_loss_under_load_forgets_nothing_that_was_confirmed() {
+async fn power_loss_under_load_loses_nothing_confirmed() {
     let rounds = if std::env::var_os("ONCEWARD_LONG").is_some() { 20 } else { 2 };
     let machine = Machine::start(512);
     let (mut server, url) = server_on(&machine);
@@ -60,10 +60,10 @@ async fn a_power_loss_under_load_forgets_nothing_that_was_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_loss_of_both_forgets_nothing_at_a_synchronous_standby() {
+async fn power_loss_of_both_servers_loses_nothing_on_synchronous_standby() {
     let machines = [Machine::start(512), Machine::start(512)];
     let (primary, url) = server_on(&machines[0]);
-    // The primary's own disk would be enough for the database.
+    // The database's default requires only the primary's own disk.
     let weaker = format!("ALTER DATABASE {} SET synchronous_commit = local", database_of(&url));
     primary.sql("postgres", &weaker);
     let mut standby = primary.standby_in(machines[1].disk());
@@ -75,7 +75,7 @@ async fn a_power_loss_of_both_forgets_nothing_at_a_synchronous_standby() {
     let load = Load::start(&store, 0);
     load.until(200).await;
     tokio::task::block_in_place(|| {
-        // The standby's first: what the primary hears of it afterwards would not count.
+        // The standby loses power first, since the primary would ignore later confirmations.
         for (server, machine) in [(&standby, &machines[1]), (&primary, &machines[0])] {
             server.kill();
             machine.lose_power();

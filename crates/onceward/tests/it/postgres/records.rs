@@ -1,4 +1,4 @@
-//! Records to keep, and what is said of them.
+//! Records for these tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 pub(super) const LEASE: Duration = Duration::from_secs(900);
 
-/// How soon after a heal all is as before.
+/// Time within which the store must recover after a fault.
 pub(super) const HEALED: Duration = Duration::from_secs(10);
 
 pub(super) fn id(n: usize) -> RecordId {
@@ -30,7 +30,7 @@ pub(super) fn claim(attempt: AttemptId) -> Record {
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
-pub(super) fn answer(attempt: AttemptId) -> Record {
+pub(super) fn completed(attempt: AttemptId) -> Record {
     let reply = Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"tea") };
     let print = Print { fingerprint: Fingerprint([7; 32]), rules: Arc::default() };
     let (retention, tombstone) = (Duration::from_secs(86_400), Duration::from_secs(86_400));
@@ -43,7 +43,7 @@ pub(super) fn unknown(attempt: AttemptId) -> Record {
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
-/// Claims new keys until it succeeds, each try as long as the engine would wait.
+/// Claims new keys until it succeeds, each with the engine's timeout.
 pub(super) async fn claims_again(store: &PostgresStore, from: usize) {
     let until = Instant::now() + HEALED;
     let mut n = from;
@@ -56,7 +56,7 @@ pub(super) async fn claims_again(store: &PostgresStore, from: usize) {
     }
 }
 
-/// An error with all that lies beneath it.
+/// Formats an error and its sources.
 pub(super) fn chain(error: &Error) -> String {
     let mut line = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! Standbys: they take no claims, they take over, and a primary waits for those that are synchronous.
+//! Standbys: they reject claims, they take over, and a primary waits for synchronous ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::support::postgres::{PgBouncer, Postgres};
 use crate::support::waiting::{PATIENCE, poll};
 
 #[tokio::test]
-async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
+async fn failover_is_followed_and_former_primary_is_rejected() {
     let mut primary = Postgres::start(15, "");
     let url = primary.database();
     let standby = primary.standby();
     let alone = url.replace(&primary.address.to_string(), &standby.address.to_string());
     let error = chain(&PostgresStore::open(&alone).await.unwrap_err());
-    assert!(error.contains("it is a standby"), "{error}");
+    assert!(error.contains("the server is a standby"), "{error}");
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", standby.address.port(), primary.address.port());
     let both = format!("{}&target_session_attrs=read-write", url.replace(&primary.address.to_string(), &hosts));
     let store = PostgresStore::open(&both).await.unwrap();
@@ -35,16 +35,17 @@ async fn a_failover_is_followed_and_what_it_left_behind_is_refused() {
     standby.promote();
     claims_again(&store, 2).await;
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim);
-    // The old primary comes back as if nothing had been, and the new one goes: its memory is not that of the others.
+    // The old primary returns as if nothing had happened, and the new one stops: its data lack the
+    // later writes.
     primary.start_again();
     standby.stop("immediate");
     let error = chain(&store.insert(&id(500), &claim).await.unwrap_err());
-    assert!(error.contains("a failover left it behind"), "{error}");
+    assert!(error.contains("a former primary after a failover"), "{error}");
 }
 
-/// Behind a pooler no connection breaks that would tell.
+/// A pooler hides the switch, since no client connection breaks.
 #[tokio::test]
-async fn a_pooler_that_leads_back_to_what_was_left_behind_gets_no_claims() {
+async fn pooler_back_to_former_primary_gets_no_claims() {
     let primary = Postgres::start(15, "");
     let url = primary.database();
     let standby = primary.standby();
@@ -56,7 +57,7 @@ async fn a_pooler_that_leads_back_to_what_was_left_behind_gets_no_claims() {
     let caught_up =
         format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
     poll("a standby that has it all", || (standby.sql("postgres", &caught_up) == "t").then_some(()));
-    // Both take writes now, and neither knows of the other.
+    // Both accept writes now, and neither knows of the other.
     standby.promote();
     proxy.lead_to(standby.address);
     claims_again(&store, 2).await;
@@ -65,17 +66,17 @@ async fn a_pooler_that_leads_back_to_what_was_left_behind_gets_no_claims() {
     let until = Instant::now() + HEALED;
     while standby.sql("postgres", asked) == "0" {
         assert!(Instant::now() < until, "the new primary was never asked what it is");
-        // waits: between two looks at the condition
+        // waits: between two reads of the condition
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Over connections that were made to the new one: those to a lower timeline would be made anew, and refused.
+    // Over connections to the new timeline: those to a lower one would be replaced, and rejected.
     claims_again(&store, 50).await;
     proxy.lead_to(primary.address);
     let until = Instant::now() + PATIENCE;
     let mut n = 100;
     let error = loop {
         match store.insert(&id(n), &claim(AttemptId::random())).await {
-            Err(error) if chain(&error).contains("a failover left it behind") => break error,
+            Err(error) if chain(&error).contains("a former primary after a failover") => break error,
             _ => assert!(Instant::now() < until, "what was left behind takes claims"),
         }
         n += 1;
@@ -86,7 +87,7 @@ async fn a_pooler_that_leads_back_to_what_was_left_behind_gets_no_claims() {
     claims_again(&store, 1_000_000).await;
 }
 
-/// The database's own default would not wait for the standby: the statement's does.
+/// The database's default would not wait for the standby; the statement's own setting does.
 async fn with_a_synchronous_standby() -> (Postgres, Postgres, String) {
     let primary = Postgres::start(15, "");
     let url = primary.database();
@@ -99,7 +100,7 @@ async fn with_a_synchronous_standby() -> (Postgres, Postgres, String) {
 }
 
 #[tokio::test]
-async fn a_failover_to_a_synchronous_standby_forgets_nothing() {
+async fn failover_to_synchronous_standby_loses_nothing() {
     let (primary, standby, url) = with_a_synchronous_standby().await;
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
     assert!(store.facts().promise.contains("synchronous standby (*) forgets nothing"), "{}", store.facts().promise);
@@ -118,7 +119,7 @@ async fn a_failover_to_a_synchronous_standby_forgets_nothing() {
 }
 
 #[tokio::test]
-async fn writes_wait_for_a_synchronous_standby() {
+async fn writes_wait_for_the_synchronous_standby() {
     let (primary, standby, url) = with_a_synchronous_standby().await;
     let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
     assert_eq!(store.insert(&id(0), &claim(AttemptId::random())).await.unwrap(), None);
@@ -127,15 +128,16 @@ async fn writes_wait_for_a_synchronous_standby() {
     for (n, attempt) in attempts.iter().enumerate() {
         let (key, claim) = (id(100 + n), claim(*attempt));
         let claimed = timeout(Duration::from_millis(1200), store.insert(&key, &claim)).await;
-        // As long as the engine waits: its client gets 503, and nothing is sent.
+        // The engine's timeout: its client gets 503, and nothing is sent.
         assert!(!matches!(claimed, Ok(Ok(_))), "a claim was confirmed without the standby: {claimed:?}");
     }
-    // Each that hangs is left for a new one: not without end, for others need the server's connections too.
+    // Each hung connection is replaced, but not without bound, since others need the server's
+    // connections too.
     let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onceward'";
     let open: usize = primary.sql("postgres", open).parse().unwrap();
     standby.signal("CONT");
     let until = Instant::now() + HEALED;
-    // What waited is confirmed then, and whoever asks again finds it.
+    // The delayed write is confirmed then, and a retry finds it.
     while store.get(&id(100)).await.is_err() {
         assert!(Instant::now() < until, "it does not recover");
     }

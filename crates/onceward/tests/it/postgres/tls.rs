@@ -1,4 +1,4 @@
-//! What leaves the machine is encrypted, and both ends show who they are.
+//! Connections to other machines are encrypted, and both ends are authenticated.
 
 use onceward::record::AttemptId;
 use onceward::store::{PostgresStore, Store};
@@ -9,7 +9,7 @@ use crate::support::certificates::certificates;
 use crate::support::postgres::Postgres;
 
 #[tokio::test]
-async fn tls_takes_a_ca_and_a_client_certificate() {
+async fn tls_verifies_ca_and_client_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     certificates(at, "postgres");

@@ -1,4 +1,4 @@
-//! What a request costs the server, as it counts itself.
+//! Number of commands that a request costs, as counted by the server.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::waiting::PATIENCE;
 
 const REQUESTS: usize = 200;
 
-/// What the server counts, and what its scripts call within.
+/// Command counts of the server, including the calls made by its scripts.
 struct Commands {
     set: u64,
     get: u64,
@@ -38,7 +38,7 @@ async fn replay(store: &RedisStore, n: usize) {
 }
 
 #[tokio::test]
-async fn an_executed_request_takes_three_commands_at_most_and_a_replay_one() {
+async fn execution_takes_at_most_three_commands_and_replay_one() {
     let server = Redis::start("");
     let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
     execute(&store, 0).await;
@@ -47,12 +47,12 @@ async fn an_executed_request_takes_three_commands_at_most_and_a_replay_one() {
         execute(&store, n).await;
     }
     let after = Commands::of(&server);
-    // A completion is one script, which sets the record with its answer; the rest were sent.
+    // A completion is one script, which calls SET; the other SETs were sent.
     let sets = after.set - before.set - REQUESTS as u64;
     let (scripts, listed) = (after.scripts - before.scripts, after.listed - before.listed);
     println!("{REQUESTS} executed, one after the other: {sets} SET, {scripts} scripts, {listed} ZADD");
     assert_eq!((sets, scripts), (REQUESTS as u64, REQUESTS as u64));
-    // The request before the first may be listed late.
+    // The index entry of the request before the first may be written late.
     assert!(listed <= REQUESTS as u64 + 1, "{listed} times listed");
 
     for n in 1..=REQUESTS {
@@ -65,9 +65,9 @@ async fn an_executed_request_takes_three_commands_at_most_and_a_replay_one() {
     assert_eq!(replayed.scripts - after.scripts, 0, "a replay lists nothing, and looks once");
 }
 
-/// It stands in a key of its own, which ends by itself and which nobody gets who does not want it.
+/// An external response has a key of its own, which expires by itself and is read only when needed.
 #[tokio::test]
-async fn a_large_answer_takes_one_command_more() {
+async fn external_response_takes_one_more_command() {
     let server = Redis::start("");
     let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
     let day = Duration::from_secs(86_400);
@@ -84,7 +84,7 @@ async fn a_large_answer_takes_one_command_more() {
 }
 
 #[tokio::test]
-async fn a_claim_whose_answer_is_lost_is_recognised_when_it_is_sent_again() {
+async fn retried_claim_with_lost_response_is_recognized() {
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);
     let url = server.url(0).replace(&server.address.to_string(), &proxy.address.to_string());
@@ -98,16 +98,16 @@ async fn a_claim_whose_answer_is_lost_is_recognised_when_it_is_sent_again() {
                 assert_eq!(*found.record, claim(1));
                 break;
             }
-            // What was lost was an answer to whoever watches the server.
+            // The lost response was one to the health check.
             None => assert!(Instant::now() < until, "no claim's answer was lost"),
         }
     }
     assert!(proxy.lost() > 0);
-    assert_eq!(Commands::of(&server).get, before.get, "a look was taken at what the claim itself had told");
+    assert_eq!(Commands::of(&server).get, before.get, "the record was read although the claim had returned it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_many_completions_and_many_hints_share_a_command() {
+async fn completions_and_hints_are_batched_under_load() {
     let server = Redis::start("");
     let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
     let store = std::sync::Arc::new(store);
@@ -130,9 +130,10 @@ async fn under_load_many_completions_and_many_hints_share_a_command() {
     assert!(listed < 1280 / 2, "each claim was listed by a command of its own");
 }
 
-/// Each way takes so long that nothing else counts; of many tries the fastest, for the machine may be busy.
+/// The latency is high enough to dominate; the fastest of several runs counts, as the machine may
+/// be busy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_executed_request_waits_for_two_round_trips_and_a_replay_for_one() {
+async fn execution_waits_for_two_round_trips_and_replay_for_one() {
     const WAY: Duration = Duration::from_millis(40);
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);

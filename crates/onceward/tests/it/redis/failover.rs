@@ -1,4 +1,4 @@
-//! Another server takes over, or keys move to another.
+//! Failover to another server, and migration of slots.
 
 use std::collections::VecDeque;
 use std::process::{Command, Stdio};
@@ -31,12 +31,12 @@ async fn until_taken(store: &RedisStore, n: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_is_followed_by_a_watch_and_on_read_only() {
+async fn failover_is_detected_by_health_check_and_by_readonly_error() {
     let mut group = Sentinels::start();
     let store = connect(&group.url(0)).await;
     until_taken(&store, 1).await;
 
-    // Asked for: the old master lives on as a replica, and its connections with it.
+    // A manual failover: the old master stays as a replica, with its connections.
     let first = group.master();
     group.servers[first].await_replicas(1);
     group.failover();
@@ -48,7 +48,7 @@ async fn a_failover_is_followed_by_a_watch_and_on_read_only() {
     }
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
 
-    // By a crash.
+    // A failover after a crash.
     group.servers[second].await_replicas(1);
     group.await_known();
     group.servers[second].kill();
@@ -57,10 +57,10 @@ async fn a_failover_is_followed_by_a_watch_and_on_read_only() {
     assert_eq!(*store.insert(&id(2), &claim(2)).await.unwrap().unwrap().record, claim(1));
 }
 
-/// As one that is cut off with an old master does, a Sentinel names another server and knows of no failover. It is the first of the
-/// URL, and then the only one that answers.
+/// A Sentinel that is partitioned with an old master reports another server and no failover. It is
+/// the first in the URL, and later the only one that replies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sentinel_that_is_cut_off_with_an_old_master_is_not_believed() {
+async fn partitioned_sentinel_with_old_master_is_ignored() {
     let (group, old) = (Sentinels::start(), Redis::start(""));
     let cut_off = Sentinel::start(&old, 1);
     poll("a Sentinel that answers", || cut_off.ask(&["SENTINEL", "MASTER", "orders"]));
@@ -88,20 +88,21 @@ async fn a_sentinel_that_is_cut_off_with_an_old_master_is_not_believed() {
     assert_eq!(old.cli(0, &["DBSIZE"]), "0", "it went back");
 }
 
-/// The first slots of three nodes, which are moved first. So few, that each has many keys then, and is on the move for a while.
+/// Slots that migrate first, one per node. They are few, so each has many keys and migrates for a
+/// while.
 const MOVED: [u16; 3] = [0, 5461, 10_923];
 
-/// How many claims each lane of the load has begun and not completed.
+/// Number of open claims per task of the load.
 const OPEN: usize = 16;
 
-/// An id whose slot is told at no cost.
+/// Returns an id whose slot is cheap to compute.
 fn numbered(n: u32) -> RecordId {
     let mut id = RecordId([0; 32]);
     id.0[28..].copy_from_slice(&n.to_be_bytes());
     id
 }
 
-/// Where a cluster puts it: the CRC-16 (XMODEM) of what stands between the braces of its key.
+/// Returns the cluster slot: the CRC-16 (XMODEM) of the text between the braces of the key.
 fn slot(n: u32) -> u16 {
     static BEFORE: LazyLock<u16> = LazyLock::new(|| crc(0, &[b'0'; 56]));
     let digits: [u8; 8] = std::array::from_fn(|at| b"0123456789abcdef"[(n >> (28 - 4 * at) & 15) as usize]);
@@ -114,14 +115,14 @@ fn crc(begun: u16, bytes: &[u8]) -> u16 {
     })
 }
 
-/// Every other answer is a large one, beside its record.
+/// Returns a record with an inline response for even numbers, and an external one for odd numbers.
 fn answer(n: usize) -> Record {
     let day = Duration::from_secs(86_400);
     if n.is_multiple_of(2) { completed(1) } else { kept_for(1, day, 17 << 10) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_that_move_under_load_lose_nothing() {
+async fn slot_migration_under_load_loses_nothing() {
     let cluster = Arc::new(Cluster::start(0));
     let store = Arc::new(RedisStore::connect(Options::parse(&cluster.url()).unwrap().timeout(PATIENCE)).await.unwrap());
     let (over, (done, mut counted)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
@@ -164,7 +165,7 @@ async fn slots_that_move_under_load_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_answer_whose_slot_is_on_the_move_is_kept_whole_or_not_at_all() {
+async fn external_response_in_migrating_slot_is_stored_completely_or_not_at_all() {
     let cluster = Cluster::start(0);
     let store = connect(&cluster.url()).await;
     let (begun, done, answer) = (id(1), id(2), answer(1));
@@ -174,7 +175,7 @@ async fn a_large_answer_whose_slot_is_on_the_move_is_kept_whole_or_not_at_all() 
     assert_eq!(store.replace(&done, claim(1).version(), &answer).await.unwrap(), Replaced::Yes);
     let [of_begun, of_done] = [begun, done].map(|id| cluster.begin_to_move(&key(&id)));
 
-    // The record is where it was, and what is new goes to the other node.
+    // The record is still on the old node, while new keys go to the other node.
     store.replace(&begun, claim(1).version(), &answer).await.unwrap_err();
     assert_eq!(*store.get(&begun).await.unwrap().unwrap().record, claim(1), "it is half written");
     of_begun.carry(&key(&begun));
@@ -182,7 +183,7 @@ async fn a_large_answer_whose_slot_is_on_the_move_is_kept_whole_or_not_at_all() 
     assert_eq!(store.replace(&begun, claim(1).version(), &answer).await.unwrap(), Replaced::Yes);
     assert_eq!(*store.get(&begun).await.unwrap().unwrap().record, answer);
 
-    // The record has moved, and its answer not yet: it is not told that its time is over.
+    // The record has moved and its external response has not: it must not be reported as expired.
     of_done.carry(&key(&done));
     let found = store.insert(&done, &claim(2)).await.unwrap().expect("it is known");
     assert_eq!(*found.record, answer);
@@ -191,7 +192,7 @@ async fn a_large_answer_whose_slot_is_on_the_move_is_kept_whole_or_not_at_all() 
     of_done.carry(&(key(&done) + ":answer"));
     of_done.end();
     assert_eq!(*store.get(&done).await.unwrap().unwrap().record, answer);
-    // One that did not complete may be given back while its slot moves.
+    // A claim that did not complete can be released while its slot migrates.
     assert_eq!(store.insert(&id(3), &claim(1)).await.unwrap(), None);
     cluster.begin_to_move(&key(&id(3)));
     assert!(store.remove(&id(3), claim(1).version()).await.unwrap());
@@ -199,7 +200,7 @@ async fn a_large_answer_whose_slot_is_on_the_move_is_kept_whole_or_not_at_all() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_of_a_cluster_that_dies_is_followed_by_its_replica() {
+async fn dead_cluster_master_is_replaced_by_its_replica() {
     let mut cluster = Cluster::start(1);
     let store = connect(&cluster.url()).await;
     for n in 0..30 {
@@ -216,9 +217,10 @@ async fn a_master_of_a_cluster_that_dies_is_followed_by_its_replica() {
     }
 }
 
-/// Its keys have nobody else; those of the others go on, while it is asked for again and again.
+/// The keys of the dead node are unavailable; those of other nodes are served, while it is retried
+/// repeatedly.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_of_a_cluster_that_dies_or_hangs_holds_up_no_keys_but_its_own() {
+async fn dead_or_hung_cluster_master_delays_only_its_own_keys() {
     for hangs in [false, true] {
         let mut cluster = Cluster::start(0);
         let store = Arc::new(connect(&cluster.url()).await);
@@ -257,7 +259,7 @@ async fn a_master_of_a_cluster_that_dies_or_hangs_holds_up_no_keys_but_its_own()
         }
         asking.await.unwrap();
         assert!(kept > 20, "hardly any key of the others was kept: {kept}");
-        // One that starts only now finds those that are there.
+        // A store that connects only now finds the remaining nodes.
         let late = RedisStore::connect(Options::parse(&cluster.url()).unwrap().timeout(PATIENCE)).await.unwrap();
         assert_eq!(late.insert(&of_others.next().unwrap(), &claim(1)).await.unwrap(), None);
 
@@ -274,7 +276,7 @@ async fn a_master_of_a_cluster_that_dies_or_hangs_holds_up_no_keys_but_its_own()
                     Err(error) => assert!(Instant::now() < until, "it does not recover: {error:?}"),
                 }
             };
-            // What it was asked while it hung it may have done since.
+            // Commands sent while it hung may have been executed since.
             assert!([claim(1), completed(1)].contains(&found.record), "{found:?}");
         }
     }
@@ -286,7 +288,7 @@ impl Sentinels {
     }
 }
 
-/// A slot that is on its way from one node to another.
+/// Slot that is migrating from one node to another.
 struct Move<'c> {
     cluster: &'c Cluster,
     slot: String,
@@ -321,7 +323,7 @@ impl Cluster {
         Move { cluster: self, slot, from, to }
     }
 
-    /// Moves so many slots to a node.
+    /// Moves `slots` slots to a node.
     fn reshard(&self, to: usize, slots: usize) {
         let id = self.nodes[to].cli(0, &["CLUSTER", "MYID"]);
         let said = Command::new("redis-cli")

@@ -1,5 +1,5 @@
-//! What a server says instead of an answer, and what becomes of the way to it: nothing of it is taken for an answer to a
-//! claim, and all goes on by itself afterwards.
+//! Server errors and network faults: none is mistaken for a response to a claim, and the store
+//! recovers by itself.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,24 +16,24 @@ use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::redis::{Cluster, Redis};
 use crate::support::waiting::{PATIENCE, poll};
 
-/// Within ten seconds of the heal.
+/// Claims until it succeeds, for at most ten seconds.
 async fn recovers(store: &RedisStore, n: usize) {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
         match store.insert(&id(n), &claim(1)).await {
             Ok(None) => return,
-            // An earlier try was carried out after all.
+            // An earlier attempt was executed after all.
             Ok(Some(found)) if *found.record == claim(1) => return,
             Ok(Some(found)) => panic!("another's: {found:?}"),
             Err(error) => assert!(Instant::now() < until, "it does not recover: {error:?}"),
         }
-        // One that refuses at once lets nobody else run.
+        // A store that rejects at once would otherwise let nobody else run.
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
-async fn a_script_that_the_server_forgot_goes_along() {
+async fn evicted_script_is_sent_again() {
     let server = Redis::start("");
     let store = connect(&server.url(0), PATIENCE).await;
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
@@ -44,7 +44,7 @@ async fn a_script_that_the_server_forgot_goes_along() {
 }
 
 #[tokio::test]
-async fn a_server_without_room_is_no_answer_to_a_claim() {
+async fn full_server_rejects_claims_without_applying_them() {
     for settings in PERSISTENCE {
         let server = Redis::start(settings);
         let store = connect(&format!("{}?accept=no-persistence", server.url(0)), Duration::from_millis(300)).await;
@@ -52,9 +52,10 @@ async fn a_server_without_room_is_no_answer_to_a_claim() {
         server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
         let error = store.insert(&id(2), &claim(1)).await.unwrap_err();
         assert_eq!((error.applied(), error.to_string().contains("no room")), (Applied::No, true), "{error:?}");
-        // What is known is told to whoever comes with its key.
+        // Known records are still returned.
         assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, claim(1));
-        // The answer of what was executed is not kept yet either, and nothing of it is half written.
+        // The response of an executed request is not stored yet either, and nothing is half
+        // written.
         let error = store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap_err();
         assert_eq!(error.applied(), Applied::No, "{error:?}");
         assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
@@ -65,7 +66,7 @@ async fn a_server_without_room_is_no_answer_to_a_claim() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_of_a_cluster_that_take_no_writes_tell_what_they_know() {
+async fn read_only_cluster_nodes_still_serve_reads() {
     let cluster = Cluster::start(0);
     let patience = Duration::from_millis(500);
     let store = connect(&cluster.url(), patience).await;
@@ -89,7 +90,7 @@ async fn nodes_of_a_cluster_that_take_no_writes_tell_what_they_know() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_busy_is_waited_for_and_then_refused() {
+async fn busy_server_is_retried_then_rejected() {
     let server = Redis::start("--busy-reply-threshold 50");
     let store = connect(&server.url(0), Duration::from_millis(700)).await;
     let mut hog = Command::new("redis-cli")
@@ -101,7 +102,7 @@ async fn a_server_that_is_busy_is_waited_for_and_then_refused() {
     let error = loop {
         match store.insert(&id(1), &claim(1)).await {
             Err(error) => break error,
-            // The script had not begun; it may have by now.
+            // The script had not started; it may have by now.
             Ok(_) => match store.remove(&id(1), claim(1).version()).await {
                 Err(error) => break error,
                 Ok(_) => assert!(Instant::now() < until),
@@ -115,7 +116,7 @@ async fn a_server_that_is_busy_is_waited_for_and_then_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_loading_is_waited_for_and_has_forgotten_nothing() {
+async fn loading_server_is_retried_and_keeps_its_data() {
     let mut server = Redis::start("--key-load-delay 1000 --loading-process-events-interval-bytes 1024");
     let store = connect(&server.url(0), PATIENCE).await;
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
@@ -138,7 +139,7 @@ async fn a_server_that_is_loading_is_waited_for_and_has_forgotten_nothing() {
 }
 
 #[tokio::test]
-async fn a_master_that_became_a_replica_takes_nothing_and_is_left() {
+async fn demoted_master_rejects_writes_and_is_abandoned() {
     let server = Redis::start("");
     let store = connect(&server.url(0), Duration::from_millis(300)).await;
     server.cli(0, &["REPLICAOF", "127.0.0.1", "1"]);
@@ -149,7 +150,7 @@ async fn a_master_that_became_a_replica_takes_nothing_and_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_answer_is_found_again_by_its_attempt() {
+async fn lost_response_is_recognized_by_its_attempt() {
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);
     let store = connect(&format!("redis://{}", proxy.address), PATIENCE).await;
@@ -171,7 +172,7 @@ async fn a_lost_answer_is_found_again_by_its_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_breaks_the_way_it_recovers_within_ten_seconds_of_the_heal() {
+async fn store_recovers_within_ten_seconds_after_any_network_fault() {
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);
     let patience = Duration::from_millis(900);
@@ -191,7 +192,7 @@ async fn whatever_breaks_the_way_it_recovers_within_ten_seconds_of_the_heal() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_restarted_lets_leases_begin_anew() {
+async fn restarted_server_restarts_leases() {
     let mut server = Redis::start("--appendfsync always");
     let clock = ManualClock::default();
     let options = Options::parse(&server.url(0)).unwrap().timeout(PATIENCE);
@@ -203,14 +204,14 @@ async fn a_server_that_was_restarted_lets_leases_begin_anew() {
     assert!(age().await >= LEASE, "it was not aged, so nothing is shown");
     server.kill();
     server.start_again(true);
-    // What it has may be an older copy: the sign of life that came after it is not there.
+    // The data may be stale: a renewal that followed may be missing.
     assert!(age().await < LEASE / 2, "a claim is as old as the copy says: {:?}", age().await);
     clock.advance(LEASE * 2);
     assert!(age().await >= LEASE, "nobody would ever find its holder lost");
 }
 
 #[tokio::test]
-async fn a_server_that_was_restarted_empty_has_another_identity() {
+async fn server_restarted_empty_has_another_identity() {
     let mut server = Redis::start("");
     let store = connect(&server.url(0), PATIENCE).await;
     assert_eq!(store.meta("identity", b"first").await.unwrap(), "first");
@@ -221,14 +222,14 @@ async fn a_server_that_was_restarted_empty_has_another_identity() {
     assert_eq!(store.meta("identity", b"second").await.unwrap(), "second");
 }
 
-/// Whoever lists claims fails at it, and whoever looks for what is due is dropped while he does it.
+/// Updating the sweep index fails, and the call of `due` is cancelled meanwhile.
 #[tokio::test]
-async fn a_claim_that_could_not_be_listed_is_listed_later() {
+async fn claim_is_tracked_later_after_a_failed_index_update() {
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);
     let store = connect(&format!("redis://{}", proxy.address), Duration::from_millis(300)).await;
     for (n, fault) in [Fault::Down, Fault::Hanging].into_iter().enumerate() {
-        // Nobody else gets to write before this task waits.
+        // Nobody else runs before this task waits.
         assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
         proxy.set(fault);
         let looked = timeout(Duration::from_millis(100), store.due(0)).await;
@@ -242,9 +243,9 @@ async fn a_claim_that_could_not_be_listed_is_listed_later() {
     }
 }
 
-/// Where a snapshot should go there is a folder, so the server refuses to write, as it does by default then.
+/// A directory in place of the snapshot file makes the server reject writes, as it does by default.
 #[tokio::test]
-async fn a_server_that_cannot_save_tells_what_it_knows() {
+async fn server_with_failing_snapshots_still_serves_reads() {
     let server = Redis::start("--appendonly no --save '3600 1'");
     let store = connect(&server.url(0), Duration::from_millis(300)).await;
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);

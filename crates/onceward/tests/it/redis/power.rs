@@ -1,4 +1,5 @@
-//! The server's machine loses its power: what is forgotten then is what the promise says, by its configuration.
+//! Power loss of the server's machine: what is lost is what the documentation says for its
+//! configuration.
 
 use std::io::Write;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::support::machine::Machine;
 use crate::support::redis::{Redis, redis_7, valkey_9};
 use crate::support::waiting::PATIENCE;
 
-/// What `appendfsync everysec` may forget, as `/status` says.
+/// Window of writes that `appendfsync everysec` may lose, as `/status` says.
 const EVERY_SECOND: Duration = Duration::from_secs(2);
 
 async fn server_on(machine: &Machine, program: &Path, settings: &str) -> (Redis, RedisStore) {
@@ -28,7 +29,7 @@ async fn server_on(machine: &Machine, program: &Path, settings: &str) -> (Redis,
     (server, store)
 }
 
-/// Returns whether the end of its file was torn, so that it did not start by itself.
+/// Returns true if the end of the file was torn, so that the server did not start by itself.
 fn lose_power(machine: &Machine, server: &mut Redis) -> bool {
     tokio::task::block_in_place(|| {
         server.kill();
@@ -44,13 +45,13 @@ async fn keep(store: &RedisStore, n: usize) -> bool {
 
 async fn knows(store: &RedisStore, n: usize) -> bool {
     let found = store.get(&id(n)).await.unwrap().map(|found| *found.record);
-    // Of one that was ended just then, whoever made it may not have heard.
+    // The process was killed before it could report that key.
     assert!(found.iter().all(|found| *found == completed(1) || *found == claim(1)), "{n}: {found:?}");
     found.is_some_and(|found| found == completed(1))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_loss_forgets_what_its_promise_says_and_no_more() {
+async fn power_loss_loses_no_more_than_documented() {
     for (settings, says, keeps_before_snapshot, keeps_after) in [
         ("--appendfsync always", "forget nothing", true, true),
         ("--appendfsync no", "what the system had not written", false, false),
@@ -74,9 +75,9 @@ async fn a_power_loss_forgets_what_its_promise_says_and_no_more() {
     }
 }
 
-/// The end of a file may be there in length and not in content.
+/// The end of a file may be present in length and not in content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_torn_end_of_the_file_is_cut_off_and_what_stands_before_it_is_there() {
+async fn torn_append_only_file_keeps_complete_writes() {
     for program in [redis_7(), valkey_9()] {
         let mut server = Redis::of(&program, "--appendfsync always");
         let store = RedisStore::connect(Options::parse(&server.url(0)).unwrap().timeout(PATIENCE)).await.unwrap();
@@ -92,14 +93,15 @@ async fn a_torn_end_of_the_file_is_cut_off_and_what_stands_before_it_is_there() 
     }
 }
 
-/// Keys that were confirmed, and when; and the longest that nothing was, for a machine may be too busy to sync too.
+/// Confirmed keys and when; and the longest gap without a confirmation, since a busy machine may be
+/// too slow to sync.
 #[derive(Default)]
 struct Confirmed {
     keys: Vec<(usize, Instant)>,
     longest_gap: Duration,
 }
 
-/// Keeps one key after another in so many lanes, each until it fails or `over`.
+/// Stores one key after another in parallel tasks, each until it fails or `over` is set.
 fn load(store: &Arc<RedisStore>, over: &Arc<AtomicBool>, count: &watch::Sender<usize>) -> JoinSet<Confirmed> {
     const LANES: usize = 8;
     let mut lanes = JoinSet::new();
@@ -123,19 +125,19 @@ fn load(store: &Arc<RedisStore>, over: &Arc<AtomicBool>, count: &watch::Sender<u
     lanes
 }
 
-/// What was confirmed before the power is lost is there, but for what was so at most `may_forget` before.
+/// Checks that all keys confirmed more than `may_forget` before the power loss are present.
 async fn lose_power_under_load(program: &Path, fsync: &str, may_forget: Duration) {
     let machine = Machine::start(128);
     let (mut server, store) = server_on(&machine, program, &format!("--appendfsync {fsync}")).await;
     let (store, over, (count, mut counted)) = (Arc::new(store), Arc::default(), watch::channel(0));
     let began = Instant::now();
     let lanes = load(&store, &over, &count);
-    // As long again as may be forgotten.
+    // Twice the window of writes that may be lost.
     let is_enough = |count: &usize| *count >= 200 && began.elapsed() > may_forget * 2;
     let enough = timeout(PATIENCE, counted.wait_for(is_enough)).await;
     assert!(enough.is_ok_and(|it| it.is_ok()), "there is hardly any load");
     let lost_at = Instant::now();
-    // What is confirmed from here on is not counted: it may be done after the loss.
+    // Keys confirmed from here on do not count: that may be after the loss.
     over.store(true, Ordering::SeqCst);
     let was_torn = lose_power(&machine, &mut server);
     let lanes = lanes.join_all().await;
@@ -155,14 +157,14 @@ async fn lose_power_under_load(program: &Path, fsync: &str, may_forget: Duration
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_loss_under_load_forgets_nothing_where_each_write_is_synced() {
+async fn power_loss_under_load_with_fsync_always_loses_nothing() {
     for program in [redis_7(), valkey_9()] {
         lose_power_under_load(&program, "always", Duration::ZERO).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_loss_under_load_forgets_two_seconds_where_each_second_is_synced() {
+async fn power_loss_under_load_with_fsync_everysec_loses_two_seconds() {
     for program in [redis_7(), valkey_9()] {
         lose_power_under_load(&program, "everysec", EVERY_SECOND).await;
     }

@@ -1,4 +1,4 @@
-//! Records to keep.
+//! Records for these tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(super) fn completed(attempt: u8) -> Record {
     Record { phase, ..claim(attempt) }
 }
 
-/// The same, kept for so long, with a body of so many bytes.
+/// Returns a completed record with this retention and a body of this size.
 pub(super) fn kept_for(attempt: u8, retention: Duration, body: usize) -> Record {
     let reply = Reply { status: StatusCode::CREATED, headers: Vec::new(), body: vec![b'.'; body].into() };
     let tombstone = Duration::from_secs(86_400);
@@ -37,7 +37,7 @@ pub(super) fn kept_for(attempt: u8, retention: Duration, body: usize) -> Record 
     Record { phase, ..claim(attempt) }
 }
 
-/// The key of its record.
+/// Returns the Redis key of a record.
 pub(super) fn key(id: &RecordId) -> String {
     let hex: String = id.0.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("onceward:{{{hex}}}")

@@ -1,4 +1,4 @@
-//! Who is let in, and which servers are: what would void a promise stops the start unless it is accepted knowingly.
+//! Authentication, TLS, and server settings that stop the start unless they are accepted.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ async fn connect(url: &str) -> Result<RedisStore, Error> {
     RedisStore::connect(Options::parse(url).unwrap().timeout(Duration::from_secs(3))).await
 }
 
-/// An error with all that lies beneath it.
+/// Formats an error and its sources.
 fn chain(error: &dyn std::error::Error) -> String {
-    let beneath = error.source().map(chain).unwrap_or_default();
-    format!("{error}: {beneath}")
+    let source = error.source().map(chain).unwrap_or_default();
+    format!("{error}: {source}")
 }
 
 #[tokio::test]
-async fn what_voids_a_promise_stops_the_start_unless_it_is_accepted() {
+async fn unsafe_server_setting_stops_the_start_unless_accepted() {
     let server = Redis::start("");
     let url = server.url(0);
     connect(&url).await.unwrap();
-    for (change, back, mend) in [
+    for (change, back, accepted) in [
         (
             &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"][..],
             &["CONFIG", "SET", "maxmemory-policy", "noeviction"][..],
@@ -40,8 +40,8 @@ async fn what_voids_a_promise_stops_the_start_unless_it_is_accepted() {
     ] {
         server.cli(0, change);
         let error = connect(&url).await.unwrap_err();
-        assert!(error.to_string().contains(&format!("accept={mend}")), "{error}");
-        let store = connect(&format!("{url}?accept={mend}")).await.unwrap();
+        assert!(error.to_string().contains(&format!("accept={accepted}")), "{error}");
+        let store = connect(&format!("{url}?accept={accepted}")).await.unwrap();
         assert!(!store.facts().promise.is_empty() && !store.facts().survives_power_loss);
         server.cli(0, back);
     }
@@ -49,7 +49,7 @@ async fn what_voids_a_promise_stops_the_start_unless_it_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_begins_to_evict_takes_no_more_claims() {
+async fn server_that_starts_evicting_gets_no_more_claims() {
     for settings in PERSISTENCE {
         let server = Redis::start(settings);
         let store = connect(&format!("{}?accept=no-persistence", server.url(0))).await.unwrap();
@@ -66,7 +66,7 @@ async fn a_server_that_begins_to_evict_takes_no_more_claims() {
             tokio::task::yield_now().await;
         };
         assert!(error.applied() == Applied::No && error.to_string().contains("volatile-ttl"), "{error:?}");
-        // What was begun is finished.
+        // Requests in flight complete.
         assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
         server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
         while let Err(error) = store.insert(&id(n), &claim(1)).await {
@@ -77,7 +77,7 @@ async fn a_server_that_begins_to_evict_takes_no_more_claims() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_evicts_takes_none_of_the_claims_that_waited_for_it() {
+async fn evicting_server_gets_no_queued_claims() {
     let (server, another) = (Redis::start(""), Redis::start("--maxmemory-policy allkeys-lru"));
     let proxy = FaultProxy::before(server.address);
     let url = format!("redis://{}", proxy.address);
@@ -94,12 +94,12 @@ async fn a_server_that_evicts_takes_none_of_the_claims_that_waited_for_it() {
         let error = told.expect_err("it was taken");
         assert!(error.to_string().contains("allkeys-lru"), "{error:?}");
     }
-    // One that was on its way when it was cut may be listed as a hint.
+    // A request in flight at the cut may have left an index entry.
     assert_eq!(another.cli(0, &["KEYS", "onceward:{*"]), "");
 }
 
 #[tokio::test]
-async fn the_promise_says_what_this_configuration_may_forget() {
+async fn durability_describes_what_this_configuration_may_lose() {
     for (settings, says, survives_power_loss) in [
         ("--appendfsync always", "forget nothing that was confirmed", true),
         ("", "up to 2 s of confirmed writes", false),
@@ -115,11 +115,11 @@ async fn the_promise_says_what_this_configuration_may_forget() {
     assert!(facts.promise.contains("Valkey 9."), "{}", facts.promise);
 }
 
-/// What a user needs, as the docs say; and in a cluster besides.
+/// Permissions that a user needs, as documented; and those needed in a cluster.
 const RIGHTS: &str = "+@read +@write +@scripting +info +config|get +time +dbsize";
 const RIGHTS_IN_A_CLUSTER: &str = "+cluster|slots +asking +ping";
 
-/// The user `onceward` with the password `p@ss`.
+/// Creates the user `onceward` with the password `p@ss`.
 fn let_in(server: &Redis, rights: &str) {
     let user = "ACL SETUSER onceward on >p@ss resetchannels ~onceward:* -@all".split(' ').chain(rights.split(' '));
     assert_eq!(server.cli(0, &user.collect::<Vec<_>>()), "OK");
@@ -136,7 +136,7 @@ async fn keeps(store: &RedisStore) {
 }
 
 #[tokio::test]
-async fn a_user_needs_few_rights_and_a_wrong_password_is_said() {
+async fn user_needs_few_permissions_and_wrong_password_is_reported() {
     let server = Redis::start("");
     let_in(&server, RIGHTS);
     server.cli(0, &["ACL", "SETUSER", "default", "off"]);
@@ -152,7 +152,7 @@ async fn a_user_needs_few_rights_and_a_wrong_password_is_said() {
 }
 
 #[tokio::test]
-async fn tls_takes_a_ca_and_a_client_certificate() {
+async fn tls_verifies_ca_and_client_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     certificates(at, "client");
@@ -174,7 +174,7 @@ async fn tls_takes_a_ca_and_a_client_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sentinels_and_their_master_are_spoken_to_by_tls_and_each_with_its_own_password() {
+async fn sentinels_and_master_use_tls_and_separate_passwords() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     certificates(at, "client");
@@ -202,7 +202,7 @@ async fn sentinels_and_their_master_are_spoken_to_by_tls_and_each_with_its_own_p
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_is_spoken_to_by_tls_and_with_a_user_of_few_rights() {
+async fn cluster_uses_tls_and_a_restricted_user() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     certificates(at, "client");
@@ -210,7 +210,7 @@ async fn a_cluster_is_spoken_to_by_tls_and_with_a_user_of_few_rights() {
     cluster.nodes.iter().for_each(|node| let_in(node, &format!("{RIGHTS} {RIGHTS_IN_A_CLUSTER}")));
     let file = |name: &str| at.join(name).display().to_string();
     let files = format!("ca={}&cert={}&key={}", file("ca.pem"), file("client.pem"), file("client.key"));
-    // The others are found by it.
+    // The other nodes are discovered from this one.
     let url = format!("redis-cluster://onceward:p%40ss@localhost:{}", cluster.nodes[0].address.port());
     let full = format!("{url}?tls=true&{files}");
     keeps(&started(&full).await).await;
@@ -227,7 +227,7 @@ async fn a_cluster_is_spoken_to_by_tls_and_with_a_user_of_few_rights() {
     }
 }
 
-/// Waits until the server is there.
+/// Connects until the server is ready.
 async fn started(url: &str) -> RedisStore {
     let until = Instant::now() + PATIENCE;
     loop {

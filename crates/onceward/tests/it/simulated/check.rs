@@ -1,4 +1,4 @@
-//! What was seen, and what of it must not be.
+//! Observed history, and the checks on it.
 
 use std::ops::AddAssign;
 use std::time::Duration;
@@ -6,20 +6,20 @@ use std::time::Duration;
 use onceward::problem::Code;
 use onceward::wire::Outcome;
 
-/// What a client saw of a key.
+/// Result of a call, as seen by the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answered {
-    /// Its own execution's answer.
+    /// Response of its own execution.
     Own(u64, Outcome),
-    /// The first answer.
+    /// Replay of the stored response.
     Replay(u64),
-    /// The service declined it.
+    /// Declined by the service.
     Declined,
-    /// A refusal.
+    /// Rejected.
     Refused(Code),
 }
 
-/// A call that was answered. One that was not is open, and shows nothing.
+/// Call that returned. A call without a response is open and proves nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) key: u8,
@@ -27,11 +27,12 @@ pub(super) struct Call {
     pub(super) from: Duration,
     pub(super) to: Duration,
     pub(super) answered: Answered,
-    /// Asked when all was well again, and whoever died was dead for longer than its lease and 5 s.
+    /// True if the call was made after recovery, when every dead process had been dead for longer
+    /// than its lease plus 5 s.
     pub(super) is_last: bool,
 }
 
-/// An execution, as the service noted it.
+/// Execution, as recorded by the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Execution {
     pub(super) key: u8,
@@ -39,7 +40,7 @@ pub(super) struct Execution {
     pub(super) nonce: u64,
 }
 
-/// How often what happened.
+/// Counts of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) executed: usize,
@@ -91,7 +92,8 @@ impl Seen {
     }
 }
 
-/// All that is wrong with the history of a key. `is_unsent`: no byte of it was sent, and those who know so lived on.
+/// Returns all violations in the history of a key. `is_unsent`: no byte of it was sent, and the
+/// gateways that know so survived.
 pub(super) fn violations(key: u8, executions: &[Execution], calls: &[Call], is_unsent: bool) -> Vec<String> {
     let executed: Vec<_> = executions.iter().filter(|execution| execution.key == key).collect();
     let calls: Vec<_> = calls.iter().filter(|call| call.key == key).collect();
@@ -141,7 +143,7 @@ pub(super) fn violations(key: u8, executions: &[Execution], calls: &[Call], is_u
     wrong
 }
 
-/// The answer, if it was said to be kept.
+/// Returns the response if it was reported as stored.
 fn kept(answered: Answered) -> Option<u64> {
     match answered {
         Answered::Own(nonce, Outcome::Stored) | Answered::Replay(nonce) => Some(nonce),

@@ -1,4 +1,5 @@
-//! The store's protocol for the simulation: a datagram asks, a datagram answers, and either may be lost.
+//! Store protocol of the simulation: a datagram per request and per response, either of which may
+//! be lost.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,10 +25,11 @@ pub(super) const PORT: u16 = 700;
 const DATAGRAM_BYTES_MAX: usize = 64 << 10;
 const STAGES: [Stage; 5] = [Stage::InFlight, Stage::Completed, Stage::Released, Stage::Unknown, Stage::Tombstone];
 
-/// How often the driver sends an operation twice, as drivers do that try again after a reconnect.
+/// Probability that the driver sends an operation twice, as drivers do that retry after a
+/// reconnect.
 const REPEATED: f64 = 0.05;
 
-/// A store beyond the network.
+/// Store behind the simulated network.
 pub(super) struct Remote {
     socket: Arc<UdpSocket>,
     waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Bytes>>>>,
@@ -37,7 +39,7 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// Within a simulated process.
+    /// Connects, within a simulated process.
     pub(super) async fn connect(seed: u64, shared: Shared) -> io::Result<Self> {
         let socket = Arc::new(UdpSocket::bind("0.0.0.0:0").await?);
         let waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Bytes>>>> = Arc::default();
@@ -48,7 +50,7 @@ impl Remote {
                 while let Ok((len, _)) = socket.recv_from(&mut datagram).await {
                     let mut answer = Bytes::copy_from_slice(&datagram[..len]);
                     let waiter = waiting.lock().remove(&answer.get_u64());
-                    // Who does not wait any more, or was answered before, does not hear it.
+                    // The caller may have been dropped, or had a response already.
                     if waiter.is_none_or(|waiter| waiter.send(answer).is_err()) {
                         shared.lock().seen.late += 1;
                     }
@@ -77,7 +79,7 @@ impl Remote {
     }
 }
 
-/// What the store's process does with a datagram. Returns the answer.
+/// Handles a datagram in the store's process. Returns the response.
 pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) -> Result<Bytes, Error> {
     let mut answer = BytesMut::new();
     answer.put_u64(datagram.get_u64());

@@ -1,4 +1,4 @@
-//! Three gateways, a store, a service, and what happens to them.
+//! Three gateways, a store, a service, and their faults.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -32,7 +32,7 @@ use super::check::{self, Answered, Call, Execution, Seen};
 use super::network::{PORT, Remote, serve};
 
 const KEYS: u8 = 40;
-/// Each key is asked for while so many younger ones are.
+/// Number of younger keys after which a key is no longer used.
 const KEYS_AT_ONCE: u8 = 4;
 const GATEWAYS: [&str; 3] = ["gateway-0", "gateway-1", "gateway-2"];
 const CLIENTS_PER_GATEWAY: u64 = 3;
@@ -43,15 +43,16 @@ const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(4);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Until then things go wrong, and clients ask.
+/// End of the faults and the load.
 const TROUBLE: Duration = Duration::from_secs(20);
-/// From then on whoever died is dead for a lease and 5 s, and whoever listens has stopped.
+/// Time by which every dead process has been dead for a lease plus 5 s, and every wait for a
+/// response has ended.
 const QUIET: Duration = Duration::from_secs(20 + 3 + 5 + 4);
 const END: Duration = Duration::from_secs(90);
 
 const TICK: Duration = Duration::from_millis(10);
 
-/// What the store does wrong, to see that it is found.
+/// Bug planted in the store, which must be detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plant {
     Nothing,
@@ -72,23 +73,23 @@ impl Plant {
     }
 }
 
-/// What all processes write into, and none reads.
+/// Records written by all processes and read by none.
 pub(super) type Shared = Arc<Mutex<History>>;
 
 #[derive(Debug, Default)]
 pub(super) struct History {
     calls: Vec<Call>,
     executions: Vec<Execution>,
-    /// Of these keys a gateway has sent a first byte.
+    /// Keys of which a gateway has sent a first byte.
     sent: BTreeSet<u8>,
-    /// What each gateway was asked for since it started.
+    /// Keys that each gateway handled since its start.
     asked: [BTreeSet<u8>; GATEWAYS.len()],
-    /// A gateway that was asked for these has died, so that nobody is left to say that it sent nothing.
+    /// Keys handled by a gateway that died, so that nobody can report that nothing was sent.
     doubtful: BTreeSet<u8>,
     pub(super) seen: Seen,
 }
 
-/// A run, after it.
+/// Finished run.
 pub(super) struct World(History);
 
 impl World {
@@ -134,7 +135,7 @@ impl World {
         self.0.seen
     }
 
-    /// All of it, to compare.
+    /// Returns everything recorded, for comparison.
     pub(super) fn told(&self) -> (&[Call], &[Execution], Seen) {
         (&self.0.calls, &self.0.executions, self.0.seen)
     }
@@ -144,7 +145,7 @@ fn mix(seed: u64, a: u64, b: u64) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(a << 32 | b)
 }
 
-/// Its memory outlives its process, as a disk does.
+/// Starts the store; its data outlive its process, like a disk.
 fn store(sim: &mut Sim<'_>, plant: Plant) {
     let clock = SimClock { ahead: Duration::ZERO, rate: if plant == Plant::ClockStands { 0.0 } else { 1.0 } };
     let memory = Arc::new(MemoryStore::with_clock(64 << 20, Arc::new(clock)));
@@ -156,7 +157,7 @@ fn store(sim: &mut Sim<'_>, plant: Plant) {
             loop {
                 let (len, from) = socket.recv_from(&mut datagram).await?;
                 let answer = serve(&*memory, plant, Bytes::copy_from_slice(&datagram[..len])).await;
-                // Where it cannot be read, nothing is said.
+                // An unreadable datagram has no response.
                 if let Ok(answer) = answer {
                     socket.send_to(&answer, from).await?;
                 }
@@ -165,7 +166,8 @@ fn store(sim: &mut Sim<'_>, plant: Plant) {
     });
 }
 
-/// It notes each execution before it answers; it declines some, is slow with some, and breaks off some, before or after.
+/// Starts the service, which records each execution before it responds. It declines some requests,
+/// delays some, and resets some connections before or after.
 fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
     let random = Arc::new(Mutex::new(StdRng::seed_from_u64(mix(seed, 99, 0))));
     let shared = shared.clone();
@@ -193,7 +195,8 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
                         // waits: the service works, in simulated time
                         tokio::time::sleep(slow).await;
                     }
-                    // What is broken off after it executed says nothing, and neither does what never executed.
+                    // A connection that is reset after an execution yields no response, and neither
+                    // does one without.
                     let nonce = match fate {
                         0 => return,
                         1..=3 => 0,
@@ -209,7 +212,7 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
                         tokio::time::sleep(slow).await;
                     }
                     if fate != 4 {
-                        // Whoever asked may be gone.
+                        // The caller may be gone.
                         let _ = stream.write_all(&nonce.to_be_bytes()).await;
                     }
                 });
@@ -218,7 +221,7 @@ fn service(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
     });
 }
 
-/// An engine, and the clients that it has.
+/// Starts an engine and its clients.
 async fn gateway(at: usize, seed: u64, shared: Shared) -> turmoil::Result {
     let mut random = StdRng::seed_from_u64(seed);
     let engine = engine(&mut random, &shared).await?;
@@ -227,12 +230,12 @@ async fn gateway(at: usize, seed: u64, shared: Shared) -> turmoil::Result {
     for client in clients.map(tokio::spawn).collect::<Vec<_>>() {
         client.await?;
     }
-    // What was begun is finished, whoever has gone.
+    // Requests in flight complete even if their caller is gone.
     std::future::pending().await
 }
 
 async fn engine(random: &mut StdRng, shared: &Shared) -> turmoil::Result<Engine> {
-    // No two clocks agree, in what they say or in how fast they go.
+    // Each gateway's clock has its own offset and rate.
     let ahead = Duration::from_secs(random.random_range(0..1_000_000));
     let clock = SimClock { ahead, rate: random.random_range(0.9..1.1) };
     let mut limits = Limits::default();
@@ -261,9 +264,9 @@ async fn client(at: usize, mut random: StdRng, engine: Engine, shared: Shared) {
     }
 }
 
-/// Asks for each key when all is well again.
+/// Calls each key after recovery.
 async fn judge(seed: u64, shared: Shared) -> turmoil::Result {
-    // waits: until whoever died is dead for long enough, in simulated time
+    // waits: until every dead process has been dead for long enough, in simulated time
     tokio::time::sleep(QUIET).await;
     let engine = engine(&mut StdRng::seed_from_u64(seed), &shared).await?;
     for key in 0..KEYS {
@@ -337,7 +340,7 @@ impl Operation for Order {
     }
 }
 
-/// Cuts, holds, delays and kills, until [`TROUBLE`] is over; then mends all.
+/// Injects partitions, delays and kills until [`TROUBLE`] is over, then recovers all.
 fn trouble(sim: &mut Sim<'_>, seed: u64, shared: &Shared) {
     let mut random = StdRng::seed_from_u64(mix(seed, 77, 0));
     let mut next = Duration::ZERO;
@@ -386,12 +389,12 @@ fn mend(sim: &mut Sim<'_>, gateway: &str) {
     }
 }
 
-/// The simulated time, in a simulated process.
+/// Returns the simulated time, within a simulated process.
 fn now() -> Duration {
     turmoil::sim_elapsed().unwrap_or_default()
 }
 
-/// A clock of its own: it is ahead of the simulated time, and goes by its own rate.
+/// Clock of a gateway: it is ahead of the simulated time, and has its own rate.
 #[derive(Debug)]
 struct SimClock {
     ahead: Duration,

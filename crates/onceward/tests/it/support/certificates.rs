@@ -1,10 +1,10 @@
-//! Certificates to show.
+//! Certificates for tests.
 
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-/// A CA, and certificates of the server `localhost` and of this client that it signed, in PEM.
+/// Writes a CA, and certificates of the server `localhost` and of a client that it signed, in PEM.
 pub(crate) fn certificates(folder: &Path, client: &str) {
     let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
     let ca_key = KeyPair::generate().unwrap();

@@ -1,6 +1,7 @@
-//! A TCP proxy before a real server, which breaks the way between on a test's word.
+//! TCP proxy that injects network faults.
 //!
-//! With the standard library alone and threads of its own, so that tests of any kind can share it.
+//! It uses only the standard library and threads of its own, so that tests of any kind can share
+//! it.
 
 #![allow(dead_code, reason = "shared by tests that need different parts of it")]
 
@@ -10,31 +11,32 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
-/// What becomes of the bytes that come by.
+/// Fault of the connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// They pass.
+    /// Bytes pass.
     #[default]
     None,
-    /// There is nothing: connections are reset, those that are open and those that come.
+    /// Connections are reset, open and new ones.
     Down,
-    /// Connections are accepted, and nothing passes either way until it heals.
+    /// Connections are accepted, and nothing passes in either direction until the fault is removed.
     Hanging,
-    /// Each piece that passes takes so much longer.
+    /// Each chunk is delayed by this time.
     Slow(Duration),
-    /// What the client says arrives; of the answers nothing comes back, until it heals.
+    /// Requests pass; responses are held until the fault is removed.
     AnswersStuck,
-    /// What the client says does not arrive until it heals; what the server says does.
+    /// Requests are held until the fault is removed; responses pass.
     AsksStuck,
-    /// The next answer is lost, its connection reset: the server has done what it was asked. Then all is as before.
+    /// The next response is dropped and its connection reset, after the server has executed the
+    /// request. Then bytes pass again.
     NextAnswerLost,
 }
 
-/// A proxy on a free port; it ends when dropped.
+/// Proxy on a free port; it ends when dropped.
 #[derive(Debug)]
 pub(crate) struct FaultProxy {
     shared: Arc<Shared>,
-    /// Where clients connect to.
+    /// Address that clients connect to.
     pub(crate) address: SocketAddr,
 }
 
@@ -61,7 +63,7 @@ enum Way {
 }
 
 impl FaultProxy {
-    /// Before a server, which need not be there yet.
+    /// Starts a proxy in front of a server, which need not be running yet.
     pub(crate) fn before(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -80,7 +82,7 @@ impl FaultProxy {
         Self { shared, address }
     }
 
-    /// From now on this happens.
+    /// Injects a fault from now on.
     pub(crate) fn set(&self, fault: Fault) {
         let mut state = self.shared.lock();
         state.fault = fault;
@@ -91,28 +93,28 @@ impl FaultProxy {
         self.shared.changed.notify_all();
     }
 
-    /// All passes again.
+    /// Removes the fault.
     pub(crate) fn heal(&self) {
         self.set(Fault::None);
     }
 
-    /// Cuts each open connection, once.
+    /// Resets each open connection, once.
     pub(crate) fn cut(&self) {
         self.shared.lock().open.drain(..).for_each(|stream| reset(&stream));
     }
 
-    /// Leads elsewhere from now on, those who are connected too, once they connect again.
+    /// Forwards to another server from now on, and resets open connections.
     pub(crate) fn lead_to(&self, target: SocketAddr) {
         self.shared.lock().target = target;
         self.cut();
     }
 
-    /// How many answers were lost: a test that lost none has not seen what it is about.
+    /// Returns the number of dropped responses: a test that dropped none has shown nothing.
     pub(crate) fn lost(&self) -> usize {
         self.shared.lock().lost
     }
 
-    /// How many pieces went to the server.
+    /// Returns the number of chunks sent to the server.
     pub(crate) fn passed(&self) -> usize {
         self.shared.lock().passed
     }
@@ -122,7 +124,7 @@ impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
         self.set(Fault::Down);
-        // Wakes the listener, so that it sees that it is over.
+        // Wakes the listener so that it ends.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -144,7 +146,7 @@ impl Shared {
         let pairs = [(&client, &server, Way::Asks), (&server, &client, Way::Answers)];
         {
             let mut state = self.lock();
-            // What is over is no longer cut.
+            // Ended connections need no reset.
             state.open.retain(|stream| stream.peer_addr().is_ok());
             state.open.extend([&client, &server].into_iter().filter_map(|stream| stream.try_clone().ok()));
         }
@@ -171,7 +173,7 @@ impl Shared {
         let _ = to.shutdown(Shutdown::Write);
     }
 
-    /// Whether a piece goes on; waits as long as it is held up.
+    /// Returns true if a chunk may pass; waits while it is held.
     fn may_pass(&self, way: Way) -> bool {
         let mut state = self.lock();
         loop {
@@ -202,7 +204,7 @@ impl Shared {
     }
 }
 
-/// Closes both ways without a farewell.
+/// Shuts down both directions.
 fn reset(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }

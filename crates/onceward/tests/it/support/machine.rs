@@ -1,8 +1,8 @@
-//! A machine that loses its power: a small file system of its own, on which a server keeps what it keeps.
+//! Machine that can lose power: a small file system on which a server keeps its data.
 //!
-//! The kernel is told to give the file system up at once, with all that no sync asked for (`xfs_io -c shutdown`, which `ext4`
-//! knows too), and it is mounted anew: what is there then is what was on the disk. What was handed to the disk counts as kept,
-//! asked for or not: the disk has no cache of its own that could lose it.
+//! The kernel is instructed to shut the file system down without writing what was not synced (`xfs_io -c
+//! shutdown`, which `ext4` supports too). It is then mounted again with the content of the disk.
+//! Writes handed to the disk count as kept, synced or not: the disk has no volatile cache.
 
 #![allow(dead_code, reason = "shared by tests that need different parts of it")]
 
@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Its disk.
+/// Machine with one disk.
 #[derive(Debug)]
 pub(crate) struct Machine {
     disk: PathBuf,
@@ -22,16 +22,16 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// One whose disk has so many MB.
+    /// Creates a machine with a disk of this size.
     pub(crate) fn start(megabytes: u32) -> Self {
         let whole = tempfile::tempdir().unwrap();
-        // A server that is not root's looks for its own folder below.
+        // A server that does not run as root must reach its own directory below.
         fs::set_permissions(whole.path(), Permissions::from_mode(0o711)).unwrap();
         let (image, disk) = (whole.path().join("image"), whole.path().join("disk"));
         File::create(&image).unwrap().set_len(u64::from(megabytes) << 20).unwrap();
         fs::create_dir(&disk).unwrap();
         run(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
-        // It ends with the test, however that ends: also where all are killed that the test started.
+        // It ends with the test, also if all processes of the test are killed.
         let mut watcher = Command::new("sh");
         watcher.args(["-c", "cat >/dev/null; umount -l \"$0\"; rm -f \"$1\""]).args([&disk, &image]).process_group(0);
         watcher.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -40,17 +40,18 @@ impl Machine {
         machine
     }
 
-    /// Where its disk is.
+    /// Returns the path of the disk.
     pub(crate) fn disk(&self) -> &Path {
         &self.disk
     }
 
-    /// What is there so far stays: what no server promised to keep, such as a folder that was made for it.
+    /// Syncs the disk: keeps what no server guarantees, such as the directory created for it.
     pub(crate) fn sync(&self) {
         run(Command::new("sync").arg("-f").arg(&self.disk));
     }
 
-    /// Power is lost, and comes back: only what was synced is there. What ran on it must have been killed, as it would be.
+    /// Loses power and restores it: only synced data remain. The server must have been killed
+    /// before.
     pub(crate) fn lose_power(&self) {
         let (kept, lost) = (self.disk.join("kept"), self.disk.join("lost"));
         fs::write(&kept, "synced").unwrap();
@@ -64,17 +65,17 @@ impl Machine {
         let _ = fs::remove_file(&lost);
     }
 
-    /// Its disk has no room left.
+    /// Fills the disk.
     pub(crate) fn fill(&self) {
         let mut filler = File::options().create(true).append(true).open(self.disk.join("filler")).unwrap();
         for len in [1 << 20, 4096, 4096] {
             while filler.write_all(&vec![7; len]).is_ok() {}
-            // What was set aside for its place, and was not needed, is room again.
+            // Unused preallocated blocks become free again.
             filler.sync_all().unwrap();
         }
     }
 
-    /// There is room again.
+    /// Frees the disk.
     pub(crate) fn make_room(&self) {
         fs::remove_file(self.disk.join("filler")).unwrap();
     }

@@ -1,6 +1,6 @@
-//! Real PostgreSQL servers on free ports, stopped with the test or with the process that started them, however that ends.
+//! Real PostgreSQL servers on free ports, stopped with the test or its process, however that ends.
 //!
-//! With the standard library and `psql` alone, so that tests of any kind can share it.
+//! It uses only the standard library and `psql`, so that tests of any kind can share it.
 
 #![allow(dead_code, reason = "shared by tests that need different parts of it")]
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::waiting::poll;
 
-/// A running server.
+/// Running server.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     programs: PathBuf,
@@ -24,17 +24,18 @@ pub(crate) struct Postgres {
     certificates: Option<tempfile::TempDir>,
 }
 
-/// Settings of all servers here: nothing of them outlives a test, so nothing is synced unless a test is about that.
+/// Settings of all servers. Nothing outlives a test, so nothing is synced unless a test is about
+/// that.
 const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = 250\nfsync = off\n\
     shared_buffers = 64MB\nwal_level = replica\nmax_wal_senders = 4\nhot_standby = on\nwal_keep_size = 256MB\n";
 
 impl Postgres {
-    /// An empty server of this version, 15 or 18, with what `settings` say besides.
+    /// Starts an empty server of this version, 15 or 18, with additional settings.
     pub(crate) fn start(version: u32, settings: &str) -> Self {
         Self::start_in(&std::env::temp_dir(), version, settings)
     }
 
-    /// The same, which keeps what it keeps in a folder of its own there.
+    /// Starts an empty server whose data are in a directory of its own below `place`.
     pub(crate) fn start_in(place: &Path, version: u32, settings: &str) -> Self {
         let programs = programs(version);
         let folder = folder_in(place);
@@ -47,9 +48,9 @@ impl Postgres {
         Self::running(programs, folder, process, address)
     }
 
-    /// One that also speaks TLS; the certificates are named by their folder.
+    /// Starts a server that also accepts TLS, with the certificates in this directory.
     pub(crate) fn with_tls(version: u32, certificates: &Path) -> Self {
-        // A key that others than the server may read is refused.
+        // The server rejects a key that others may read.
         let own = folder();
         for name in ["server.pem", "server.key", "ca.pem"] {
             let copy = own.path().join(name);
@@ -68,7 +69,8 @@ impl Postgres {
         server
     }
 
-    /// One with a tablespace `small` on a disk of so many MB, which it alone sees and which ends with it.
+    /// Starts a server with a tablespace `small` on a disk of this size, which only it sees and
+    /// which ends with it.
     pub(crate) fn with_a_small_disk(version: u32, megabytes: u32) -> Self {
         let programs = programs(version);
         let folder = folder();
@@ -94,12 +96,12 @@ impl Postgres {
         server
     }
 
-    /// A standby of it, which follows.
+    /// Starts a standby of this server.
     pub(crate) fn standby(&self) -> Self {
         self.standby_in(&std::env::temp_dir())
     }
 
-    /// The same, which keeps what it keeps in a folder of its own there.
+    /// Starts a standby whose data are in a directory of its own below `place`.
     pub(crate) fn standby_in(&self, place: &Path) -> Self {
         let folder = folder_in(place);
         let data = folder.path().join("data");
@@ -126,19 +128,19 @@ impl Postgres {
         self
     }
 
-    /// The URL of an empty database.
+    /// Creates an empty database, and returns its URL.
     pub(crate) fn database(&self) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::SeqCst));
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
         self.url(&name)
     }
 
-    /// The URL of a database of this name.
+    /// Returns the URL of a database.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@{}/{database}?connections=4&accept=fsync-off", self.address)
     }
 
-    /// Runs a text of statements, and returns what it prints.
+    /// Runs SQL, and returns its output.
     pub(crate) fn sql(&self, database: &str, text: &str) -> String {
         let said = self.psql(database, text).output().unwrap();
         assert!(said.status.success(), "{text}: {}", String::from_utf8_lossy(&said.stderr));
@@ -152,12 +154,12 @@ impl Postgres {
         psql
     }
 
-    /// Turns a standby into a primary, on a new timeline.
+    /// Promotes a standby to a primary, on a new timeline.
     pub(crate) fn promote(&self) {
         self.pg_ctl(&["promote", "-w"]);
     }
 
-    /// Lets these lines of `pg_hba.conf` count before the others.
+    /// Puts these lines in front of `pg_hba.conf`.
     pub(crate) fn admit(&self, lines: &str) {
         let file = self.folder.path().join("data/pg_hba.conf");
         let before = fs::read_to_string(&file).unwrap();
@@ -165,7 +167,7 @@ impl Postgres {
         self.sql("postgres", "SELECT pg_reload_conf()");
     }
 
-    /// Makes all its standbys synchronous, and returns once one is.
+    /// Makes all standbys synchronous, and waits until one is.
     pub(crate) fn wait_for_standbys(&self) {
         self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
         self.sql("postgres", "SELECT pg_reload_conf()");
@@ -175,12 +177,12 @@ impl Postgres {
         });
     }
 
-    /// Ends it: `fast` tells each client, `immediate` is a crash.
+    /// Stops the server: `fast` disconnects clients, `immediate` is a crash.
     pub(crate) fn stop(&self, how: &str) {
         self.pg_ctl(&["stop", "-w", "-m", how]);
     }
 
-    /// Starts it again, where it was.
+    /// Starts the server again with its data.
     pub(crate) fn start_again(&mut self) {
         let _ = self.process.wait();
         self.process = spawn(&self.programs, &self.folder.path().join("data"));
@@ -190,7 +192,7 @@ impl Postgres {
         });
     }
 
-    /// Sends a signal to each of its processes, the first one first, so that none is begun meanwhile. Returns which they were.
+    /// Signals each process, the first one first, so that it starts no more. Returns their ids.
     pub(crate) fn signal(&self, name: &str) -> Vec<u32> {
         let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
         let Some(first) = file.lines().next().and_then(|line| line.trim().parse().ok()) else { return Vec::new() };
@@ -201,20 +203,21 @@ impl Postgres {
         [&[first], children.as_slice()].concat()
     }
 
-    /// Its next word goes into a new file of its log; if there is no room for that, none is said after it.
+    /// Switches to a new WAL file; without room for it the server crashes.
     pub(crate) fn end_of_its_log(&self) {
         let _ = self.psql("postgres", "SELECT pg_switch_wal()").output();
     }
 
-    /// Whether its first process runs.
+    /// Returns true if the first process runs.
     pub(crate) fn is_there(&self) -> bool {
         let file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
         file.lines().next().and_then(|line| line.trim().parse().ok()).is_some_and(|pid| state_of(pid).is_some())
     }
 
-    /// Kills each of its processes, and returns when they are gone.
+    /// Kills all processes, and waits until they are gone.
     pub(crate) fn kill(&self) {
-        // Stopped first: what becomes an orphan is no longer found, and one that outlives the first keeps it from starting.
+        // Stopped first: an orphan would not be found any more, and one that survives prevents a
+        // restart.
         let killed = self.signal("STOP");
         assert!(!killed.is_empty(), "it was not running");
         killed.iter().for_each(|pid| kill("KILL", *pid));
@@ -229,15 +232,15 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // A test that failed may have left it stopped, and then it would never end.
+        // A failed test may have left it stopped, and then it would never end.
         self.signal("CONT");
-        // Its standard input closes: the shell around it ends the server, and waits for that.
+        // Closing standard input makes the shell around it end the server and wait for that.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
     }
 }
 
-/// A pooler before a server, in the mode that gives each transaction any connection.
+/// Connection pooler in transaction mode in front of a server.
 #[derive(Debug)]
 pub(crate) struct PgBouncer {
     _folder: tempfile::TempDir,
@@ -277,7 +280,7 @@ impl Drop for PgBouncer {
 const INITDB: [&str; 6] =
     ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-instructions"];
 
-/// Where the programs of a version are. One that is missing fails the run.
+/// Returns the directory of a version's programs. A missing one fails the run.
 fn programs(version: u32) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let places = [
@@ -291,7 +294,7 @@ fn programs(version: u32) -> PathBuf {
     if as_nobody(&found.join("initdb")).arg("--version").output().is_ok_and(|said| said.status.success()) {
         return found;
     }
-    // A working copy that only root may enter: the server gets a copy of its own.
+    // If only root may enter the working copy, the server gets a copy of its own.
     static COPY: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
     let copy = COPY.get_or_init(|| {
         let copy = folder();
@@ -306,16 +309,16 @@ fn spawn(programs: &Path, data: &Path) -> Child {
     watched(&format!("{}{} -D {}", as_nobody_line(), programs.join("postgres").display(), data.display()), "QUIT")
 }
 
-/// A process that ends with its standard input: also where the test is killed.
+/// Starts a process that ends with its standard input, also if the test is killed.
 fn watched(line: &str, signal: &str) -> Child {
     let script = format!("{line} </dev/null >/dev/null 2>&1 & P=$!; cat >/dev/null; kill -s {signal} $P; wait $P");
     let mut shell = Command::new("sh");
-    // Nothing of the test's own is held open by what may outlive it.
+    // Nothing that may outlive the test holds its files open.
     shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     shell.spawn().unwrap()
 }
 
-/// A server does not run as root.
+/// Returns the shell prefix of a command that does not run as root, as servers require.
 fn as_nobody_line() -> String {
     if is_root() { "exec setpriv --reuid=65534 --regid=65534 --clear-groups -- ".into() } else { "exec ".into() }
 }
@@ -333,7 +336,7 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0")
 }
 
-/// A folder that the server may write to.
+/// Creates a directory that the server may write to.
 fn folder() -> tempfile::TempDir {
     folder_in(&std::env::temp_dir())
 }
@@ -350,17 +353,17 @@ fn kill(signal: &str, pid: u32) {
     let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).output();
 }
 
-/// Whose parent it is.
+/// Returns the children of a process.
 fn children_of(parent: u32) -> Vec<u32> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid| state_of(*pid).is_some_and(|(_, its)| its == parent)).collect()
 }
 
-/// Its state and its parent, as long as it runs: one that nobody has buried yet runs no more.
+/// Returns the state and parent of a process while it runs; a zombie does not run any more.
 fn state_of(pid: u32) -> Option<(String, u32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it stands in brackets, and may have anything in it.
+    // The name in parentheses may contain anything.
     let (_, rest) = text.rsplit_once(')')?;
     let mut words = rest.split_whitespace();
     let state = words.next().filter(|state| *state != "Z")?.to_owned();

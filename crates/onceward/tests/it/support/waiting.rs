@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Whatever is waited for is there by then, or never.
+/// Timeout of every condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks until there is something.
+/// Polls until there is a value.
 pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -13,7 +13,7 @@ pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < until, "waited in vain for {what}");
-        // waits: between two looks at the condition, so that the server gets the processor
+        // waits: between two reads of the condition, so that the server gets the processor
         std::thread::sleep(Duration::from_millis(5));
     }
 }

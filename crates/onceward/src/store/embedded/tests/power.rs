@@ -1,6 +1,8 @@
-//! Power loss: all that a store asked of the system is written down by `strace`, and replayed onto a disk that keeps of it
-//! what was synced, and of the rest whatever it likes. Cut off after each of those calls, it must open, and know what was
-//! acknowledged.
+//! Power loss: `strace` records the system calls of a store, which are replayed onto a simulated
+//! disk.
+//!
+//! The disk keeps synced data, and any part of the rest. Cut off after each call, the store must
+//! open and return what was acknowledged.
 
 mod disk;
 mod trace;
@@ -13,9 +15,9 @@ use std::process::Command;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use self::disk::{Disk, Keeps};
+use self::disk::{DiskMonitor, Keeps};
 use self::trace::Call;
-use super::harm::completed;
+use super::corruption::completed;
 use super::{claim, id, released};
 use crate::record::Record;
 use crate::store::embedded::EmbeddedStore;
@@ -33,12 +35,12 @@ fn end(n: u8) -> Record {
 }
 
 fn tell(what: &str) {
-    // One write, so that it stands in the trace as one call, where it was made.
+    // A single write, so that the trace has it as one call, in the right place.
     std::io::stdout().write_all(format!("> {what}\n").as_bytes()).unwrap();
     std::io::stdout().flush().unwrap();
 }
 
-/// The part of the other process, if this is one: it tells of each write when it was acknowledged.
+/// Runs in the other process, if this is one: reports each acknowledged write.
 #[tokio::test]
 async fn play() {
     let Ok(folder) = std::env::var(PLAY) else { return };
@@ -50,7 +52,7 @@ async fn play() {
         assert_eq!(open.replace(&id(n), claim(n).version(), &end(n)).await.unwrap(), Replaced::Yes);
         tell(&format!("ended {n}"));
         if n % 8 == 5 {
-            // What is in memory goes into tables.
+            // Memtables are flushed to tables.
             let engine = open.engine().unwrap();
             for keyspace in [&engine.records, &engine.index, &engine.meta] {
                 keyspace.rotate_memtable_and_wait().unwrap();
@@ -78,7 +80,7 @@ fn trace(scratch: &Path) -> Vec<Call> {
     trace::read(&std::fs::read_to_string(log).unwrap())
 }
 
-/// What was acknowledged by then: how far each key was.
+/// Acknowledged progress of each key.
 type Acknowledged = BTreeMap<u8, bool>;
 
 async fn judge(folder: &Path, acknowledged: &Acknowledged, when: &str) {
@@ -91,17 +93,17 @@ async fn judge(folder: &Path, acknowledged: &Acknowledged, when: &str) {
         let found = *found.unwrap_or_else(|| panic!("{when}: key {n} is gone")).record;
         assert!(found == end(*n) || !ended && found == claim(*n), "{when}: key {n}, ended {ended}, is {found:?}");
     }
-    // It goes on.
+    // The store stays usable.
     assert_eq!(store.insert(&id(200), &claim(200)).await.unwrap(), None, "{when}");
 }
 
 #[tokio::test]
-async fn a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged() {
+async fn power_loss_at_any_moment_loses_nothing_acknowledged() {
     let scratch = tempfile::tempdir().unwrap();
     std::fs::create_dir(scratch.path().join("disk")).unwrap();
     let calls = trace(scratch.path());
     let step = if std::env::var_os("ONCEWARD_LONG").is_some() { 1 } else { 10 };
-    let mut disk = Disk::new(&scratch.path().join("disk"));
+    let mut disk = DiskMonitor::new(&scratch.path().join("disk"));
     let mut acknowledged = Acknowledged::new();
     let mut random = StdRng::seed_from_u64(1);
     let (mut at, mut images) = (0, 0);
@@ -115,7 +117,7 @@ async fn a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged() {
             _ => {}
         }
         at += 1;
-        // Not always the same ones of what comes in turns.
+        // Varies the mode at each position.
         if at % step != (at / step) % step {
             continue;
         }

@@ -1,10 +1,11 @@
-//! Folders of other versions: `folder-1` was written by the first, and each later one opens it.
+//! Data directories of older versions: `folder-1` was written by the first, and every later version
+//! opens it.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::harm::{completed, copy, files};
+use super::corruption::{completed, copy, files};
 use super::{claim, id, print, record, released};
 use crate::clock::ManualClock;
 use crate::record::{Phase, Record};
@@ -13,7 +14,7 @@ use crate::store::embedded::EmbeddedStore;
 
 const FOLDER: &[u8] = include_bytes!("folder-1");
 
-/// Names a file to write such a folder to, for the next schema.
+/// Environment variable with the path to write such a directory to, for the next schema.
 const MAKE: &str = "ONCEWARD_TEST_MAKE_FOLDER";
 
 fn records() -> impl Iterator<Item = (u8, Record)> {
@@ -25,7 +26,7 @@ fn records() -> impl Iterator<Item = (u8, Record)> {
     })
 }
 
-/// Files one after the other: the length of a name, the name, the length of the file, the file.
+/// Packs files: length of the name, name, length of the file, file.
 fn pack(folder: &Path) -> Vec<u8> {
     let mut packed = Vec::new();
     for file in files(folder) {
@@ -52,7 +53,7 @@ fn unpack(mut packed: &[u8], folder: &Path) {
     }
 }
 
-/// Some of it in tables, some in the journal, as a kill leaves it.
+/// Writes some records to tables and some to the journal, as a kill leaves them.
 #[tokio::test]
 async fn make() {
     let Ok(file) = std::env::var(MAKE) else { return };
@@ -73,12 +74,12 @@ async fn make() {
 }
 
 #[tokio::test]
-async fn a_folder_of_an_older_version_is_opened_and_all_of_it_is_known() {
+async fn data_dir_of_older_version_is_opened_completely() {
     let folder = tempfile::tempdir().unwrap();
     unpack(FOLDER, folder.path());
     for opening in 0..2 {
         let clock = ManualClock::default();
-        // After all that was written, by the clock of the machine.
+        // Later than all writes, by the machine's clock.
         clock.shift_wall(100 * 365 * 86_400_000);
         let store = EmbeddedStore::open_with(folder.path(), Arc::new(clock)).unwrap();
         assert_eq!(store.meta("name", b"another").await.unwrap(), &b"a named value"[..]);

@@ -1,7 +1,7 @@
-//! A disk that keeps what was synced, and of the rest whatever it likes.
+//! Simulated disk that keeps synced data, and any part of the rest.
 //!
-//! As hard as the rules of POSIX allow, and harder than the common file systems are: a file's bytes are kept by a sync of the
-//! file, its name by a sync of the folder that it is in, and neither by the other.
+//! It is as adverse as POSIX allows, and more than common file systems are: a sync of a file keeps
+//! its bytes, a sync of its directory keeps its name, and neither keeps the other.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -13,19 +13,19 @@ use rand::rngs::StdRng;
 
 use super::trace::Call;
 
-/// What lies within one is written whole or not at all; that much every disk promises.
+/// Size of a sector, which is written completely or not at all.
 const SECTOR: u64 = 512;
 
-/// What it keeps of what was not synced.
+/// Part of the unsynced data that survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keeps {
     /// Nothing.
     Synced,
-    /// All of it, as a kill leaves it.
+    /// Everything, as after a kill.
     All,
     /// Some writes, in any order, and some names.
     Some,
-    /// All writes of a file up to one, and a part of that.
+    /// All writes of a file up to one, and a part of that one.
     Torn,
 }
 
@@ -37,7 +37,7 @@ enum Change {
 
 enum Node {
     File { changes: Vec<Change>, synced: usize, len: u64 },
-    Folder { now: BTreeMap<String, usize>, synced: BTreeMap<String, usize> },
+    DataDir { now: BTreeMap<String, usize>, synced: BTreeMap<String, usize> },
 }
 
 struct Open {
@@ -46,20 +46,20 @@ struct Open {
     appends: bool,
 }
 
-pub(super) struct Disk {
+pub(super) struct DiskMonitor {
     root: PathBuf,
     nodes: Vec<Node>,
     open: HashMap<u64, Open>,
     duplicates: HashMap<u64, u64>,
 }
 
-impl Disk {
+impl DiskMonitor {
     pub(super) fn new(root: &Path) -> Self {
-        let nodes = vec![Node::Folder { now: BTreeMap::new(), synced: BTreeMap::new() }];
+        let nodes = vec![Node::DataDir { now: BTreeMap::new(), synced: BTreeMap::new() }];
         Self { root: root.to_owned(), nodes, open: HashMap::new(), duplicates: HashMap::new() }
     }
 
-    /// Returns whether the call concerns it.
+    /// Applies a call. Returns true if it concerns this disk.
     pub(super) fn take(&mut self, call: &Call) -> bool {
         self.try_take(call).is_some()
     }
@@ -70,7 +70,7 @@ impl Disk {
             Call::Open { fd, path, creates, truncates, appends } => {
                 self.duplicates.remove(fd);
                 self.open.remove(fd);
-                let (folder, name) = self.place(path)?;
+                let (folder, name) = self.entry(path)?;
                 let node = match self.child(folder, &name) {
                     Some(node) => node,
                     None if *creates => self.add(folder, name, Node::File { changes: vec![], synced: 0, len: 0 }),
@@ -108,24 +108,24 @@ impl Disk {
                 self.change(node, Change::Resize(*len));
             }
             Call::Rename { from, to } => {
-                let (from, from_name) = self.place(from)?;
-                let (to, to_name) = self.place(to)?;
+                let (from, from_name) = self.entry(from)?;
+                let (to, to_name) = self.entry(to)?;
                 let node = self.children(from)?.remove(&from_name)?;
                 self.children(to)?.insert(to_name, node);
             }
             Call::Unlink { path } => {
-                let (folder, name) = self.place(path)?;
+                let (folder, name) = self.entry(path)?;
                 self.children(folder)?.remove(&name)?;
             }
             Call::MakeFolder { path } => {
-                let (folder, name) = self.place(path)?;
-                self.add(folder, name, Node::Folder { now: BTreeMap::new(), synced: BTreeMap::new() });
+                let (folder, name) = self.entry(path)?;
+                self.add(folder, name, Node::DataDir { now: BTreeMap::new(), synced: BTreeMap::new() });
             }
             Call::Sync { fd } => {
                 let node = self.open.get(&self.original(*fd))?.node;
                 match &mut self.nodes[node] {
                     Node::File { changes, synced, .. } => *synced = changes.len(),
-                    Node::Folder { now, synced } => synced.clone_from(now),
+                    Node::DataDir { now, synced } => synced.clone_from(now),
                 }
             }
         }
@@ -136,11 +136,11 @@ impl Disk {
         *self.duplicates.get(&fd).unwrap_or(&fd)
     }
 
-    /// The folder that a path names something in.
-    fn place(&self, path: &str) -> Option<(usize, String)> {
+    /// Returns the directory of a path, and the name in it.
+    fn entry(&self, path: &str) -> Option<(usize, String)> {
         let path = Path::new(path).strip_prefix(&self.root).ok()?;
         let mut parts: Vec<_> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
-        // Of the root itself, a name that stands for it.
+        // The root itself.
         let name = parts.pop().unwrap_or_else(|| ".".to_owned());
         let folder = parts.iter().try_fold(0, |folder, part| self.child(folder, part))?;
         Some((folder, name))
@@ -148,15 +148,15 @@ impl Disk {
 
     fn child(&self, folder: usize, name: &str) -> Option<usize> {
         match &self.nodes[folder] {
-            Node::Folder { .. } if name == "." => Some(folder),
-            Node::Folder { now, .. } => now.get(name).copied(),
+            Node::DataDir { .. } if name == "." => Some(folder),
+            Node::DataDir { now, .. } => now.get(name).copied(),
             Node::File { .. } => None,
         }
     }
 
     fn children(&mut self, folder: usize) -> Option<&mut BTreeMap<String, usize>> {
         match &mut self.nodes[folder] {
-            Node::Folder { now, .. } => Some(now),
+            Node::DataDir { now, .. } => Some(now),
             Node::File { .. } => None,
         }
     }
@@ -171,7 +171,7 @@ impl Disk {
     fn len(&self, node: usize) -> u64 {
         match &self.nodes[node] {
             Node::File { len, .. } => *len,
-            Node::Folder { .. } => 0,
+            Node::DataDir { .. } => 0,
         }
     }
 
@@ -185,21 +185,21 @@ impl Disk {
         }
     }
 
-    /// Makes a folder of what is left.
+    /// Writes the surviving data into a directory.
     pub(super) fn lose_power(&self, keeps: Keeps, random: &mut StdRng, into: &Path) {
         self.leave(0, keeps, random, into);
     }
 
     fn leave(&self, node: usize, keeps: Keeps, random: &mut StdRng, into: &Path) {
         match &self.nodes[node] {
-            Node::Folder { now, synced } => {
+            Node::DataDir { now, synced } => {
                 if node != 0 {
                     fs::create_dir(into).unwrap();
                 }
                 let names = match keeps {
                     Keeps::All => now.clone(),
                     Keeps::Synced | Keeps::Torn => synced.clone(),
-                    // Each name as it was or as it is.
+                    // Each name as it was, or as it is.
                     Keeps::Some => {
                         let mut names = BTreeMap::new();
                         for name in now.keys().chain(synced.keys()) {

@@ -1,16 +1,16 @@
-//! Reads what `strace` wrote down.
+//! Parser for the output of `strace`.
 
 use std::collections::HashMap;
 
-/// What is traced: all by which a file, its name or its durability changes.
+/// Traced calls: all that change a file, its name or its durability.
 pub(super) const CALLS: &str = "trace=openat,open,creat,write,pwrite64,writev,pwritev,lseek,ftruncate,truncate,rename,\
 renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,symlinkat,fsync,fdatasync,sync_file_range,\
 copy_file_range,sendfile,dup,dup2,dup3,fcntl,mmap,msync";
 
-/// A call that succeeded.
+/// Successful call.
 #[derive(Clone, Debug)]
 pub(super) enum Call {
-    /// The store told of something.
+    /// Report of the store.
     Told(String),
     Open {
         fd: u64,
@@ -55,7 +55,7 @@ pub(super) enum Call {
     },
 }
 
-/// In the order in which they ended.
+/// Parses the calls, in the order in which they returned.
 pub(super) fn read(log: &str) -> Vec<Call> {
     let mut begun: HashMap<&str, String> = HashMap::new();
     let mut calls = Vec::new();
@@ -87,7 +87,7 @@ fn call(line: &str) -> Option<Call> {
     let number = |at: usize| arguments.get(at)?.parse::<u64>().ok();
     let bytes = |at: usize| unhex(arguments.get(at)?);
     let text = |at: usize| String::from_utf8(bytes(at)?).ok();
-    // Relative to a folder that is open, or else absolute.
+    // Relative to an open directory, or absolute.
     let path = |folder: usize, at: usize| {
         let path = text(at)?;
         let folder = unhex(arguments.get(folder)?.split_once('<')?.1.trim_end_matches('>'))?;
@@ -118,7 +118,7 @@ fn call(line: &str) -> Option<Call> {
         "mkdirat" => Call::MakeFolder { path: path(0, 1)? },
         "fsync" | "fdatasync" => Call::Sync { fd: fd(0)? },
         "fcntl" => return None,
-        // Memory of the process itself, or of files that are only read.
+        // Memory of the process, or files that are only read.
         "mmap" if !call.contains("MAP_SHARED") || !call.contains("PROT_WRITE") => return None,
         _ => panic!("nobody taught this test what {name} does to a disk: {line}"),
     })

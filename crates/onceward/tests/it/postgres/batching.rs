@@ -1,4 +1,4 @@
-//! What is asked about many keys at once goes to the server together, and none of them pays for another.
+//! Batching: concurrent operations share one statement, and none pays for another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{another, is_counted, until_it_waits};
 use super::faults::behind_a_proxy;
-use super::records::{HEALED, answer, chain, claim, id, unknown};
+use super::records::{HEALED, chain, claim, completed, id, unknown};
 use super::{PGBOUNCER, POSTGRES_15, POSTGRES_18, database_of};
 use crate::support::fault_proxy::Fault;
 use crate::support::postgres::Postgres;
 use crate::support::waiting::PATIENCE;
 
-/// So many keys are asked about at once.
+/// Number of keys used concurrently.
 const MANY: usize = 40;
 
-/// A row a statement of many rows, told by the server itself.
+/// Triggers that record the number of rows of each statement.
 const COUNTED: &str = "CREATE TABLE counted (kind text, rows bigint); \
      CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS \
      $$ BEGIN INSERT INTO public.counted SELECT tg_op, count(*) FROM written; RETURN NULL; END $$; \
@@ -32,7 +32,7 @@ const COUNTED: &str = "CREATE TABLE counted (kind text, rows bigint); \
      CREATE TRIGGER deleted AFTER DELETE ON onceward.records REFERENCING OLD TABLE AS written \
      FOR EACH STATEMENT EXECUTE FUNCTION counted()";
 
-/// Keys with a claim each.
+/// Returns keys with a claim each.
 fn claims(from: usize) -> Vec<(RecordId, Record)> {
     (from..from + MANY).map(|n| (id(n), claim(AttemptId::random()))).collect()
 }
@@ -43,7 +43,7 @@ async fn insert_all(store: &PostgresStore, claims: &[(RecordId, Record)]) {
     }
 }
 
-/// Replaces all at once: of what is there, then of what is not, then of what another holds.
+/// Swaps all concurrently: existing records, then absent ones, then those of another attempt.
 async fn replace_all(
     store: &PostgresStore,
     all: &[(RecordId, Record)],
@@ -64,7 +64,7 @@ async fn replace_all(
     }
 }
 
-/// Over one connection, so that what is asked at once is not shared out.
+/// Opens a store with one connection, so that concurrent operations are batched.
 async fn over_one_connection(url: &str) -> PostgresStore {
     let store = PostgresStore::open(&url.replace("connections=4", "connections=1")).await.unwrap();
     assert_eq!(store.get(&id(0)).await.unwrap(), None);
@@ -72,7 +72,7 @@ async fn over_one_connection(url: &str) -> PostgresStore {
 }
 
 #[tokio::test]
-async fn what_is_asked_at_once_is_one_statement() {
+async fn concurrent_operations_are_batched_into_one_statement() {
     let pooled = |url: String| url.replace(&POSTGRES_15.address.to_string(), &PGBOUNCER.address.to_string());
     for (server, url) in [
         (&*POSTGRES_15, POSTGRES_15.database()),
@@ -83,7 +83,7 @@ async fn what_is_asked_at_once_is_one_statement() {
         server.sql(&database_of(&url), COUNTED);
         let claims = claims(1);
         insert_all(&store, &claims).await;
-        // Again, some by another, and some that are new.
+        // Insert again: existing keys by another attempt, and new keys.
         let again: Vec<_> =
             claims.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).chain(self::claims(100)).collect();
         let found = join_all(again.iter().map(|(id, claim)| store.insert(id, claim))).await;
@@ -91,21 +91,21 @@ async fn what_is_asked_at_once_is_one_statement() {
             let there = found.unwrap().map(|found| *found.record);
             assert_eq!(there.as_ref(), claims.get(n).map(|(_, claim)| claim), "{url}");
         }
-        // Ends: of what is there, of what is not, and of what another holds.
+        // Completions: of existing records, absent ones, and those of another attempt.
         let (gone, theirs) = (self::claims(200), self::claims(300));
         insert_all(&store, &theirs).await;
         let taken = theirs.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
         let claims = [claims, gone, taken].concat();
-        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
         replace_all(&store, &claims, &ends, &theirs, &url).await;
         let most = "SELECT string_agg(rows::text, ' ' ORDER BY kind) FROM (SELECT kind, max(rows) rows FROM counted GROUP BY kind) m";
         assert_eq!(server.sql(&database_of(&url), most), format!("{MANY} {MANY}"), "{url}");
     }
 }
 
-/// As the sweep does.
+/// The sweep works this way.
 #[tokio::test]
-async fn what_is_replaced_and_removed_at_once_is_one_statement() {
+async fn concurrent_updates_and_deletes_are_batched_into_one_statement() {
     let pooled = |url: String| url.replace(&POSTGRES_15.address.to_string(), &PGBOUNCER.address.to_string());
     for (server, url) in [
         (&*POSTGRES_15, POSTGRES_15.database()),
@@ -134,9 +134,9 @@ async fn what_is_replaced_and_removed_at_once_is_one_statement() {
     }
 }
 
-/// Whoever replaces or removes many leaves alone what is locked, and does the rest at once.
+/// Updates and deletes of a batch skip a locked row and apply the rest at once.
 #[tokio::test]
-async fn what_is_locked_among_many_is_left_alone_until_it_is_free() {
+async fn locked_row_in_batch_is_skipped_until_released() {
     let url = POSTGRES_15.database();
     let store = Arc::new(over_one_connection(&url).await);
     let claims = claims(1);
@@ -169,8 +169,9 @@ async fn what_is_locked_among_many_is_left_alone_until_it_is_free() {
 }
 
 #[tokio::test]
-async fn a_crash_forgets_none_of_many() {
-    // Without our own word, what is committed would wait for the WAL writer, which comes every ten seconds.
+async fn crash_loses_no_batched_write() {
+    // Without the statement's own setting, commits would wait for the WAL writer, which runs every
+    // ten seconds.
     let mut server = Postgres::start(15, "wal_writer_delay = 10s\nautovacuum = off");
     let url = server.database();
     server.sql("postgres", &format!("ALTER DATABASE {} SET synchronous_commit = off", database_of(&url)));
@@ -179,7 +180,7 @@ async fn a_crash_forgets_none_of_many() {
     insert_all(&store, &claims).await;
     server.stop("immediate");
     server.start_again();
-    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
     let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
     let ended = timeout(HEALED, join_all(ended)).await.unwrap();
     assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "a claim was forgotten");
@@ -206,7 +207,7 @@ async fn a_crash_forgets_none_of_many() {
 }
 
 #[tokio::test]
-async fn a_locked_row_holds_up_no_neighbour() {
+async fn locked_row_delays_no_batch_neighbor() {
     let url = POSTGRES_15.database();
     let store = PostgresStore::open(&url).await.unwrap();
     let locker = another(&url).await;
@@ -217,7 +218,7 @@ async fn a_locked_row_holds_up_no_neighbour() {
         let locked = claims[MANY / 2].0.0.as_slice();
         locker.batch_execute("BEGIN").await.unwrap();
         locker.execute("SELECT FROM onceward.records WHERE id = $1 FOR UPDATE", &[&locked]).await.unwrap();
-        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+        let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
         let mut all: Vec<_> =
             claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end)).collect();
         let mut held = all.remove(MANY / 2);
@@ -233,7 +234,8 @@ async fn a_locked_row_holds_up_no_neighbour() {
         }
         locker.batch_execute("COMMIT").await.unwrap();
         assert_eq!(held.await.unwrap(), Replaced::Yes);
-        // It waited with them for a moment, and then by itself. On a busy machine even that takes a while.
+        // The row delayed its batch for a moment, then was retried alone. On a busy machine even
+        // that takes a while.
         if took < Duration::from_millis(900) && is_counted(&store, &locker, "xact_rollback", HEALED).await {
             return;
         }
@@ -242,7 +244,7 @@ async fn a_locked_row_holds_up_no_neighbour() {
 }
 
 #[tokio::test]
-async fn a_row_that_cannot_be_written_fails_no_neighbour() {
+async fn rejected_row_fails_no_batch_neighbor() {
     let url = POSTGRES_15.database();
     let store = over_one_connection(&url).await;
     let refused = id(MANY / 2).0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -261,7 +263,7 @@ async fn a_row_that_cannot_be_written_fails_no_neighbour() {
             }
         }
     }
-    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
     let ended = join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end))).await;
     let mut failed = 0;
     for ((key, _), ended) in claims.iter().zip(ended) {
@@ -278,18 +280,18 @@ async fn a_row_that_cannot_be_written_fails_no_neighbour() {
 }
 
 #[tokio::test]
-async fn many_whose_answer_was_lost_are_each_recognised() {
+async fn batch_with_lost_response_is_recognized_per_row() {
     let (proxy, store) = behind_a_proxy().await;
     let claims = claims(1);
     proxy.set(Fault::NextAnswerLost);
     insert_all(&store, &claims).await;
     assert_eq!(proxy.lost(), 1);
-    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+    let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
     proxy.set(Fault::NextAnswerLost);
     let ended = join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end))).await;
     assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "its own end was taken for another's");
     assert_eq!(proxy.lost(), 2);
-    // What another holds is not taken for one's own, whatever was lost.
+    // A record of another attempt is never mistaken for one's own, whatever response was lost.
     let others: Vec<_> = claims.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
     proxy.set(Fault::NextAnswerLost);
     for (found, (_, end)) in
@@ -301,13 +303,13 @@ async fn many_whose_answer_was_lost_are_each_recognised() {
 }
 
 #[tokio::test]
-async fn two_gateways_that_ask_in_opposite_orders_do_not_wait_for_each_other() {
+async fn batches_in_opposite_orders_do_not_deadlock() {
     let url = POSTGRES_15.database();
     let database = database_of(&url);
     let slow = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS \
          $$ BEGIN PERFORM pg_sleep(0.001); RETURN new; END $$; \
          CREATE TRIGGER dawdle BEFORE INSERT ON onceward.records FOR EACH ROW EXECUTE FUNCTION dawdle()";
-    // A deadlock is found before anybody has waited too long.
+    // A deadlock is detected before any statement times out.
     POSTGRES_15.sql("postgres", &format!("ALTER DATABASE {database} SET deadlock_timeout = '5ms'"));
     let stores = [over_one_connection(&url).await, over_one_connection(&url).await];
     POSTGRES_15.sql(&database, slow);
@@ -330,10 +332,10 @@ async fn two_gateways_that_ask_in_opposite_orders_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
-async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
+async fn cached_plan_uses_the_index_on_a_grown_table() {
     for (server, url) in [(&*POSTGRES_15, POSTGRES_15.database()), (&*POSTGRES_18, POSTGRES_18.database())] {
         PostgresStore::open(&url).await.unwrap().insert(&id(9999), &claim(AttemptId::random())).await.unwrap();
-        // Of one page: to read all of it is cheaper than its index, now.
+        // A table of one page: a sequential scan is cheaper than the index now.
         server.sql(&database_of(&url), "VACUUM ANALYZE onceward.records");
         let scanned = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'records'";
         let before = counted_at_the_end(&url, scanned).await;
@@ -341,7 +343,7 @@ async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
         for n in 0..10 {
             let claims = claims(1 + n * MANY);
             insert_all(&store, &claims).await;
-            let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), answer(claim.attempt))).collect();
+            let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
             let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
             assert!(join_all(ended).await.into_iter().all(|ended| ended.unwrap() == Replaced::Yes));
             let (last, (_, end)) = (claims[0].0, &ends[0]);
@@ -359,7 +361,7 @@ async fn what_was_planned_for_a_few_rows_goes_by_the_index_all_the_same() {
     }
 }
 
-/// What the server has counted: a backend tells it when it ends, at the latest.
+/// Returns a statistic of the server; backends report when they end, at the latest.
 pub(super) async fn counted_at_the_end(url: &str, what: &str) -> i64 {
     let watcher = another(url).await;
     let until = Instant::now() + HEALED;
@@ -371,7 +373,7 @@ pub(super) async fn counted_at_the_end(url: &str, what: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_racing_claims_of_a_few_keys_have_one_winner_each() {
+async fn thousand_concurrent_claims_have_one_winner_per_key() {
     const KEYS: usize = 10;
     let url = POSTGRES_15.database();
     let mut racers = JoinSet::new();
@@ -395,7 +397,7 @@ async fn a_thousand_racing_claims_of_a_few_keys_have_one_winner_each() {
 }
 
 #[tokio::test]
-async fn whoever_goes_away_before_it_was_sent_has_not_asked() {
+async fn caller_dropped_before_send_cancels_the_operation() {
     let url = POSTGRES_15.database();
     let store = over_one_connection(&url).await;
     let (other, watcher) = (another(&url).await, another(&url).await);
@@ -404,7 +406,7 @@ async fn whoever_goes_away_before_it_was_sent_has_not_asked() {
     let sent = store.insert(&first, &held);
     let rest = async {
         until_it_waits(&watcher).await;
-        // The only connection is taken.
+        // The only connection is busy.
         let gone = claim(AttemptId::random());
         assert!(timeout(Duration::from_millis(10), store.insert(&id(2), &gone)).await.is_err());
         other.batch_execute("COMMIT").await.unwrap();
@@ -416,11 +418,11 @@ async fn whoever_goes_away_before_it_was_sent_has_not_asked() {
 }
 
 #[tokio::test]
-async fn what_is_asked_about_one_key_happens_in_its_order() {
+async fn operations_on_one_key_keep_their_order() {
     let url = POSTGRES_15.database();
     let store = PostgresStore::open(&url).await.unwrap();
     for n in 0..20 {
-        // Others, so that there is work for all connections.
+        // Other keys keep all connections busy.
         let others = claims(1000 + n * MANY);
         let others = join_all(others.iter().map(|(id, claim)| store.insert(id, claim)));
         let (key, first, second) = (id(n), claim(AttemptId::random()), claim(AttemptId::random()));
@@ -437,7 +439,7 @@ async fn what_is_asked_about_one_key_happens_in_its_order() {
         };
         let (_, (inserted, nothing, inserted_again, found, replaced, removed)) = tokio::join!(others, asked);
         assert_eq!(inserted.unwrap(), None);
-        // What writes over a record goes before claims and looks that wait; both in their order.
+        // Updates go before queued claims and reads; each group keeps its order.
         assert_eq!(replaced.unwrap(), Replaced::Yes);
         assert!(removed.unwrap());
         assert_eq!(nothing.unwrap(), None);
@@ -446,21 +448,21 @@ async fn what_is_asked_about_one_key_happens_in_its_order() {
     }
 }
 
-/// One connection, and a storm of duplicates that goes on: the holder's word is the next, whenever it comes.
+/// With one connection and a continuing burst of duplicates, the claim holder's update comes next.
 #[tokio::test]
-async fn a_storm_of_duplicates_does_not_hold_up_the_holder() {
+async fn burst_of_duplicates_does_not_delay_the_claim_holder() {
     const STORM: usize = 500;
     let url = POSTGRES_15.database();
     let store = over_one_connection(&url).await;
     let (key, held) = (id(1), claim(AttemptId::random()));
     assert_eq!(store.insert(&key, &held).await.unwrap(), None);
     let duplicates: Vec<_> = (0..STORM).map(|_| claim(AttemptId::random())).collect();
-    let end = answer(held.attempt);
+    let end = completed(held.attempt);
     let storm = join_all(duplicates.iter().map(|duplicate| store.insert(&key, duplicate)));
     let (found, ended) = tokio::join!(storm, store.replace(&key, held.version(), &end));
     assert_eq!(ended.unwrap(), Replaced::Yes);
     let early = found.into_iter().map(|found| *found.unwrap().expect("it is held").record);
     let early = early.filter(|found| *found == held).count();
-    // The first was on its way.
+    // The first duplicate was already in flight.
     assert!(early <= 1, "{early} of {STORM} duplicates went before the holder");
 }

@@ -1,24 +1,24 @@
-//! What is said in one statement: one question, or many of a kind.
+//! Builds the statement for one operation, or for a batch of one kind.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
-use super::ask::{Ask, Group, Over, Question};
+use super::job::{ExpectedVersion, Group, Job, Operation};
 use super::statements::{Op, Param, Statements};
 
-/// Sends one question by itself.
-pub(super) async fn send_one(statements: &Statements, client: &Client, ask: &Ask) -> Result<Option<Row>, Error> {
-    let id = ask.id.0.as_slice();
-    let op = match &ask.question {
-        Question::Insert(_) => Op::Insert,
-        Question::Complete(_) => Op::Complete,
-        Question::Replace(..) => Op::Replace,
-        Question::Get => Op::Get,
-        Question::Remove(_) => Op::Remove,
+/// Sends a single operation.
+pub(super) async fn send_one(statements: &Statements, client: &Client, job: &Job) -> Result<Option<Row>, Error> {
+    let id = job.id.0.as_slice();
+    let op = match &job.operation {
+        Operation::Insert(_) => Op::Insert,
+        Operation::Complete(_) => Op::Complete,
+        Operation::Replace(..) => Op::Replace,
+        Operation::Get => Op::Get,
+        Operation::Remove(_) => Op::Remove,
     };
-    let over = ask.question.over();
+    let over = job.operation.expected();
     let over = over.as_ref().map(|over| (over.attempt.as_slice(), &over.stage));
-    let write = ask.question.write();
+    let write = job.operation.write();
     let write = write.map(|write| (write.attempt.as_slice(), &write.stage, &write.record[..], &write.due));
     let mut params: Vec<Param<'_>> = vec![(&id, Type::BYTEA)];
     if let Some((attempt, stage)) = &over {
@@ -35,29 +35,29 @@ pub(super) async fn send_one(statements: &Statements, client: &Client, ask: &Ask
     Ok(statements.run(client, op, &params).await?.into_iter().next())
 }
 
-/// Sends many of a kind, which are in the order of their ids, as one statement. Each row of the answer names its id.
-pub(super) async fn send_many(statements: &Statements, client: &Client, asks: &[Ask]) -> Result<Vec<Row>, Error> {
-    let op = match asks.first().map(|ask| ask.question.group()) {
+/// Sends a batch of one kind, sorted by id, as one statement. Each row returned names its id.
+pub(super) async fn send_many(statements: &Statements, client: &Client, jobs: &[Job]) -> Result<Vec<Row>, Error> {
+    let op = match jobs.first().map(|job| job.operation.group()) {
         Some(Group::Completions) => Op::CompleteMany,
         Some(Group::Replacements) => Op::ReplaceMany,
         Some(Group::Removals) => Op::RemoveMany,
         _ => Op::InsertMany,
     };
-    let overs: Vec<Over> = match op {
-        // What is completed was in flight; the statement says so.
+    let expected_versions: Vec<ExpectedVersion> = match op {
+        // The statement itself requires that the record is in flight.
         Op::CompleteMany => Vec::new(),
-        _ => asks.iter().filter_map(|ask| ask.question.over()).collect(),
+        _ => jobs.iter().filter_map(|job| job.operation.expected()).collect(),
     };
-    let over_attempts: Vec<&[u8]> = overs.iter().map(|over| over.attempt.as_slice()).collect();
-    let over_stages: Vec<i16> = overs.iter().map(|over| over.stage).collect();
-    let writes = || asks.iter().filter_map(|ask| ask.question.write());
-    let ids: Vec<&[u8]> = asks.iter().map(|ask| ask.id.0.as_slice()).collect();
+    let over_attempts: Vec<&[u8]> = expected_versions.iter().map(|over| over.attempt.as_slice()).collect();
+    let over_stages: Vec<i16> = expected_versions.iter().map(|over| over.stage).collect();
+    let writes = || jobs.iter().filter_map(|job| job.operation.write());
+    let ids: Vec<&[u8]> = jobs.iter().map(|job| job.id.0.as_slice()).collect();
     let attempts: Vec<&[u8]> = writes().map(|write| write.attempt.as_slice()).collect();
     let stages: Vec<i16> = writes().map(|write| write.stage).collect();
     let records: Vec<&[u8]> = writes().map(|write| &write.record[..]).collect();
     let dues: Vec<Option<i64>> = writes().map(|write| write.due).collect();
     let mut params: Vec<Param<'_>> = vec![(&ids, Type::BYTEA_ARRAY)];
-    if !overs.is_empty() {
+    if !expected_versions.is_empty() {
         params.extend([(&over_attempts as _, Type::BYTEA_ARRAY), (&over_stages as _, Type::INT2_ARRAY)]);
     }
     if !attempts.is_empty() {
@@ -71,15 +71,15 @@ pub(super) async fn send_many(statements: &Statements, client: &Client, asks: &[
     statements.run(client, op, &params).await
 }
 
-/// Deals the rows out: each question its own, or none where no row names its id.
-pub(super) fn dealt(asks: &[Ask], rows: Vec<Row>) -> Vec<Option<Row>> {
-    let mut dealt: Vec<Option<Row>> = asks.iter().map(|_| None).collect();
+/// Matches rows to jobs by id; `None` for a job without a row.
+pub(super) fn match_rows(jobs: &[Job], rows: Vec<Row>) -> Vec<Option<Row>> {
+    let mut match_rows: Vec<Option<Row>> = jobs.iter().map(|_| None).collect();
     for row in rows {
         let place =
-            row.try_get::<_, &[u8]>(3).ok().and_then(|id| asks.binary_search_by(|ask| ask.id.0[..].cmp(id)).ok());
+            row.try_get::<_, &[u8]>(3).ok().and_then(|id| jobs.binary_search_by(|job| job.id.0[..].cmp(id)).ok());
         if let Some(place) = place {
-            dealt[place] = Some(row);
+            match_rows[place] = Some(row);
         }
     }
-    dealt
+    match_rows
 }

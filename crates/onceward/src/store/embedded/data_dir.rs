@@ -1,22 +1,24 @@
-//! The folder: whose it is, who has it open, and what was last acknowledged from it.
+//! Data directory: its lock, its schema, and the last acknowledged batch.
 //!
 //! ```text
-//! PATH/lock        held while a process has the folder open
-//! PATH/onceward    schema, and the number of the last batch that callers were told of
-//! PATH/room        an empty file that holds a part of the disk, for answers
-//! PATH/data/       what fjall keeps
+//! PATH/lock        held while a process has the directory open
+//! PATH/onceward    schema, and the number of the last acknowledged batch
+//! PATH/room        an empty file that reserves disk space for responses
+//! PATH/data/       data of fjall
 //! ```
 //!
-//! `onceward` is written over in place after each sync, without a sync of its own. It costs a microsecond, and after a kill
-//! it tells exactly how far the journal must reach: an engine that drops the rest of a journal where it meets a flipped bit
-//! would otherwise forget what callers were told, and nobody could see it.
+//! `onceward` is overwritten in place after each sync, without a sync of its own, which costs a
+//! microsecond.
+//! After a kill it tells exactly how far the journal must reach.
+//! Otherwise an engine that drops the rest of a journal at a flipped bit would lose acknowledged
+//! writes unnoticed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::room;
+use super::disk_space;
 use super::row::{number, short};
 use crate::store::Error;
 
@@ -29,35 +31,37 @@ const NEW_DATA: &str = "data.new";
 const MAGIC: &[u8; 8] = b"onceward";
 const SCHEMA: u32 = 1;
 
-/// `magic · schema · last batch acknowledged · checksum`.
+/// Layout: `magic · schema · last batch acknowledged · checksum`.
 const HEAD_LEN: usize = 8 + 4 + 8 + 8;
 
-/// An open folder, which no other process can open.
+/// Open data directory, locked against other processes.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct DataDir {
     pub(super) path: PathBuf,
     head: File,
-    /// The number of the last batch that callers were told of.
+    /// Number of the last acknowledged batch.
     pub(super) acknowledged: u64,
-    /// Let go when the last holder closes it, by the kernel if the process dies.
+    /// Released when the last holder closes it, or by the kernel if the process dies.
     pub(super) lock: Arc<File>,
 }
 
-impl Folder {
-    /// Opens the folder, or creates it. `create` makes the data in a folder that becomes [`data`](Self::data) once it is
-    /// whole, so that dying in the middle of it leaves nothing that passes for a store.
+impl DataDir {
+    /// Opens the directory, or creates it.
+    ///
+    /// `create` makes the data in a directory that is renamed to [`data`](Self::data) once
+    /// complete, so that a crash leaves nothing that passes for a store.
     pub(super) fn open(path: &Path, create: impl FnOnce(&Path) -> Result<(), Error>) -> Result<Self, Error> {
         let failed = |what: &str, error: io::Error| {
-            Error::refused(format!("the store's folder {} {what}", path.display())).because(error)
+            Error::refused(format!("the data directory {} {what}", path.display())).because(error)
         };
         if path.exists() && !path.is_dir() {
-            return Err(Error::refused(format!("the store's folder {} is not a folder", path.display())));
+            return Err(Error::refused(format!("the data directory {} is not a directory", path.display())));
         }
         create_all(path).map_err(|error| failed("cannot be created", error))?;
-        ours(path)?;
+        is_store_dir(path)?;
         let lock = lock(path)?;
-        // Looked at once more: until the lock was held, another process may have been creating it.
-        let is_new = !ours(path)?;
+        // Checked again under the lock: another process may have created it meanwhile.
+        let is_new = !is_store_dir(path)?;
         if is_new {
             write_new_head(path).map_err(|error| failed("cannot be written", error))?;
         }
@@ -67,31 +71,31 @@ impl Folder {
             .open(path.join(HEAD))
             .map_err(|error| failed("cannot be written", error))?;
         let acknowledged = read_head(path, &mut head)?;
-        let folder = Self { path: path.to_owned(), head, acknowledged, lock: Arc::new(lock) };
-        if !folder.data().is_dir() {
+        let data_dir = Self { path: path.to_owned(), head, acknowledged, lock: Arc::new(lock) };
+        if !data_dir.data().is_dir() {
             if acknowledged > 0 {
-                return Err(folder.damaged("its data are gone"));
+                return Err(data_dir.damaged("its data are missing"));
             }
             let unfinished = path.join(NEW_DATA);
             if unfinished.exists() {
                 fs::remove_dir_all(&unfinished).map_err(|error| failed("cannot be written", error))?;
             }
             create(&unfinished)?;
-            // The engine makes files durable, and not all of the names by which they are found.
+            // The engine syncs its files, but not all of their directory entries.
             sync_tree(&unfinished).map_err(|error| failed("cannot be written", error))?;
-            fs::rename(&unfinished, folder.data())
-                .and_then(|()| sync_folder(path))
+            fs::rename(&unfinished, data_dir.data())
+                .and_then(|()| sync_dir(path))
                 .map_err(|error| failed("cannot be written", error))?;
         }
-        Ok(folder)
+        Ok(data_dir)
     }
 
-    /// Where the data are.
+    /// Returns the path of the data.
     pub(super) fn data(&self) -> PathBuf {
         self.path.join(DATA)
     }
 
-    /// Notes that callers are about to be told of `batch`.
+    /// Records that `batch` is about to be acknowledged.
     pub(super) fn acknowledge(&mut self, batch: u64) -> io::Result<()> {
         self.head.seek(SeekFrom::Start(0))?;
         self.head.write_all(&head(batch))?;
@@ -99,7 +103,7 @@ impl Folder {
         Ok(())
     }
 
-    /// What keeps the folder from being opened at all.
+    /// Builds the error of a damaged directory.
     pub(super) fn damaged(&self, what: &str) -> Error {
         damaged(&self.path, what)
     }
@@ -107,15 +111,15 @@ impl Folder {
 
 fn damaged(path: &Path, what: &str) -> Error {
     Error::unreadable(format!(
-        "the store's folder {} is damaged: {what}; restore it from a backup, or move it away and accept that its keys are forgotten",
+        "the data directory {} is damaged: {what}; restore it from a backup, or move it away and accept that its keys are forgotten",
         path.display()
     ))
 }
 
-/// Whether there is a store in the folder, or, if not, whether one may be made there.
-fn ours(path: &Path) -> Result<bool, Error> {
+/// Returns true if the directory holds a store, false if one may be created there.
+fn is_store_dir(path: &Path) -> Result<bool, Error> {
     let failed = |error: io::Error| {
-        Error::refused(format!("the store's folder {} cannot be read", path.display())).because(error)
+        Error::refused(format!("the data directory {} cannot be read", path.display())).because(error)
     };
     if path.join(HEAD).try_exists().map_err(failed)? {
         return Ok(true);
@@ -123,12 +127,12 @@ fn ours(path: &Path) -> Result<bool, Error> {
     for entry in fs::read_dir(path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         if name == DATA {
-            // To make a new store over old data would be to forget every key.
-            return Err(damaged(path, &format!("its file {HEAD:?} is gone")));
+            // A new store over old data would lose every key.
+            return Err(damaged(path, &format!("its file {HEAD:?} is missing")));
         }
-        if ![LOCK, NEW_HEAD, room::FILE].iter().any(|known| name == *known) {
+        if ![LOCK, NEW_HEAD, disk_space::FILE].iter().any(|known| name == *known) {
             return Err(Error::refused(format!(
-                "the folder {} is not a store: it holds {}; name an empty folder, or one that does not exist",
+                "the directory {} is not a store: it holds {}; name an empty directory, or one that does not exist",
                 path.display(),
                 name.display()
             )));
@@ -139,15 +143,15 @@ fn ours(path: &Path) -> Result<bool, Error> {
 
 fn lock(path: &Path) -> Result<File, Error> {
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path.join(LOCK)).map_err(
-        |error| Error::refused(format!("the store's folder {} cannot be written", path.display())).because(error),
+        |error| Error::refused(format!("the data directory {} cannot be written", path.display())).because(error),
     )?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::refused(format!("the store's folder {} is in use by another process", path.display())))
+            Err(Error::refused(format!("the data directory {} is in use by another process", path.display())))
         }
         Err(fs::TryLockError::Error(error)) => {
-            Err(Error::refused(format!("the store's folder {} cannot be locked", path.display())).because(error))
+            Err(Error::refused(format!("the data directory {} cannot be locked", path.display())).because(error))
         }
     }
 }
@@ -172,48 +176,48 @@ fn write_new_head(path: &Path) -> io::Result<()> {
     file.write_all(&head(0))?;
     file.sync_all()?;
     fs::rename(&unfinished, path.join(HEAD))?;
-    sync_folder(path)?;
-    // Whoever created the folder may have died before its name was durable.
-    sync_folder(above(path))
+    sync_dir(path)?;
+    // A process that created the directory may have crashed before its entry was durable.
+    sync_dir(above(path))
 }
 
 fn read_head(path: &Path, file: &mut File) -> Result<u64, Error> {
     let mut bytes = Vec::with_capacity(HEAD_LEN);
     file.read_to_end(&mut bytes).map_err(|error| {
-        Error::refused(format!("the store's folder {} cannot be read", path.display())).because(error)
+        Error::refused(format!("the data directory {} cannot be read", path.display())).because(error)
     })?;
     if bytes.get(..8) != Some(MAGIC) || bytes.len() < 12 {
         return Err(damaged(path, &format!("its file {HEAD:?} cannot be read")));
     }
-    // The schema first: what follows it may mean something else in a newer one.
+    // The schema first: a newer one may change the meaning of what follows.
     let schema = bytes[8..12].iter().fold(0, |schema, byte| schema << 8 | u32::from(*byte));
     if schema > SCHEMA {
         return Err(Error::refused(format!(
-            "the store's folder {} was written by a newer version (schema {schema}; this one knows {SCHEMA})",
+            "the data directory {} was written by a newer version (schema {schema}; this one knows {SCHEMA})",
             path.display()
         )));
     }
     match <&[u8; HEAD_LEN]>::try_from(bytes.as_slice()) {
         Ok(bytes) if schema == SCHEMA && head_sum(bytes) == bytes[20..] => Ok(number(&bytes[12..])),
-        _ => Err(damaged(path, &format!("the checksum of its file {HEAD:?} fails"))),
+        _ => Err(damaged(path, &format!("the checksum of its file {HEAD:?} is wrong"))),
     }
 }
 
-/// Creates a folder and those above it, each made durable in the one that holds it.
+/// Creates a directory and its parents, and syncs each in its parent.
 fn create_all(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
     create_all(above(path))?;
     let mut builder = fs::DirBuilder::new();
-    // It holds answers, and the secret that keys are hashed with.
+    // It holds responses and the secret that keys are hashed with.
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     match builder.create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         result => result?,
     }
-    sync_folder(above(path))
+    sync_dir(above(path))
 }
 
 fn above(path: &Path) -> &Path {
@@ -224,7 +228,7 @@ fn above(path: &Path) -> &Path {
     }
 }
 
-/// Makes all that is in a folder durable, and its names.
+/// Syncs all files and directory entries below a directory.
 fn sync_tree(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let path = entry?.path();
@@ -234,10 +238,10 @@ fn sync_tree(path: &Path) -> io::Result<()> {
             OpenOptions::new().write(true).open(path)?.sync_all()?;
         }
     }
-    sync_folder(path)
+    sync_dir(path)
 }
 
-/// Makes names in a folder durable.
-fn sync_folder(path: &Path) -> io::Result<()> {
+/// Syncs the entries of a directory.
+fn sync_dir(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! What becomes of an answer within its record when its time is over.
+//! Expiry of inline responses.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::support::waiting::PATIENCE;
 
 const RETENTION: Duration = Duration::from_secs(3600);
 
-/// A server, and a process that has known it for as long as its keys are old.
+/// Server, and a store that has observed it for as long as its keys are old.
 struct World {
     server: Redis,
     store: RedisStore,
@@ -32,7 +32,7 @@ impl World {
         Self { server, store, clock }
     }
 
-    /// So much time goes by, and a moment more.
+    /// Advances time by `by` and a second.
     fn pass(&self, by: Duration) {
         let by = by + Duration::from_secs(1);
         self.clock.advance(by);
@@ -62,7 +62,7 @@ fn bytes(server: &Redis, n: usize) -> u64 {
     server.cli(0, &["STRLEN", &key(&id(n))]).parse().unwrap()
 }
 
-/// Which it is, and how old.
+/// Returns the age of a tombstone.
 fn tombstone(found: Option<Found>) -> Duration {
     let found = found.expect("it is known");
     assert!(matches!(found.record.phase, Phase::Tombstone { executed: Executed::Yes, .. }), "{found:?}");
@@ -70,7 +70,7 @@ fn tombstone(found: Option<Found>) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_within_its_record_is_taken_out_when_its_time_is_over() {
+async fn inline_response_is_evicted_after_retention() {
     const KEYS: usize = 300;
     let world = World::new().await;
     let World { server, store, .. } = &world;
@@ -85,7 +85,7 @@ async fn an_answer_within_its_record_is_taken_out_when_its_time_is_over() {
     assert!(bytes(server, 0) > 4000, "taken out too early");
     let before = server.info("used_memory_dataset");
     world.pass(RETENTION - LEASE);
-    // It is over though nobody took it out yet.
+    // Expired, although no sweep has evicted it yet.
     tombstone(store.insert(&id(0), &claim(2)).await.unwrap());
     tombstone(store.get(&id(1)).await.unwrap());
     assert_eq!(store.due(10).await.unwrap(), []);
@@ -101,7 +101,7 @@ async fn an_answer_within_its_record_is_taken_out_when_its_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_room_lets_answers_go_whose_time_is_over() {
+async fn full_server_evicts_expired_responses() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
     for n in 0..50 {
@@ -116,14 +116,14 @@ async fn a_server_without_room_lets_answers_go_whose_time_is_over() {
     assert!(bytes(server, 0) > 4000, "taken out too early");
     world.pass(LEASE * 3);
     server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
-    // A claim whose lease is over finds no room in its list; those whose time is over make room all the same.
+    // A tracked claim finds no memory for its index entry; expired responses free memory anyway.
     let error = store.due(10).await.unwrap_err();
     assert_eq!(error.applied(), Applied::No, "{error:?}");
     assert!((0..50).all(|n| bytes(server, n) < 300), "the server stays full");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_late_answer_is_taken_out_too() {
+async fn late_inline_response_is_evicted() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
     let Phase::InFlight { print, .. } = claim(1).phase else { unreachable!() };
@@ -143,9 +143,9 @@ async fn a_late_answer_is_taken_out_too() {
     assert!(bytes(server, 1) < 300, "its answer stands there yet");
 }
 
-/// A claim that is renewed again and again is on the list of long ones when it ends.
+/// A claim that is renewed repeatedly is in the set of long claims when it ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_answer_of_a_long_execution_is_taken_out_too() {
+async fn inline_response_of_long_execution_is_evicted() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
     begin(store, 1).await;
@@ -164,9 +164,9 @@ async fn the_answer_of_a_long_execution_is_taken_out_too() {
     assert!(bytes(server, 1) < 300, "its answer stands there yet");
 }
 
-/// Somebody else's hand, a list where a record was, hides nothing.
+/// A foreign value, a list in place of a record, hides no other record.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_record_hides_no_other_from_the_sweep() {
+async fn foreign_value_does_not_hide_records_from_the_sweep() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
     for n in [1, 3, 4] {
@@ -181,7 +181,7 @@ async fn what_is_no_record_hides_no_other_from_the_sweep() {
     spoil(1);
     let due = store.due(10).await.unwrap();
     assert_eq!(due.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(2)]);
-    // It is on the list of answers that end by now.
+    // Its entry in the expiry set is due by now.
     remove(1);
     remove(4);
     world.pass(RETENTION);
@@ -190,9 +190,9 @@ async fn what_is_no_record_hides_no_other_from_the_sweep() {
     assert!(bytes(server, 3) < 300, "its answer stands there yet");
 }
 
-/// One that is kept for longer does not keep others.
+/// A response with a longer retention does not delay the eviction of others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_ends_in_its_own_time() {
+async fn response_expires_with_its_own_retention() {
     let world = World::new().await;
     let World { server, store, .. } = &world;
     execute_for(store, 1, RETENTION * 24).await;
@@ -205,9 +205,9 @@ async fn an_answer_ends_in_its_own_time() {
     assert!(bytes(server, 2) < 300 && bytes(server, 1) > 4000, "{} and {}", bytes(server, 2), bytes(server, 1));
 }
 
-/// Beyond what is counted one by one, `/status` tells of the lists.
+/// Above the limit for exact counts, `/status` estimates from the sweep index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_keys_those_in_flight_are_told_by_the_lists() {
+async fn in_flight_count_of_many_keys_uses_the_sweep_index() {
     const MANY: usize = 2001;
     const BEGUN: usize = 40;
     let world = World::new().await;
@@ -224,7 +224,7 @@ async fn of_many_keys_those_in_flight_are_told_by_the_lists() {
         &["EVAL", "for n = 1, tonumber(ARGV[1]) do redis.call('SET', 'other:' .. n, n) end", "0", &MANY.to_string()],
     );
     assert_eq!(store.census().await.unwrap().in_flight, BEGUN as u64, "those that outlived their lease");
-    // Fewer than the sample takes, so that it tells all of them.
+    // Fewer than the sample size, so the estimate is exact.
     begin_all(BEGUN..2 * BEGUN).await;
     join_all((0..10).map(|n| execute(store, MANY + n))).await;
     assert_eq!(store.census().await.unwrap().in_flight, 2 * BEGUN as u64, "and those that began since");

@@ -1,5 +1,7 @@
-//! Counting what is there, which takes long on a large table: in a task and over a connection of its own, so that nothing waits
-//! behind it. Whoever asks meanwhile hears what was counted last.
+//! Record counts for metrics.
+//!
+//! Counting a large table takes long, so it runs in a task and over a connection of its own.
+//! Callers meanwhile get the last counts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,33 +10,34 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::lanes::Lanes;
+use super::pool::Pool;
 use super::statements::COUNT;
 use crate::store::{Census, Error};
 
-/// Counting takes at most this part of the time: one second in twenty.
-const COUNTING: u32 = 20;
+/// Inverse of the share of time spent on counting: one second in twenty.
+const PERIOD_FACTOR: u32 = 20;
 
-/// So many records are counted whenever somebody asks: that takes a few milliseconds, however busy the machine is.
-const FEW: u64 = 10_000;
+/// Number of records up to which every call counts: it takes a few milliseconds even on a busy
+/// machine.
+const ALWAYS_COUNTED_MAX: u64 = 10_000;
 
-/// How long whoever asks waits for what is being counted, where the store has so much time or more.
-const WAIT: Duration = Duration::from_secs(1);
+/// Upper bound on the time that a caller waits for a running count.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// As long as it is no older, what was counted last is told, however long another count takes.
+/// Minimum age up to which the last counts are returned, however long a count takes.
 const STALE: Duration = Duration::from_secs(60);
 
-/// What was counted, and whoever counts.
+/// Caches the counts, and runs one count at a time.
 #[derive(Debug)]
-pub(super) struct Counting {
-    lanes: Lanes,
+pub(super) struct StatsCounter {
+    pool: Pool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     last: Option<Counted>,
-    /// Why the last count failed, if it did.
+    /// Error of the last count, if it failed.
     failed: Option<Error>,
     running: Option<Running>,
 }
@@ -42,7 +45,7 @@ struct State {
 #[derive(Clone, Debug)]
 struct Running {
     began: Instant,
-    /// Closed by the task that counts, however that ends.
+    /// Closed when the task ends, however that happens.
     end: watch::Receiver<()>,
 }
 
@@ -53,30 +56,31 @@ struct Counted {
     took: Duration,
 }
 
-impl Counting {
-    pub(super) fn new(lanes: Lanes) -> Arc<Self> {
-        Arc::new(Self { lanes, state: Mutex::default() })
+impl StatsCounter {
+    pub(super) fn new(pool: Pool) -> Arc<Self> {
+        Arc::new(Self { pool, state: Mutex::default() })
     }
 
-    /// How many there are: as counted just now, or some time ago.
-    pub(super) async fn census(self: &Arc<Self>, patience: Duration) -> Result<Census, Error> {
-        let asked = Instant::now();
+    /// Returns the current counts, or recent ones.
+    pub(super) async fn census(self: &Arc<Self>, timeout: Duration) -> Result<Census, Error> {
+        let called = Instant::now();
         loop {
             let mut running = {
                 let mut state = self.state.lock();
                 if let Some(counted) = state.last.filter(Counted::is_recent) {
                     return Ok(counted.census);
                 }
-                match state.running.clone().filter(Running::goes_on) {
+                match state.running.clone().filter(Running::is_running) {
                     Some(running) => running,
                     None => self.begin(&mut state),
                 }
             };
-            // Whoever does not wait for the end ends no count. One that began earlier may not know what was written since: where
-            // there are few, another one does.
-            let waited = timeout_at(asked + WAIT.min(patience / 2), running.end.changed()).await;
-            if waited.is_err() || running.began >= asked {
-                return self.state.lock().told();
+            // Dropping the caller does not cancel the count.
+            // A count that was already running when we were called may miss recent writes, so small
+            // tables are counted again.
+            let waited = timeout_at(called + WAIT_MAX.min(timeout / 2), running.end.changed()).await;
+            if waited.is_err() || running.began >= called {
+                return self.state.lock().result();
             }
         }
     }
@@ -86,11 +90,11 @@ impl Counting {
         let running = Running { began: Instant::now(), end: ends };
         state.running = Some(running.clone());
         state.failed = None;
-        let counting = Arc::clone(self);
+        let stats = Arc::clone(self);
         tokio::spawn(async move {
             let _end = end;
-            let counted = counting.count().await;
-            let mut state = counting.state.lock();
+            let counted = stats.count().await;
+            let mut state = stats.state.lock();
             match counted {
                 Ok(counted) => state.last = Some(counted),
                 Err(error) => state.failed = Some(error),
@@ -102,7 +106,7 @@ impl Counting {
     async fn count(&self) -> Result<Counted, Error> {
         let began = Instant::now();
         let mut census = Census::default();
-        for row in super::run_over(&self.lanes, COUNT, &[]).await? {
+        for row in super::run_over(&self.pool, COUNT, &[]).await? {
             let (stage, count, bytes): (i16, i64, i64) = (row.get(0), row.get(1), row.get(2));
             let count = u64::try_from(count).unwrap_or(0);
             match stage {
@@ -112,7 +116,7 @@ impl Counting {
                 4 => census.unknown = count,
                 _ => census.tombstones = count,
             }
-            // A row's head and its other columns.
+            // Approximate size of a row's header and its other columns.
             census.bytes += u64::try_from(bytes).unwrap_or(0) + count * 128;
         }
         Ok(Counted { census, at: Instant::now(), took: began.elapsed() })
@@ -120,35 +124,37 @@ impl Counting {
 }
 
 impl Running {
-    fn goes_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.end.has_changed().is_ok()
     }
 }
 
 impl State {
-    fn told(&self) -> Result<Census, Error> {
+    fn result(&self) -> Result<Census, Error> {
         match (&self.failed, &self.last) {
             (Some(error), _) => Err(error.clone()),
-            (None, Some(last)) if last.is_told() => Ok(last.census),
+            (None, Some(last)) if last.is_fresh() => Ok(last.census),
             (None, Some(last)) => Err(Error::unavailable(format!(
-                "counting takes long; what was counted last is {} s old",
+                "counting the records takes long; the last counts are {} s old",
                 last.at.elapsed().as_secs()
             ))),
-            (None, None) => Err(Error::unavailable("it is being counted for the first time, and that takes long")),
+            (None, None) => {
+                Err(Error::unavailable("the records are being counted for the first time, which takes long"))
+            }
         }
     }
 }
 
 impl Counted {
-    /// Whether it is too early to count again.
+    /// Returns true if it is too early to count again.
     fn is_recent(&self) -> bool {
         let Census { in_flight, completed, released, unknown, tombstones, .. } = self.census;
         let records = in_flight + completed + released + unknown + tombstones;
-        records > FEW && self.at.elapsed() < self.took * COUNTING
+        records > ALWAYS_COUNTED_MAX && self.at.elapsed() < self.took * PERIOD_FACTOR
     }
 
-    /// Whether it is still of use: a gauge that stands still for ever would be a lie.
-    fn is_told(&self) -> bool {
-        self.at.elapsed() < STALE.max(self.took * COUNTING * 2)
+    /// Returns true if the counts are not too old for a gauge.
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < STALE.max(self.took * PERIOD_FACTOR * 2)
     }
 }

@@ -1,4 +1,4 @@
-//! Writes that wait at the same time go to the server in one script, and each hears what became of its own.
+//! Batching: concurrent writes go to the server in one script, and each gets its own result.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn claims(store: &RedisStore, keys: usize) {
     }
 }
 
-/// Completes all of them at once. In this thread nobody writes before all have asked.
+/// Completes all records concurrently. In this thread nothing is sent before all are queued.
 async fn complete(store: &RedisStore, keys: usize) -> Vec<Result<Replaced, onceward::store::Error>> {
     let (over, record) = (claim(1).version(), completed(1));
     join_all((0..keys).map(async |n| store.replace(&id(n), over, &record).await)).await
@@ -30,29 +30,29 @@ fn scripts(server: &Redis) -> u64 {
 }
 
 #[tokio::test]
-async fn what_waits_goes_in_one_script_and_no_more_than_its_bounds() {
+async fn queued_writes_are_batched_into_bounded_scripts() {
     let server = Redis::start("");
     let store = connect(&server.url(0), PATIENCE).await;
     claims(&store, 150).await;
     server.cli(0, &["SCRIPT", "FLUSH"]);
     let before = scripts(&server);
-    assert!(complete(&store, 150).await.into_iter().all(|told| told.unwrap() == Replaced::Yes));
-    // The first two ask for it by its name, in vain, and so may the third.
+    assert!(complete(&store, 150).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
+    // The first two, and perhaps the third, try the script by its hash in vain.
     let took = scripts(&server) - before;
     assert!((5..=6).contains(&took), "{took} scripts for 64, 64 and 22 records");
     for n in 0..150 {
         assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(1), "{n}");
     }
 
-    // Of bytes as well; and one that is larger than that goes beside its record, by itself.
+    // The number of bytes is bounded as well; a larger response is external and is sent alone.
     let store = connect(&server.url(1), PATIENCE).await;
     claims(&store, 42).await;
     let (large, larger) = (kept_for(1, Duration::from_secs(60), 16_000), kept_for(1, Duration::from_secs(60), 300_000));
     let before = scripts(&server);
     let record = |n| if n < 40 { &large } else { &larger };
-    let told =
+    let result =
         join_all((0..42).map(async |n| store.replace(&id(n), claim(1).version(), record(n)).await.unwrap())).await;
-    assert!(told.into_iter().all(|told| told == Replaced::Yes));
+    assert!(result.into_iter().all(|result| result == Replaced::Yes));
     assert_eq!(scripts(&server) - before, 3 + 2, "for 40 records of 16 kB, and two of 300 kB");
     for n in 0..42 {
         assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, *record(n), "{n}");
@@ -60,11 +60,12 @@ async fn what_waits_goes_in_one_script_and_no_more_than_its_bounds() {
 }
 
 #[tokio::test]
-async fn each_hears_what_became_of_its_own() {
+async fn every_batched_write_gets_its_own_result() {
     let server = Redis::start("");
     let store = connect(&server.url(0), PATIENCE).await;
     claims(&store, 8).await;
-    // One is gone, one another's, one completed by another, one completed already by its own, and one is no record at all.
+    // One was removed, one belongs to another, one was completed by another, one by itself, one is
+    // not a record.
     assert!(store.remove(&id(1), claim(1).version()).await.unwrap());
     for n in [2, 3] {
         assert_eq!(store.replace(&id(n), claim(1).version(), &claim(2)).await.unwrap(), Replaced::Yes);
@@ -74,17 +75,17 @@ async fn each_hears_what_became_of_its_own() {
     server.cli(0, &["DEL", &key(&id(5))]);
     server.cli(0, &["LPUSH", &key(&id(5)), "a list"]);
     let before = scripts(&server);
-    let told = complete(&store, 8).await;
+    let result = complete(&store, 8).await;
     assert_eq!(scripts(&server) - before, 1);
-    for (n, told) in told.into_iter().enumerate() {
-        match (n, told) {
-            (0 | 6 | 7, told) => assert_eq!(told.unwrap(), Replaced::Yes, "{n}"),
-            (1, told) => assert_eq!(told.unwrap(), Replaced::No(None)),
+    for (n, result) in result.into_iter().enumerate() {
+        match (n, result) {
+            (0 | 6 | 7, result) => assert_eq!(result.unwrap(), Replaced::Yes, "{n}"),
+            (1, result) => assert_eq!(result.unwrap(), Replaced::No(None)),
             (2..=4, Ok(Replaced::No(Some(found)))) => {
                 assert_eq!(*found.record, [claim(2), completed(2), completed(1)][n - 2], "{n}");
             }
             (5, Err(error)) => assert!(error.is_unreadable(), "{error:?}"),
-            (n, told) => panic!("{n}: {told:?}"),
+            (n, result) => panic!("{n}: {result:?}"),
         }
     }
     for n in [0, 6, 7] {
@@ -93,29 +94,29 @@ async fn each_hears_what_became_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_makes_room_is_done_though_what_takes_room_came_with_it() {
+async fn delete_succeeds_on_full_server_despite_batched_insert() {
     let server = Redis::start("");
     let store = connect(&server.url(0), Duration::from_millis(300)).await;
     claims(&store, 3).await;
     server.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
-    let (told, gone) = tokio::join!(complete(&store, 2), async { store.remove(&id(2), claim(1).version()).await });
-    for told in told {
-        assert_eq!(told.unwrap_err().applied(), Applied::No);
+    let (result, gone) = tokio::join!(complete(&store, 2), async { store.remove(&id(2), claim(1).version()).await });
+    for result in result {
+        assert_eq!(result.unwrap_err().applied(), Applied::No);
     }
     assert!(gone.unwrap());
     server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
-    assert!(complete(&store, 2).await.into_iter().all(|told| told.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 2).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
     assert_eq!(store.get(&id(2)).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn where_the_answer_to_all_is_lost_each_finds_its_own_again() {
+async fn lost_batch_response_is_recognized_per_write() {
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);
     let store = connect(&format!("redis://{}", proxy.address), PATIENCE).await;
     claims(&store, 30).await;
     proxy.set(Fault::NextAnswerLost);
-    assert!(complete(&store, 30).await.into_iter().all(|told| told.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 30).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
     assert_eq!(proxy.lost(), 1);
     for n in 0..30 {
         assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(1), "{n}");
@@ -123,28 +124,28 @@ async fn where_the_answer_to_all_is_lost_each_finds_its_own_again() {
 }
 
 #[tokio::test]
-async fn where_nothing_answers_each_is_told_in_time_and_none_holds_up_what_comes_after() {
+async fn unresponsive_server_times_out_every_write_and_delays_no_later_one() {
     let server = Redis::start("");
     let proxy = FaultProxy::before(server.address);
     let patience = Duration::from_millis(900);
     let store = connect(&format!("redis://{}", proxy.address), patience).await;
     claims(&store, 200).await;
     proxy.set(Fault::AnswersStuck);
-    let told = timeout(patience * 5, complete(&store, 200)).await.expect("it is bounded");
-    for told in told {
-        assert_eq!(told.unwrap_err().applied(), Applied::Unknown);
+    let result = timeout(patience * 5, complete(&store, 200)).await.expect("it is bounded");
+    for result in result {
+        assert_eq!(result.unwrap_err().applied(), Applied::Unknown);
     }
     proxy.heal();
-    // Whether it was written or not.
+    // They may have been applied or not.
     let mut again = complete(&store, 200).await;
     if again.iter().any(Result::is_err) {
         again = complete(&store, 200).await;
     }
-    assert!(again.into_iter().all(|told| told.unwrap() == Replaced::Yes));
+    assert!(again.into_iter().all(|result| result.unwrap() == Replaced::Yes));
 }
 
 #[tokio::test]
-async fn whoever_leaves_holds_up_nobody() {
+async fn cancelled_write_delays_nobody() {
     let server = Redis::start("");
     let store = connect(&server.url(0), PATIENCE).await;
     claims(&store, 10).await;
@@ -156,5 +157,5 @@ async fn whoever_leaves_holds_up_nobody() {
             assert_eq!(futures_util::future::poll_immediate(asked).await.map(|_| ()), None);
         }
     }
-    assert!(complete(&store, 10).await.into_iter().all(|told| told.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 10).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
 }

@@ -1,4 +1,4 @@
-//! Counting, which may take long: it holds up nobody, and is not begun again before it ended.
+//! Slow counts: they delay nobody, and only one runs at a time.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use onceward::store::{PostgresStore, Store};
 use tokio::time::{Instant, timeout};
 
 use super::POSTGRES_15;
+use super::batching::counted_at_the_end;
 use super::errors::another;
 use super::records::{HEALED, claim, id};
-use super::together::counted_at_the_end;
 
-/// As long as the engine waits.
+/// Timeout of the engine.
 const ENGINE: Duration = Duration::from_secs(2);
 
 #[tokio::test]
-async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
+async fn slow_count_runs_alone_and_delays_nobody() {
     let url = POSTGRES_15.database();
     drop(PostgresStore::open(&url).await.unwrap());
     let scanned = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'records'";
@@ -24,7 +24,7 @@ async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
     assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
     let before = store.census().await.unwrap();
     assert_eq!((before.in_flight, before.unknown), (1, 0));
-    // Whoever reads the table waits for its lock, as on a table that takes long to read.
+    // A lock makes reading the table take long.
     let other = another(&url).await;
     other
         .batch_execute(
@@ -35,12 +35,12 @@ async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
         .unwrap();
     for n in 0..3 {
         let meanwhile = timeout(ENGINE, store.census()).await;
-        let meanwhile = meanwhile.unwrap_or_else(|_| panic!("{n}: whoever asks waits for as long as it takes"));
+        let meanwhile = meanwhile.unwrap_or_else(|_| panic!("{n}: the caller waits for the whole count"));
         assert_eq!(meanwhile.unwrap(), before, "{n}");
     }
-    // What has nothing to do with that table is not held up by whoever counts.
+    // Operations on other tables are not delayed by the count.
     let named = timeout(ENGINE, store.meta("name", b"value")).await;
-    assert_eq!(named.expect("it waits behind whoever counts").unwrap(), "value");
+    assert_eq!(named.expect("it waits for the count").unwrap(), "value");
     other.batch_execute("COMMIT").await.unwrap();
     let until = Instant::now() + HEALED;
     let after = loop {
@@ -48,11 +48,12 @@ async fn counting_that_takes_long_goes_on_alone_and_holds_up_nobody() {
         if told != before {
             break told;
         }
-        assert!(Instant::now() < until, "what was counted is never told");
+        assert!(Instant::now() < until, "the counts are never returned");
         tokio::task::yield_now().await;
     };
     assert_eq!((after.in_flight, after.unknown, after.bytes), (1, 20_000, before.bytes + 20_000 * 129));
-    // At most a twentieth of the time is spent so: of as many as that another count does not begin yet.
+    // At most a twentieth of the time is spent on counting; above this number of records the next
+    // count is postponed.
     assert_eq!(store.census().await.unwrap(), after);
     drop((store, other));
     assert_eq!(counted_at_the_end(&url, scanned).await, scans + 2, "it was counted while it was being counted");

@@ -1,4 +1,4 @@
-//! What a server that is killed still knows when it comes back: what its promise says, by its configuration.
+//! Data that survive a kill of the server, for each kind of persistence.
 
 use onceward::store::redis::{Options, RedisStore};
 use onceward::store::{Replaced, Store};
@@ -8,7 +8,7 @@ use crate::support::redis::Redis;
 use crate::support::waiting::PATIENCE;
 
 #[tokio::test]
-async fn a_killed_server_forgets_what_its_promise_says_and_no_more() {
+async fn killed_server_loses_no_more_than_documented() {
     for (settings, says, keeps_before_snapshot, keeps_after) in [
         ("--appendfsync always", "forget nothing", true, true),
         ("--appendonly no --save '3600 1'", "since the last snapshot", true, false),

@@ -1,4 +1,4 @@
-//! A killed store's files, harmed: flipped bits, torn writes, lost writes.
+//! Corruption of a killed store's files: flipped bits, torn writes, lost writes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,11 @@ use crate::record::{Kept, Phase, Record};
 use crate::reply::Reply;
 use crate::secret::RecordId;
 use crate::store::Store;
-use crate::store::embedded::journal::Refusal;
+use crate::store::embedded::journal::CheckError;
 use crate::store::embedded::{EmbeddedStore, tables};
 
-/// A store that was killed after these were acknowledged: some in tables, some in the journal.
+/// Store that was killed after these records were acknowledged: some in tables, some in the
+/// journal.
 struct Image {
     folder: tempfile::TempDir,
     records: Vec<(RecordId, Record)>,
@@ -53,17 +54,18 @@ impl Image {
         Self { folder, records }
     }
 
-    /// Opens a copy after `harm`. What opens must show each record as it was, or fail; never another, and never nothing.
-    async fn judge(&self, harm: impl FnOnce(&Path)) -> Judgement {
+    /// Opens a copy after corrupting it. A copy that opens must return each record unchanged, or
+    /// fail; never another one, never none.
+    async fn check(&self, corrupt: impl FnOnce(&Path)) -> Outcome {
         let folder = tempfile::tempdir().unwrap();
         copy(self.folder.path(), folder.path());
-        harm(folder.path());
+        corrupt(folder.path());
         let clock = ManualClock::default();
-        // After all that was written, by the clock of the machine.
+        // Later than all writes, by the machine's clock.
         clock.shift_wall(100 * 365 * 86_400_000);
         let store = match EmbeddedStore::open_with(folder.path(), Arc::new(clock)) {
             Ok(store) => store,
-            Err(_) => return Judgement::Refused,
+            Err(_) => return Outcome::Rejected,
         };
         let mut failures = 0;
         match store.meta("name", b"another").await {
@@ -94,15 +96,15 @@ impl Image {
                 assert!(found.is_some_and(|found| *found.record == *record), "{id:?} was overwritten");
             }
         }
-        if failures == 0 { Judgement::Whole } else { Judgement::Errors }
+        if failures == 0 { Outcome::Complete } else { Outcome::Errors }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Judgement {
-    Refused,
+enum Outcome {
+    Rejected,
     Errors,
-    Whole,
+    Complete,
 }
 
 pub(super) fn completed(n: u8) -> Record {
@@ -111,7 +113,8 @@ pub(super) fn completed(n: u8) -> Record {
     record(n, Phase::Completed { print: print(), kept, retention: LEASE, tombstone: LEASE })
 }
 
-/// As a crash leaves it. Of a journal only what was written, and a little of the room that was made.
+/// Copies the files as a crash leaves them: of a journal what was written, and a little of the
+/// preallocated space.
 pub(super) fn copy(from: &Path, to: &Path) {
     for file in files(from) {
         let name = file.strip_prefix(from).unwrap();
@@ -136,33 +139,35 @@ pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn an_image_without_harm_is_whole() {
-    assert_eq!(Image::new().await.judge(|_| {}).await, Judgement::Whole);
+async fn intact_image_opens_completely() {
+    assert_eq!(Image::new().await.check(|_| {}).await, Outcome::Complete);
 }
 
-/// In journals, tables, lists of tables and marks: no flipped bit makes a record vanish, or turns it into another.
+/// Flips bits in journals, tables, table lists and heads: none makes a record vanish or turns it
+/// into another.
 #[tokio::test]
-async fn a_flipped_bit_is_an_error_or_a_refused_start() {
+async fn flipped_bit_is_an_error_or_a_rejected_start() {
     let image = Image::new().await;
     let root = image.folder.path();
     for file in files(root) {
         let name = file.strip_prefix(root).unwrap().to_owned();
         let len = fs::metadata(&file).unwrap().len() as usize;
         let mut seen = [0; 3];
-        // Each byte of small files; of large ones their ends, and many between, or all.
+        // Each byte of small files; of large ones their ends and a sample, or all.
         let step = if std::env::var_os("ONCEWARD_LONG").is_some() { 1 } else { (len / 60).max(1) };
         for at in (0..len).filter(|at| len <= 64 || at % step == 0 || *at >= len - 16) {
-            let judgement = image.judge(|copy| flip(&copy.join(&name), at)).await;
-            seen[judgement as usize] += 1;
+            let outcome = image.check(|copy| flip(&copy.join(&name), at)).await;
+            seen[outcome as usize] += 1;
         }
-        let [refused, errors, whole] = seen;
-        println!("{}: {refused} refused, {errors} with errors, {whole} whole", name.display());
+        let [rejected, errors, complete] = seen;
+        println!("{}: {rejected} rejected, {errors} with errors, {complete} complete", name.display());
     }
 }
 
-/// `fjall` would believe these and ask for so much memory that the process ends, which no other test would survive.
+/// `fjall` would trust these and allocate so much memory that the process ends, which no other test
+/// would survive.
 #[tokio::test]
-async fn each_flipped_bit_in_the_lists_and_contents_of_tables_is_seen_before_they_are_opened() {
+async fn flipped_bit_in_table_metadata_is_detected_before_opening() {
     let image = Image::new().await;
     let data = image.folder.path().join("data");
     tables::check(&data).unwrap();
@@ -170,7 +175,7 @@ async fn each_flipped_bit_in_the_lists_and_contents_of_tables_is_seen_before_the
     for file in files(&data.join("keyspaces")) {
         let bytes = fs::read(&file).unwrap();
         let start = bytes.windows(4).rposition(|mark| mark == b"TOC!").unwrap_or(0);
-        // The last eight bytes of a table say how long its contents are, and nobody asks.
+        // The last eight bytes of a table are the length of its contents, which nobody reads.
         let end = if start > 0 { bytes.len() - 8 } else { bytes.len() };
         let is_old = file.file_name().unwrap().to_string_lossy().starts_with('v')
             && !fs::read(file.with_file_name("current")).unwrap().starts_with(&version_of(&file).to_le_bytes());
@@ -178,7 +183,7 @@ async fn each_flipped_bit_in_the_lists_and_contents_of_tables_is_seen_before_the
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << bit;
             fs::write(&file, flipped).unwrap();
-            let seen = matches!(tables::check(&data), Err(Refusal::Damaged(_)));
+            let seen = matches!(tables::check(&data), Err(CheckError::Damaged(_)));
             assert!(seen, "{}: bit {bit} of byte {at}", file.display());
             checked += 1;
         }
@@ -192,23 +197,24 @@ fn version_of(file: &Path) -> u64 {
     file.file_name().unwrap().to_str().unwrap()[1..].parse().unwrap()
 }
 
-/// A kill leaves half of what was being written, on no list; it does not keep the store from being opened.
+/// A kill leaves a half-written table, which is on no list and does not prevent opening.
 #[tokio::test]
-async fn a_table_that_is_on_no_list_is_no_harm() {
-    let judgement = Image::new()
+async fn unlisted_table_is_ignored() {
+    let outcome = Image::new()
         .await
-        .judge(|copy| {
+        .check(|copy| {
             for keyspace in fs::read_dir(copy.join("data/keyspaces")).unwrap() {
                 fs::write(keyspace.unwrap().path().join("tables/999"), "half").unwrap();
             }
         })
         .await;
-    assert_eq!(judgement, Judgement::Whole);
+    assert_eq!(outcome, Outcome::Complete);
 }
 
-/// A journal that was sealed is not the last word on how far the store reached, so nothing but reading it shows what it lost.
+/// The acknowledged batch is in a later journal, so only reading a sealed journal detects the
+/// damage.
 #[tokio::test]
-async fn a_flipped_bit_in_a_sealed_journal_refuses_the_start() {
+async fn flipped_bit_in_sealed_journal_rejects_the_start() {
     let image = Image::new().await;
     let split = |copy: &Path| {
         let [sealed, active] = ["0.jnl", "1.jnl"].map(|name| copy.join("data").join(name));
@@ -219,43 +225,43 @@ async fn a_flipped_bit_in_a_sealed_journal_refuses_the_start() {
         fs::write(&sealed, [first, &[0; 64]].concat()).unwrap();
         (sealed, first.len())
     };
-    assert_eq!(image.judge(|copy| drop(split(copy))).await, Judgement::Whole);
+    assert_eq!(image.check(|copy| drop(split(copy))).await, Outcome::Complete);
     let scratch = tempfile::tempdir().unwrap();
     copy(image.folder.path(), scratch.path());
     let (_, len) = split(scratch.path());
     for at in (0..len).step_by(37) {
-        let judgement = image
-            .judge(|copy| {
+        let outcome = image
+            .check(|copy| {
                 let (sealed, _) = split(copy);
                 flip(&sealed, at);
             })
             .await;
-        assert_eq!(judgement, Judgement::Refused, "byte {at}");
+        assert_eq!(outcome, Outcome::Rejected, "byte {at}");
     }
 }
 
-/// A power loss may take the last notes of what was acknowledged with it; what follows the damage then tells.
+/// A power loss may lose the last acknowledgement record; the batches after the damage reveal it.
 #[tokio::test]
-async fn a_flipped_bit_before_the_last_batch_refuses_the_start_though_no_note_of_it_is_left() {
+async fn flipped_bit_before_the_last_batch_rejects_the_start_without_acknowledgement_record() {
     let image = Image::new().await;
     let journal = image.folder.path().join("data/0.jnl");
     let ends = batch_ends(&fs::read(&journal).unwrap());
     let last = ends[ends.len() - 2];
-    fs::write(image.folder.path().join("onceward"), super::super::folder::head(0)).unwrap();
-    assert_eq!(image.judge(|_| {}).await, Judgement::Whole);
+    fs::write(image.folder.path().join("onceward"), super::super::data_dir::head(0)).unwrap();
+    assert_eq!(image.check(|_| {}).await, Outcome::Complete);
     for at in (0..last).step_by(23).chain(last - 20..last) {
-        let judgement = image.judge(|copy| flip(&copy.join("data/0.jnl"), at)).await;
-        assert_eq!(judgement, Judgement::Refused, "byte {at}");
+        let outcome = image.check(|copy| flip(&copy.join("data/0.jnl"), at)).await;
+        assert_eq!(outcome, Outcome::Rejected, "byte {at}");
     }
 }
 
-/// The last write, torn at every byte of it, in each way that a power loss tears: cut off, zeros where it was not written,
-/// zeros where it was written and what follows was not.
+/// Tears the last write at every byte, in each way in which a power loss tears: truncated, zeros at
+/// its end, zeros at its start.
 #[tokio::test]
-async fn a_torn_write_that_nobody_was_told_of_loses_nothing_else() {
+async fn torn_unacknowledged_write_loses_nothing_else() {
     let torn = Torn::new().await;
     for at in torn.start..torn.end {
-        // That nothing is left behind that troubles the next start shows at any byte.
+        // A second opening shows that the first left nothing behind.
         let openings = if at % 16 == 0 { 2 } else { 1 };
         for way in (0..3).filter(|way| *way < 2 || at % 5 == 0) {
             let folder = torn.copy(torn.end);
@@ -267,7 +273,7 @@ async fn a_torn_write_that_nobody_was_told_of_loses_nothing_else() {
                 _ => bytes[torn.start..=at].fill(0),
             }
             fs::write(&journal, &bytes).unwrap();
-            // Told of all but the last.
+            // All but the last were acknowledged.
             fs::write(folder.path().join("onceward"), &torn.head_before).unwrap();
             for opening in 0..openings {
                 let store = EmbeddedStore::open(folder.path())
@@ -275,7 +281,7 @@ async fn a_torn_write_that_nobody_was_told_of_loses_nothing_else() {
                 for n in 1..=2 {
                     assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(n), "byte {at}, way {way}");
                 }
-                // Nobody was told of it, so it is free, for the first who comes.
+                // It was not acknowledged, so the key is free.
                 let found = store.insert(&id(3), &claim(4)).await.unwrap().map(|found| *found.record);
                 assert_eq!(found, (opening == 1).then(|| claim(4)), "byte {at}, way {way}");
             }
@@ -283,15 +289,15 @@ async fn a_torn_write_that_nobody_was_told_of_loses_nothing_else() {
     }
 }
 
-/// Once somebody was told of it, it is not torn but damaged.
+/// A write that was acknowledged is not torn but damaged.
 #[tokio::test]
-async fn a_cut_of_what_was_acknowledged_refuses_the_start() {
+async fn truncated_acknowledged_write_rejects_the_start() {
     let torn = Torn::new().await;
     for at in (0..torn.end).filter(|at| *at >= torn.start || at % 29 == 0) {
         let folder = torn.copy(at);
         let error = EmbeddedStore::open(folder.path()).expect_err("what was acknowledged is gone");
         assert!(error.to_string().contains("is damaged"), "byte {at}: {error}");
-        // Nor at the second try; and what is left is still there for whoever can mend it.
+        // The second attempt fails too, and the remaining bytes are kept for a repair.
         EmbeddedStore::open(folder.path()).expect_err("what was acknowledged is gone");
         if at >= torn.first_end {
             assert_eq!(fs::metadata(folder.path().join("data/0.jnl")).unwrap().len(), at as u64);
@@ -301,14 +307,14 @@ async fn a_cut_of_what_was_acknowledged_refuses_the_start() {
 }
 
 #[tokio::test]
-async fn data_of_an_earlier_day_refuse_the_start() {
+async fn restored_older_data_reject_the_start() {
     let [live, early] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let store = EmbeddedStore::open(live.path()).unwrap();
     store.insert(&id(1), &claim(1)).await.unwrap();
     copy(live.path(), early.path());
     store.insert(&id(2), &claim(2)).await.unwrap();
     drop(store);
-    // The data go back, and the note of what was acknowledged stays.
+    // The data go back, and the acknowledgement record stays.
     fs::remove_dir_all(live.path().join("data")).unwrap();
     copy(&early.path().join("data"), &live.path().join("data"));
     let error = EmbeddedStore::open(live.path()).unwrap_err();
@@ -316,11 +322,11 @@ async fn data_of_an_earlier_day_refuse_the_start() {
     assert!(error.to_string().contains("acknowledged"), "{error}");
 }
 
-/// Two answers that callers were told of, and a claim after them.
+/// Two acknowledged responses, and a claim after them.
 struct Torn {
     folder: tempfile::TempDir,
     head_before: Vec<u8>,
-    /// Where the first write ends in the journal, and where the last begins and ends.
+    /// Offsets in the journal: end of the first write, start and end of the last.
     first_end: usize,
     start: usize,
     end: usize,
@@ -341,7 +347,7 @@ impl Torn {
         Self { folder, head_before, first_end, start, end }
     }
 
-    /// A copy with so much of the journal.
+    /// Returns a copy with this much of the journal.
     fn copy(&self, journal_len: usize) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         copy(self.folder.path(), folder.path());
@@ -359,7 +365,7 @@ fn flip(file: &Path, at: usize) {
     fs::write(file, bytes).unwrap();
 }
 
-/// Where each batch of a journal ends; no record of these tests has the mark in it.
+/// Returns the offsets at which batches end; no record of these tests contains the trailer.
 fn batch_ends(journal: &[u8]) -> Vec<usize> {
     let marks = journal.windows(4).enumerate().filter(|(_, window)| window == b"FJL\x03");
     marks.map(|(at, _)| at + 4).collect()

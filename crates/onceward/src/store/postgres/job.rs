@@ -1,4 +1,4 @@
-//! What is asked about a key, owned: whoever asked may go away.
+//! Operations on keys, owned by their queue: their callers may be dropped.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -6,101 +6,101 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_postgres::Row;
 
-use super::failure::Next;
+use super::failure::Reaction;
 use crate::codec;
 use crate::record::{Record, Stage, Version};
 use crate::secret::RecordId;
 use crate::store::Error;
 
-/// What is said to a question: the row that tells, or what to do about the failure and why.
-pub(super) type Told = Result<Option<Row>, (Next, Error)>;
+/// Result of a job: the row returned, or how to proceed after an error.
+pub(super) type JobResult = Result<Option<Row>, (Reaction, Error)>;
 
-/// What is asked.
+/// Operation on one key.
 #[derive(Clone, Debug)]
-pub(super) enum Question {
+pub(super) enum Operation {
     Insert(Write),
-    /// The end of an execution: in flight before, completed after, of the same attempt.
+    /// Completion of an attempt: compare-and-swap from in flight to completed.
     Complete(Write),
-    Replace(Over, Write),
+    Replace(ExpectedVersion, Write),
     Get,
-    Remove(Over),
+    Remove(ExpectedVersion),
 }
 
-/// A record as a row. A copy is cheap.
+/// Record encoded as a row. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
     pub(super) attempt: [u8; 16],
     pub(super) stage: i16,
     pub(super) record: Bytes,
-    /// In microseconds; never is no number.
+    /// In microseconds; `None` if the record is never due.
     pub(super) due: Option<i64>,
 }
 
-/// The version that is written over.
+/// Version that the stored record must have.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Over {
+pub(super) struct ExpectedVersion {
     pub(super) attempt: [u8; 16],
     pub(super) stage: i16,
 }
 
-/// Which questions go together.
+/// Kinds of operations that are batched together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
-    /// Into one statement, as the next ones.
+    /// Batched into one statement, as the next ones are.
     Inserts,
     Completions,
     Replacements,
     Removals,
-    /// Each its own statement, behind one another without a pause: none of them waits for a lock.
-    Looks,
+    /// Pipelined single-row statements: none of them waits for a lock.
+    Reads,
 }
 
-/// A question, and who waits for its answer.
+/// Operation and the channel for its result.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(super) struct Job {
     pub(super) id: RecordId,
-    pub(super) question: Question,
-    /// It goes without others: one of its like held them up, or failed.
-    pub(super) is_alone: bool,
-    /// What was not sent by then is not sent any more.
+    pub(super) operation: Operation,
+    /// True if it is sent alone: it failed in a batch, or held one up.
+    pub(super) unbatched: bool,
+    /// Deadline of sending it.
     pub(super) until: Instant,
-    answer: Mutex<Option<oneshot::Sender<Told>>>,
+    tx: Mutex<Option<oneshot::Sender<JobResult>>>,
 }
 
-impl Ask {
+impl Job {
     pub(super) fn new(
         id: RecordId,
-        question: Question,
-        is_alone: bool,
+        operation: Operation,
+        unbatched: bool,
         until: Instant,
-    ) -> (Self, oneshot::Receiver<Told>) {
-        let (answer, told) = oneshot::channel();
-        (Self { id, question, is_alone, until, answer: Mutex::new(Some(answer)) }, told)
+    ) -> (Self, oneshot::Receiver<JobResult>) {
+        let (tx, rx) = oneshot::channel();
+        (Self { id, operation, unbatched, until, tx: Mutex::new(Some(tx)) }, rx)
     }
 
-    /// Answers, once; whether it was this time.
-    pub(super) fn answer(&self, told: Told) -> bool {
-        let answer = self.answer.lock().take();
-        // Who went away does not miss it.
-        answer.map(|answer| answer.send(told)).is_some()
+    /// Sends the result, once. Returns true if this was the first call.
+    pub(super) fn respond(&self, result: JobResult) -> bool {
+        let tx = self.tx.lock().take();
+        // The caller may have been dropped.
+        tx.map(|tx| tx.send(result)).is_some()
     }
 
-    pub(super) fn is_answered(&self) -> bool {
-        self.answer.lock().is_none()
+    pub(super) fn is_done(&self) -> bool {
+        self.tx.lock().is_none()
     }
 
-    /// Whether nobody waits for the answer any more.
-    pub(super) fn is_given_up(&self) -> bool {
-        self.answer.lock().as_ref().is_some_and(oneshot::Sender::is_closed)
+    /// Returns true if the caller was dropped.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.tx.lock().as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
-    pub(super) fn goes_with(&self, other: &Self) -> bool {
-        !self.is_alone && !other.is_alone && self.question.group() == other.question.group()
+    pub(super) fn can_batch_with(&self, other: &Self) -> bool {
+        !self.unbatched && !other.unbatched && self.operation.group() == other.operation.group()
     }
 }
 
-impl Question {
-    /// To replace what is at version `over`.
+impl Operation {
+    /// Builds a compare-and-swap.
     pub(super) fn replace(over: Version, id: &RecordId, record: &Record) -> Self {
         let write = Write::new(id, record);
         let is_end =
@@ -114,16 +114,17 @@ impl Question {
             Self::Complete(_) => Group::Completions,
             Self::Replace(..) => Group::Replacements,
             Self::Remove(_) => Group::Removals,
-            Self::Get => Group::Looks,
+            Self::Get => Group::Reads,
         }
     }
 
-    /// Whether it is about a record that is there already: the word of whoever holds it, or of the sweep.
-    pub(super) fn writes_over(&self) -> bool {
-        self.over().is_some()
+    /// Returns true if it changes an existing record: it comes from the claim holder or from the
+    /// sweep.
+    pub(super) fn modifies(&self) -> bool {
+        self.expected().is_some()
     }
 
-    /// How many bytes it carries.
+    /// Returns the size of the record in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Insert(write) | Self::Complete(write) | Self::Replace(_, write) => write.record.len(),
@@ -131,10 +132,10 @@ impl Question {
         }
     }
 
-    /// Which version it is about.
-    pub(super) fn over(&self) -> Option<Over> {
+    /// Returns the version that the stored record must have.
+    pub(super) fn expected(&self) -> Option<ExpectedVersion> {
         match self {
-            Self::Complete(write) => Some(Over { attempt: write.attempt, stage: number(Stage::InFlight) }),
+            Self::Complete(write) => Some(ExpectedVersion { attempt: write.attempt, stage: number(Stage::InFlight) }),
             Self::Replace(over, _) | Self::Remove(over) => Some(*over),
             Self::Insert(_) | Self::Get => None,
         }
@@ -150,7 +151,7 @@ impl Question {
 
 impl Write {
     pub(super) fn new(id: &RecordId, record: &Record) -> Self {
-        // What is longer than PostgreSQL's time is long is for ever.
+        // Longer than PostgreSQL's timestamps reach means never.
         const LONGEST: i64 = 10_000 * 365 * 86_400 * 1_000_000;
         let micros = |due: std::time::Duration| i64::try_from(due.as_micros()).ok().filter(|micros| *micros <= LONGEST);
         Self {
@@ -162,13 +163,13 @@ impl Write {
     }
 }
 
-impl From<Version> for Over {
+impl From<Version> for ExpectedVersion {
     fn from(version: Version) -> Self {
         Self { attempt: version.attempt.0, stage: number(version.stage) }
     }
 }
 
-/// The number of a stage, as its column has it.
+/// Returns the phase as a number, as stored in its column.
 pub(super) fn number(stage: Stage) -> i16 {
     codec::number(stage).into()
 }
