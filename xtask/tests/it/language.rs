@@ -1,4 +1,5 @@
-//! Language of comments, errors and log messages, in the directories that follow CONTRIBUTING.md's rules for it.
+//! Language of comments, errors and log messages, in the directories that follow CONTRIBUTING.md's
+//! rules for it.
 
 use crate::{
     rust::code,

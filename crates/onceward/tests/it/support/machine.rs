@@ -1,6 +1,7 @@
 //! Machine that can lose power: a small file system on which a server keeps its data.
 //!
-//! The kernel is instructed to shut the file system down without writing what was not synced (`xfs_io -c
+//! The kernel is instructed to shut the file system down without writing what was not synced
+//! (`xfs_io -c
 //! shutdown`, which `ext4` supports too). It is then mounted again with the content of the disk.
 //! Writes handed to the disk count as kept, synced or not: the disk has no volatile cache.
 
