@@ -178,7 +178,7 @@ impl Shared {
     /// # Errors
     ///
     /// The refusal where no rule can tell the caller.
-    fn places(&self, head: &request::Parts) -> Result<(Vec<(Principal, KeySpace)>, bool), Problem> {
+    fn places(&self, head: &request::Parts) -> Result<(Vec<(Principal, KeySpace)>, bool), Box<Problem>> {
         let path = named_path(head);
         let all = [("", &self.policy)].into_iter().chain(self.routes.iter().map(|(path, policy)| (&**path, policy)));
         let policies: Vec<(&str, &Policy)> = match &path {
@@ -216,7 +216,9 @@ impl Shared {
             }
         }
         match refused {
-            Some((policy, error)) if places.is_empty() && !needs_path => Err(self.unidentified(policy, &error)),
+            Some((policy, error)) if places.is_empty() && !needs_path => {
+                Err(Box::new(self.unidentified(policy, &error)))
+            }
             _ => Ok((places, needs_path)),
         }
     }
