@@ -127,8 +127,8 @@ mod tag {
         pub(in super::super) const VERSION: u32 = 2;
         pub(in super::super) const KIND: u32 = 3;
         pub(in super::super) const HEADER: u32 = 4;
-        /// The digest by a newer construction, with these fields again. What stands beside it is for a process that does not
-        /// know that one.
+        /// The digest by a newer construction, with these fields again. What stands beside it is
+        /// for a process that does not know that one.
         pub(in super::super) const NEWER: u32 = 5;
         pub(in super::super) const HOSTS: u32 = 6;
         pub(in super::super) const EXCEPT: u32 = 7;

@@ -1,7 +1,9 @@
-//! Fingerprints: a keyed digest of a request. A key that comes back with another fingerprint is refused.
+//! Fingerprints: a keyed digest of a request. A key that comes back with another fingerprint is
+//! refused.
 //!
-//! Two constructions exist, and both stay: a record names the version that its digest was made with, and a retry is
-//! compared by that one. [`VERSION`] reads forms and JSON, counts preconditions and brings the authority into one form.
+//! Two constructions exist, and both stay: a record names the version that its digest was made
+//! with, and a retry is compared by that one. [`VERSION`] reads forms and JSON, counts
+//! preconditions and brings the authority into one form.
 
 mod authority;
 pub(crate) mod coding;
@@ -45,10 +47,11 @@ pub enum Kind {
     Auto,
     /// Byte by byte.
     Exact,
-    /// Forms by their fields and files, whatever the boundary and the escapes, without the CSRF fields of frameworks. All
-    /// else byte by byte.
+    /// Forms by their fields and files, whatever the boundary and the escapes, without the CSRF
+    /// fields of frameworks. All else byte by byte.
     Form,
-    /// JSON by its values, whatever the white space, the order of members and the escapes. All else as [`Kind::Auto`].
+    /// JSON by its values, whatever the white space, the order of members and the escapes. All else
+    /// as [`Kind::Auto`].
     Json,
 }
 
@@ -91,8 +94,8 @@ pub enum Members {
     Only(Vec<Pointer>),
 }
 
-/// What a fingerprint is made of. A record keeps the rules that it was made with, and a retry is computed by those, so that
-/// a change of the rules does not turn honest retries into mismatches.
+/// What a fingerprint is made of. A record keeps the rules that it was made with, and a retry is
+/// computed by those, so that a change of the rules does not turn honest retries into mismatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// The construction: [`FIRST_VERSION`] or [`VERSION`].
@@ -125,7 +128,8 @@ pub const VERSION: u8 = 2;
 /// The construction of records of before, which is read and never chosen.
 pub const FIRST_VERSION: u8 = 1;
 
-/// The preconditions, which are part of a request: the same body under another `If-Match` is another wish.
+/// The preconditions, which are part of a request: the same body under another `If-Match` is
+/// another wish.
 const PRECONDITIONS: [HeaderName; 3] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE];
 
 /// The parts of a request that a fingerprint is made of.
@@ -202,8 +206,8 @@ impl Rules {
         }
     }
 
-    /// Names what differs between a request and the one of a record: in words, never with a value. `None`: the record does
-    /// not tell.
+    /// Names what differs between a request and the one of a record: in words, never with a value.
+    /// `None`: the record does not tell.
     pub fn difference(
         &self,
         keys: &HashKeys,
@@ -224,8 +228,9 @@ impl Rules {
         (!differing.is_empty()).then(|| differing.join(", "))
     }
 
-    /// Returns the key material of a request that is its own key. A request that the first construction tells apart from
-    /// all others as well keeps that one's digest: old and new processes derive the same key from it.
+    /// Returns the key material of a request that is its own key. A request that the first
+    /// construction tells apart from all others as well keeps that one's digest: old and new
+    /// processes derive the same key from it.
     pub fn derived_key(&self, keys: &HashKeys, request: &Parts<'_>) -> (u8, Fingerprint) {
         let is_plain = self.hosts == Hosts::Distinct
             && !PRECONDITIONS.iter().any(|name| line(request.headers, name).is_some())
@@ -358,7 +363,8 @@ impl<'b> Content<'b> {
             Kind::Auto | Kind::Json => form::is_multipart(headers),
         };
         match is_form {
-            // A form with a broken escape means what each reader makes of it: it equals itself only.
+            // A form with a broken escape means what each reader makes of it: it equals itself
+            // only.
             true => Form::read(headers, body).filter(Form::is_sound).map_or(Self::Exact, Self::Form),
             false => Self::Exact,
         }
@@ -392,7 +398,8 @@ impl Draft {
         Fingerprint(self.framed.mac(&keys.fingerprint))
     }
 
-    /// A few bytes of each part, under a hash of the whole request: those of two records cannot be compared.
+    /// A few bytes of each part, under a hash of the whole request: those of two records cannot be
+    /// compared.
     fn part_hints(&self, keys: &HashKeys, whole: &Fingerprint) -> Vec<u8> {
         let starts = std::iter::once(self.start).chain(self.ends.iter().copied());
         let parts = starts.zip(&self.ends).map(|(start, end)| &self.framed.bytes()[start..*end]);

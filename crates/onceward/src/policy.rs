@@ -109,9 +109,11 @@ pub struct Policy {
     pub keys: Keys,
     /// The field of a plain HTML form that has the key where no header does.
     pub form_field: Option<Arc<str>>,
-    /// Headers that have the key as `Idempotency-Key` does, under the names that providers gave them.
+    /// Headers that have the key as `Idempotency-Key` does, under the names that providers gave
+    /// them.
     pub key_headers: Vec<HeaderName>,
-    /// The members of a JSON body that have the key where no header does; the first one that is there applies.
+    /// The members of a JSON body that have the key where no header does; the first one that is
+    /// there applies.
     pub key_members: Vec<Pointer>,
     /// What may be done with a lost key.
     pub guarantee: Guarantee,

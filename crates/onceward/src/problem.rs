@@ -324,7 +324,8 @@ impl Problem {
         self
     }
 
-    /// Returns the response to a request with these headers: a page in words for people where a person navigates.
+    /// Returns the response to a request with these headers: a page in words for people where a
+    /// person navigates.
     #[cfg(feature = "layer")]
     pub fn into_response_for(self, headers: &http::HeaderMap) -> Response<Bytes> {
         let page = page::is_wanted(headers).then(|| self.clone());

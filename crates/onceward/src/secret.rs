@@ -41,7 +41,8 @@ pub struct HashKeys {
     /// A fingerprint goes over a few hundred bytes one after the other, where SHA-256 by the processor's own instructions
     /// takes half of BLAKE3's time; the ids are of one block, where it does not.
     pub(crate) fingerprint: MacKey,
-    /// Bodies and what a record keeps of the parts of a request, by the second construction of fingerprints.
+    /// Bodies and what a record keeps of the parts of a request, by the second construction of
+    /// fingerprints.
     body: [u8; 32],
     hint: [u8; 32],
     check: [u8; 32],
@@ -108,7 +109,8 @@ impl HashKeys {
         *blake3::keyed_hash(&self.body, body).as_bytes()
     }
 
-    /// Returns two bytes that tell whether a part of a request is that of the request whose fingerprint is `whole`.
+    /// Returns two bytes that tell whether a part of a request is that of the request whose
+    /// fingerprint is `whole`.
     pub(crate) fn hint(&self, whole: &[u8; 32], at: usize, part: &[u8]) -> [u8; 2] {
         let mut framed = Framed::default();
         framed.field(whole);

@@ -1,10 +1,11 @@
-//! The authority in its normal form: `API.example.com.`, `api.example.com:443` and `api.example.com` are one.
+//! The authority in its normal form: `API.example.com.`, `api.example.com:443` and
+//! `api.example.com` are one.
 
 use std::borrow::Cow;
 
-/// Returns an authority in lower case, without user information, a final dot, and a default port. Both default ports are
-/// left out: before a TLS proxy the scheme of the client is not known, and a service that is two on 80 and 443 has two
-/// gateways.
+/// Returns an authority in lower case, without user information, a final dot, and a default port.
+/// Both default ports are left out: before a TLS proxy the scheme of the client is not known, and a
+/// service that is two on 80 and 443 has two gateways.
 pub(super) fn normal(authority: &[u8]) -> Cow<'_, [u8]> {
     let authority = match memchr::memrchr(b'@', authority) {
         Some(at) => &authority[at + 1..],

@@ -10,8 +10,8 @@ use http::header::CONTENT_ENCODING;
 
 use crate::wire::lines;
 
-/// Returns a body without its content codings. `None`: a coding is not known, the body is damaged, or decodes to more than
-/// `most` bytes.
+/// Returns a body without its content codings. `None`: a coding is not known, the body is damaged,
+/// or decodes to more than `most` bytes.
 pub(crate) fn decoded<'b>(headers: &HeaderMap, body: &'b Bytes, most: usize) -> Option<Cow<'b, [u8]>> {
     let mut codings = Vec::new();
     for line in lines(headers, &CONTENT_ENCODING) {

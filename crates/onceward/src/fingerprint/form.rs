@@ -1,8 +1,8 @@
-//! Forms (RFC 7578, RFC 2183 and the URL standard): a form is the same whatever boundary a browser drew this time, and however
-//! a name or a byte was written.
+//! Forms (RFC 7578, RFC 2183 and the URL standard): a form is the same whatever boundary a browser
+//! drew this time, and however a name or a byte was written.
 //!
-//! What cannot be read as a form is `None`, and is then compared byte by byte: two requests are never taken for one because
-//! both are malformed.
+//! What cannot be read as a form is `None`, and is then compared byte by byte: two requests are
+//! never taken for one because both are malformed.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -11,8 +11,9 @@ use http::header::CONTENT_TYPE;
 use super::coding;
 use crate::secret::Framed;
 
-/// Fields that frameworks add against cross-site request forgery, which are drawn anew for each page, by their exact names.
-/// They are no part of what a person entered. `docs/fingerprints.md` names the framework of each.
+/// Fields that frameworks add against cross-site request forgery, which are drawn anew for each
+/// page, by their exact names. They are no part of what a person entered. `docs/fingerprints.md`
+/// names the framework of each.
 pub(crate) const CSRF_FIELDS: [&str; 17] = [
     "__RequestVerificationToken",
     "__anti-forgery-token",
@@ -47,7 +48,8 @@ pub(crate) struct Form {
 /// A field, or a file.
 struct Field {
     name: Vec<u8>,
-    /// What is said of the value: the file's name, its type, other headers. Of a URL-encoded pair: whether it has a value.
+    /// What is said of the value: the file's name, its type, other headers. Of a URL-encoded pair:
+    /// whether it has a value.
     about: Vec<(Vec<u8>, Vec<u8>)>,
     is_file: bool,
     /// It has another encoding than its bytes.
@@ -117,8 +119,8 @@ impl Form {
         self.is_sound
     }
 
-    /// Returns the values of the field that is called `name`, in their order. Files are no fields. `None`: a value is in an
-    /// encoding of its own.
+    /// Returns the values of the field that is called `name`, in their order. Files are no fields.
+    /// `None`: a value is in an encoding of its own.
     pub(crate) fn values(&self, name: &str) -> Option<Vec<&[u8]>> {
         let fields = self.fields.iter().filter(|field| !field.is_file && field.name == name.as_bytes());
         fields.map(|field| (!field.is_encoded).then_some(&*field.value)).collect()
@@ -147,7 +149,8 @@ impl Form {
     }
 }
 
-/// `a=b`, with escapes undone as the URL standard says; and whether none of them was broken. "a" and "a=" stay two things.
+/// `a=b`, with escapes undone as the URL standard says; and whether none of them was broken. "a"
+/// and "a=" stay two things.
 fn pair(pair: &[u8]) -> (Field, bool) {
     let at = pair.iter().position(|byte| *byte == b'=');
     let (name, is_sound_name) = unescaped(&pair[..at.unwrap_or(pair.len())]);
@@ -178,7 +181,8 @@ fn unescaped(text: &[u8]) -> (Vec<u8>, bool) {
     (plain, is_sound)
 }
 
-/// The parts between boundaries. A preamble and an epilogue are no part of the form (RFC 2046, 5.1.1).
+/// The parts between boundaries. A preamble and an epilogue are no part of the form (RFC 2046,
+/// 5.1.1).
 fn parts(body: &[u8], boundary: &[u8]) -> Option<Vec<Field>> {
     let delimiter = [b"\r\n--", boundary].concat();
     // The first one needs no line end before it where nothing stands there.
@@ -286,9 +290,10 @@ fn lines_of(mut head: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 type Parameters = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Reads `value; name=value; name="value"`: the first value and the names in lower case. A quoted string may hold a semicolon
-/// and an escaped quote; a backslash before anything else is one, for old browsers send Windows paths. `None`: a quote that
-/// is not closed, or a parameter without a value.
+/// Reads `value; name=value; name="value"`: the first value and the names in lower case. A quoted
+/// string may hold a semicolon and an escaped quote; a backslash before anything else is one, for
+/// old browsers send Windows paths. `None`: a quote that is not closed, or a parameter without a
+/// value.
 fn parameters(line: &[u8]) -> Option<(Vec<u8>, Parameters)> {
     let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
     let first = line[..end].trim_ascii().to_ascii_lowercase();

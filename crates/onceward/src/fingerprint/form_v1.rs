@@ -1,5 +1,5 @@
-//! Forms as the first construction of fingerprints reads them. It never changes, so that what was stored by it is compared
-//! by it.
+//! Forms as the first construction of fingerprints reads them. It never changes, so that what was
+//! stored by it is compared by it.
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
@@ -15,7 +15,8 @@ pub(super) struct Form {
 
 /// One field, or one file.
 struct Field {
-    /// Of a part: its headers, names in lower case. Of an escaped pair: its name, and whether it has a value too.
+    /// Of a part: its headers, names in lower case. Of an escaped pair: its name, and whether it
+    /// has a value too.
     headers: Vec<(Vec<u8>, Vec<u8>)>,
     value: Bytes,
 }
@@ -57,7 +58,8 @@ enum Media {
     Parts { boundary: Vec<u8>, kind: Vec<u8> },
 }
 
-/// What kind of form it is. A body that is compressed, or has two types, is none that could be read.
+/// What kind of form it is. A body that is compressed, or has two types, is none that could be
+/// read.
 fn media(headers: &HeaderMap) -> Option<Media> {
     let mut lines = headers.get_all(CONTENT_TYPE).iter();
     let line = lines.next()?.as_bytes();
@@ -113,7 +115,8 @@ fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
     Some(plain)
 }
 
-/// The parts between boundaries (RFC 7578), with nothing before the first and nothing after the last.
+/// The parts between boundaries (RFC 7578), with nothing before the first and nothing after the
+/// last.
 fn parts(body: &Bytes, boundary: &[u8]) -> Option<Vec<Field>> {
     let delimiter = [b"\r\n--", boundary].concat();
     let mut at = strip(body, 0, &delimiter[2..])?;
@@ -149,7 +152,8 @@ fn part(head: &[u8], value: Bytes) -> Option<Field> {
     Some(Field { headers, value })
 }
 
-/// What stands between the quotes after `; name="`: browsers escape a quote as %22, so that the next one ends it.
+/// What stands between the quotes after `; name="`: browsers escape a quote as %22, so that the
+/// next one ends it.
 fn quoted<'a>(disposition: &'a [u8], opening: &[u8]) -> Option<&'a [u8]> {
     let opening = [b"; ", opening].concat();
     let start = find(disposition, &opening)? + opening.len();

@@ -1,8 +1,8 @@
 //! JSON (RFC 8259) as a fingerprint compares it: by its values.
 //!
-//! White space, the order of members and escapes are folded. Numbers are compared by their literals, for `1` and `1.0` are
-//! two things to some readers, and `1e400` is read by few. What cannot be read for certain is an error, and is then compared
-//! byte by byte.
+//! White space, the order of members and escapes are folded. Numbers are compared by their
+//! literals, for `1` and `1.0` are two things to some readers, and `1e400` is read by few. What
+//! cannot be read for certain is an error, and is then compared byte by byte.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -138,7 +138,8 @@ impl Value<'_> {
         }
     }
 
-    /// Adds to a digest what the rules choose of a document. Returns the name of each member of it, and where it stands.
+    /// Adds to a digest what the rules choose of a document. Returns the name of each member of it,
+    /// and where it stands.
     pub(crate) fn frame_root(mut self, members: &Members, into: &mut Framed) -> Vec<(String, Range<usize>)> {
         match members {
             Members::Only(pointers) if !pointers.is_empty() => {
@@ -512,7 +513,8 @@ mod tests {
         fn json_is_read_exactly_if_another_parser_reads_it(text in "[\\[\\]{}:,\"\\\\a0-9.eE+ \\-ntrufls]{0,12}") {
             let theirs = serde_json::from_str::<serde_json::Value>(&text).is_ok();
             let ours = parse(text.as_bytes());
-            // That one takes the last of two members, and refuses numbers beyond what it can hold and lone surrogates.
+            // That one takes the last of two members, and refuses numbers beyond what it can hold
+            // and lone surrogates.
             if theirs {
                 prop_assert!(matches!(ours, Ok(_) | Err(JsonError::Duplicate)), "{}", text);
             } else if ours.is_ok() {

@@ -1,5 +1,5 @@
-//! Where the key comes from: a header, a form's hidden field, a member of a JSON body, or it is made here; and whether a
-//! route takes it.
+//! Where the key comes from: a header, a form's hidden field, a member of a JSON body, or it is
+//! made here; and whether a route takes it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +23,8 @@ use crate::wire;
 pub(super) enum Source {
     /// A header.
     Header,
-    /// Perhaps a field of the form, or a member of the JSON, that the body is; else the policy says what is done without
-    /// one.
+    /// Perhaps a field of the form, or a member of the JSON, that the body is; else the policy says
+    /// what is done without one.
     Body,
     /// It was made for this request.
     Generated,
@@ -46,8 +46,8 @@ pub(super) enum SentError {
     Differ,
 }
 
-/// Finds the key in the headers of a request: `Idempotency-Key`, or another name of the policy. One key under two names is
-/// one.
+/// Finds the key in the headers of a request: `Idempotency-Key`, or another name of the policy. One
+/// key under two names is one.
 pub(super) fn sent(policy: &Policy, headers: &HeaderMap) -> Result<Option<Key>, SentError> {
     let of = |name: &HeaderName| Key::of(headers, name).map_err(|invalid| SentError::Invalid(name.clone(), invalid));
     policy.key_headers.iter().try_fold(of(&wire::IDEMPOTENCY_KEY)?, |found, name| match (found, of(name)?) {
@@ -156,7 +156,8 @@ impl Known<'_> {
         Ok(settled)
     }
 
-    /// Finds the key in the body. What cannot be read where the key could be is refused: it may be a retry.
+    /// Finds the key in the body. What cannot be read where the key could be is refused: it may be
+    /// a retry.
     fn in_body(&self, engine: &Engine, ask: &mut Ask) -> Result<Option<Key>, Box<Problem>> {
         if has_field(&ask.policy, self.headers) {
             let key = self.in_form(engine, &ask.policy)?;

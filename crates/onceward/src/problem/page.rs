@@ -1,4 +1,5 @@
-//! Refusals as HTML pages, where a person navigates: a browser that submitted a form shows what it gets.
+//! Refusals as HTML pages, where a person navigates: a browser that submitted a form shows what it
+//! gets.
 
 use bytes::Bytes;
 use http::header::{
@@ -15,8 +16,8 @@ const X_REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with")
 /// What the choice between a page and a problem depends on.
 pub(crate) const VARY: HeaderValue = HeaderValue::from_static("Sec-Fetch-Mode, Accept, X-Requested-With");
 
-/// Returns true if a person would see a refusal of this request: the browser says that it navigates, or is one that says
-/// nothing and sends a form. Never where a script asks.
+/// Returns true if a person would see a refusal of this request: the browser says that it
+/// navigates, or is one that says nothing and sends a form. Never where a script asks.
 pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     let accepts = |what: &str| {
         let is_named = |line: &HeaderValue| line.to_str().is_ok_and(|line| line.to_ascii_lowercase().contains(what));
@@ -32,7 +33,8 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Returns the page that says a refusal in words for people, and changes its headers to those of a page.
+/// Returns the page that says a refusal in words for people, and changes its headers to those of a
+/// page.
 pub(crate) fn of(problem: &Problem, headers: &mut HeaderMap) -> Bytes {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));

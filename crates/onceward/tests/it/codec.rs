@@ -177,8 +177,8 @@ fn record_of_the_second_construction_keeps_its_bytes() {
     assert_eq!(decode(&ID, &bytes).expect("readable"), record);
 }
 
-/// A process of before skips the field of the newer construction, as any that it does not know. What is left is a record of
-/// the first, which it compares by that one.
+/// A process of before skips the field of the newer construction, as any that it does not know.
+/// What is left is a record of the first, which it compares by that one.
 #[test]
 fn record_of_the_second_construction_is_one_of_the_first_to_an_older_process() {
     let older = [piece(1, &[0x44; 32]), number(2, 1), piece(4, b"x-tenant")].concat();

@@ -1,4 +1,5 @@
-//! Records of the first construction of fingerprints: what was stored before an upgrade is honoured after it.
+//! Records of the first construction of fingerprints: what was stored before an upgrade is honoured
+//! after it.
 
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use onceward::store::Store;
 use crate::hex::unhex;
 use crate::shop::{Setup, Shop, made, order};
 
-/// Key, and the record's bytes as version 0.1 wrote them under the secret `[9; 32]`: computed by another program. They
-/// never change.
+/// Key, and the record's bytes as version 0.1 wrote them under the secret `[9; 32]`: computed by
+/// another program. They never change.
 const RECORDS: [(&str, &str); 7] = [
     (
         "in-flight",
