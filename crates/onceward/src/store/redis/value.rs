@@ -45,7 +45,7 @@ const RESPONSE_KEY_BYTES: usize = KEY_BYTES + RESPONSE_SUFFIX.len();
 
 /// Typical size in bytes of a record without its response; many fingerprinted headers make it
 /// larger.
-const RECORD_TYPICAL: usize = 288;
+const RECORD_TYPICAL: usize = 224;
 
 /// Record encoded for sending.
 pub(super) struct EncodedRecord {
