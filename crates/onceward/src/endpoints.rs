@@ -41,6 +41,9 @@ struct Shared {
     routes_by_path: matchit::Router<usize>,
 }
 
+/// Principal and key space under which a record of a key may be.
+type Place = (Principal, KeySpace);
+
 impl Endpoints {
     pub(crate) fn new(engine: Engine, policy: Policy, routes: Vec<(String, Policy)>) -> Self {
         let mut routes_by_path = matchit::Router::new();
@@ -178,7 +181,7 @@ impl Shared {
     /// # Errors
     ///
     /// The refusal where no rule can tell the caller.
-    fn places(&self, head: &request::Parts) -> Result<(Vec<(Principal, KeySpace)>, bool), Box<Problem>> {
+    fn places(&self, head: &request::Parts) -> Result<(Vec<Place>, bool), Box<Problem>> {
         let path = named_path(head);
         let all = [("", &self.policy)].into_iter().chain(self.routes.iter().map(|(path, policy)| (&**path, policy)));
         let policies: Vec<(&str, &Policy)> = match &path {

@@ -181,7 +181,7 @@ pub struct Facts {
     pub promise: String,
     /// True if the records are in this process's memory, so that caching them is useless.
     pub in_process: bool,
-    /// Why it takes no writes until the process is started again; `None` as long as it may take them.
+    /// Reason why it takes no writes until the process is restarted; `None` while it may take them.
     pub broken: Option<String>,
 }
 

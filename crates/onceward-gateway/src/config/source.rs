@@ -23,8 +23,9 @@ const WITHOUT_DEFAULT: [&str; 7] = [
 /// Variables that tell how to log, before any setting is read.
 const OF_THE_LOG: [&str; 2] = [crate::logging::FILTER, crate::logging::FORMAT];
 
-/// Settings of `[limits]` that may also stand at the top, beside `upstream`.
-const ALSO_AT_THE_TOP: [(&str, &str); 1] = [("upstream_max_age", "limits.upstream_max_age")];
+/// Settings of a section that may also stand at the top, beside `upstream`.
+const ALSO_AT_THE_TOP: [(&str, &str); 2] =
+    [("forward_key", "policy.forward_key"), ("upstream_max_age", "limits.upstream_max_age")];
 
 const PREFIX: &str = "ONCEWARD_";
 

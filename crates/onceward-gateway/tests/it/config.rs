@@ -447,3 +447,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn forward_key_is_read_at_the_top_in_the_policy_and_in_a_route() {
+    let forwards = |text: &str| {
+        let config = with_upstream(text).unwrap();
+        (config.policy.forward_key, config.routes.first().map(|(_, policy)| policy.forward_key))
+    };
+    assert_eq!(forwards(""), (true, None));
+    assert_eq!(forwards("forward_key = false\n[[route]]\npath = \"/a\""), (false, Some(false)));
+    assert_eq!(forwards("[policy]\nforward_key = false"), (false, None));
+    assert_eq!(forwards("[[route]]\npath = \"/a\"\nforward_key = false"), (true, Some(false)));
+}
