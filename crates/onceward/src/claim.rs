@@ -356,7 +356,7 @@ impl Held {
     }
 
     fn is_past_two_thirds(&self) -> bool {
-        self.shared.clock.now().saturating_sub(self.confirmed()) > self.policy.lease * 2 / 3
+        self.shared.clock.now().saturating_sub(self.confirmed()) > self.policy.lease / 3 * 2
     }
 
     /// [`Held::renew`], where it is rare: not in each request's own future.
@@ -422,6 +422,25 @@ impl Held {
         }
         Ok(())
     }
+}
+
+/// The record and the attempt that a value of `Onceward-Claim` names.
+pub(crate) fn parse_header(value: &HeaderValue) -> Option<(RecordId, AttemptId)> {
+    let (id, attempt) = value.to_str().ok()?.split_once('.')?;
+    Some((RecordId(unhex(id)?), AttemptId(unhex(attempt)?)))
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if text.len() != 2 * N || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let digits = text.get(2 * at..2 * at + 2)?;
+        // A sign is no digit, though `from_str_radix` takes it.
+        *byte = u8::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'))?;
+    }
+    Some(bytes)
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -21,7 +21,8 @@ pub trait Clock: Debug + Send + Sync + 'static {
     fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// The machine's own time.
+/// The machine's own time. Under tokio's paused time (`#[tokio::test(start_paused = true)]`) this clock stands still and moves
+/// with tokio's, so that a test of a service needs no clock of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -31,9 +32,13 @@ fn origin() -> Instant {
     *ORIGIN.get_or_init(Instant::now)
 }
 
+/// Longest time that a timer is set to: a sleep until [`Duration::MAX`] is one that never ends.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 impl Clock for SystemClock {
     fn now(&self) -> Duration {
-        origin().elapsed()
+        // Tokio's, for the timers are tokio's: of two clocks, one that stands still makes each loop over a timer spin.
+        tokio::time::Instant::now().into_std().saturating_duration_since(origin())
     }
 
     #[allow(clippy::disallowed_methods, reason = "this is the clock that all others ask")]
@@ -42,7 +47,7 @@ impl Clock for SystemClock {
     }
 
     fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(tokio::time::sleep_until((origin() + until).into()))
+        Box::pin(tokio::time::sleep_until((origin() + until.min(FAR)).into()))
     }
 }
 

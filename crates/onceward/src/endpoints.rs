@@ -18,8 +18,8 @@ use tower_service::Service;
 use crate::engine::{Engine, Look};
 use crate::fingerprint::Pointer;
 use crate::key::{KEY_BYTES_MAX, Key};
-use crate::layer::FromRecord;
 use crate::layer::coding::Accepted;
+use crate::layer::{FromRecord, Hooks};
 use crate::paths;
 use crate::policy::{Keys, Missing, Policy};
 use crate::principal::{KeySpace, Principal, ScopePart, UnidentifiedCallerError};
@@ -37,6 +37,7 @@ struct Shared {
     engine: Engine,
     policy: Policy,
     routes: Vec<(String, Policy)>,
+    hooks: Hooks,
     /// Which of `routes` a path belongs to.
     routes_by_path: matchit::Router<usize>,
 }
@@ -54,7 +55,15 @@ impl Endpoints {
                 tracing::warn!(pattern, "the pattern cannot be matched, so no keys are issued for it");
             }
         }
-        Self { shared: Arc::new(Shared { engine, policy, routes, routes_by_path }) }
+        Self { shared: Arc::new(Shared { engine, policy, routes, hooks: Hooks::default(), routes_by_path }) }
+    }
+
+    /// Names the caller as the layer does.
+    pub(crate) fn hooks(mut self, hooks: Hooks) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.hooks = hooks;
+        }
+        self
     }
 }
 
@@ -69,7 +78,8 @@ impl<B: Send + 'static> Service<Request<B>> for Endpoints {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let (head, _) = request.into_parts();
+        let (mut head, _) = request.into_parts();
+        shared.hooks.name_caller(&mut head);
         Box::pin(async move {
             // Mounted with or without its prefix, the last part of the path tells.
             let name = head.uri.path().rsplit('/').next().unwrap_or_default();

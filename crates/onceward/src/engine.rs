@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
+use http::HeaderValue;
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::claim::{Claim, Held};
@@ -36,7 +37,7 @@ use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::principal::{KeySpace, Principal};
 use crate::problem::{Code, Problem};
-use crate::record::{AttemptId, Found, Print, Record, Version};
+use crate::record::{AttemptId, Found, Phase, Print, Record, Version};
 use crate::reply::{Head, Reply};
 use crate::secret::{HashKeys, RecordId, Secret};
 use crate::store::{Census, Error, Pending, Replaced, Store, chain};
@@ -64,6 +65,12 @@ pub trait Operation: Send + Sized + 'static {
     /// Names what differs between this request and the one of a record, if the record tells.
     fn difference(&self, _print: &Print, _keys: &HashKeys) -> Option<String> {
         None
+    }
+
+    /// Whether an execution that takes too long runs on until its end, for dropping it half way would leave part of its work done.
+    /// Otherwise it is dropped when nobody waits for it any longer.
+    fn survives_timeout(&self) -> bool {
+        false
     }
 
     /// Executes. No client's hang-up ends it: without a caller it goes on in a task.
@@ -165,6 +172,13 @@ impl Engine {
     /// away: then a task goes on.
     pub async fn run<O: Operation>(&self, ask: &Ask, operation: Box<O>) -> Answer<O::Answer> {
         let shared = &self.shared;
+        if let Err(error) = ask.policy.check() {
+            tracing::error!(route = &*ask.policy.route, %error, "a policy voids its promise");
+            let problem = self.refusal(Code::StoreUnavailable).detail(error.to_string());
+            let answer = Answer::refused(problem);
+            shared.observe(&ask.policy, &answer, None);
+            return answer;
+        }
         let keys = match shared.open().await {
             Ok(opened) => &opened.keys,
             Err(error) => {
@@ -289,6 +303,41 @@ impl Engine {
         &self.shared.clock
     }
 
+    /// Whether a claim is one of this engine's, for a request with this key; or with whatever key, where the request has none.
+    pub(crate) fn is_own(&self, claim: &Claim, key: Option<&Key>) -> bool {
+        let same_key = || match (key, self.shared.opened.get()) {
+            (Some(key), Some(opened)) => opened.keys.key_hash(key) == claim.held.key_hash,
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        Arc::ptr_eq(&claim.held.shared, &self.shared) && same_key()
+    }
+
+    /// Whether `header`, the value of an `Onceward-Claim`, names an attempt that is in flight in this store, for a request with this
+    /// fingerprint: another Onceward in front holds the claim. The ids are unguessable, so nobody else can name one.
+    pub(crate) async fn is_claimed(
+        &self,
+        header: &HeaderValue,
+        fingerprint: impl Fn(&Rules, &HashKeys) -> Fingerprint,
+    ) -> bool {
+        let Some((id, attempt)) = crate::claim::parse_header(header) else { return false };
+        let Ok(opened) = self.shared.open().await else { return false };
+        let found = match self.shared.timed("get", self.shared.store.get(&id)).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "an Onceward-Claim could not be looked up");
+                return false;
+            }
+        };
+        match &found.record.phase {
+            Phase::InFlight { print, .. } if found.record.attempt == attempt => {
+                fingerprint(&print.rules, &opened.keys) == print.fingerprint
+            }
+            _ => false,
+        }
+    }
+
     /// A refusal before a record was looked at.
     pub(crate) fn refusal(&self, code: Code) -> Problem {
         let instance = format!("urn:onceward:{}", crate::secret::hex(&AttemptId::random().0[..12]));
@@ -411,6 +460,7 @@ impl Builder {
                 observer: self.observer,
                 opened: OnceCell::new(),
                 is_foreign: AtomicBool::new(false),
+                is_sweeping: AtomicBool::new(false),
                 waiters: Arc::default(),
                 callers: Callers::default(),
                 executions,
@@ -442,6 +492,8 @@ pub(crate) struct Shared {
     opened: OnceCell<Opened>,
     /// The store belongs to another secret now.
     is_foreign: AtomicBool,
+    /// A task of some runtime sweeps.
+    is_sweeping: AtomicBool,
     waiters: Arc<Waiters>,
     callers: Callers,
     executions: Arc<Semaphore>,
@@ -604,7 +656,7 @@ impl Shared {
         sent: Option<Duration>,
         mut asked: Pending<'a, T>,
     ) -> Pending<'a, T> {
-        let until = sent.unwrap_or_else(|| self.clock.now()) + self.limits.store_timeout;
+        let until = sent.unwrap_or_else(|| self.clock.now()).saturating_add(self.limits.store_timeout);
         Pending::new(async move {
             let answer = tokio::select! {
                 biased;

@@ -53,7 +53,7 @@ const BYTES: usize = BODY + 64;
 
 /// A key for `holder`, and when it expires, since 1970.
 pub(crate) fn issue(keys: &HashKeys, issuing: &Issuing, holder: Holder<'_>, now: Duration) -> Option<(Key, Duration)> {
-    let expiry = now + issuing.lifetime;
+    let expiry = now.saturating_add(issuing.lifetime);
     let mut token = Vec::with_capacity(BYTES);
     token.extend_from_slice(&issuing.generation.to_be_bytes());
     token.extend_from_slice(&expiry.as_secs().to_be_bytes());

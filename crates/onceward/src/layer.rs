@@ -1,55 +1,105 @@
-//! The `tower` layer: put it before a service, and a retried POST takes effect once.
+//! The `tower` layer: put it around an application, and a retried POST takes effect once.
+//!
+//! For axum use the crate `onceward-axum`: the same layer over axum's body, an extractor, and one call that serves and drains.
 //!
 //! # Example
 //!
 //! ```
 //! use onceward::layer::IdempotencyLayer;
+//! use onceward::policy::Policy;
+//! use onceward::principal::Part;
 //! use onceward::store::MemoryStore;
 //! use tower_layer::Layer;
 //!
-//! # #[derive(Clone)] struct PlaceOrder;
-//! // `PlaceOrder` is any cloneable `tower` service over HTTP.
-//! let once = IdempotencyLayer::new(MemoryStore::default());
-//! let service = once.require_key().layer(PlaceOrder);
+//! # #[derive(Clone)] struct App;
+//! // `App` is any cloneable `tower` service over HTTP.
+//! let once = IdempotencyLayer::builder(MemoryStore::default()).principal(Part::Authorization).build();
+//! let once = once.policy_for("/orders", Policy::default().principal(Part::Authorization).require_key());
+//! let service = once.layer(App);
 //! # let _ = service;
 //! ```
 //!
-//! # Example: another policy, and another store's limits
+//! # Example: another policy, and other limits
 //!
 //! ```
-//! use std::sync::Arc;
 //! use std::time::Duration;
 //! use onceward::layer::IdempotencyLayer;
 //! use onceward::limits::Limits;
 //! use onceward::policy::Policy;
-//! use onceward::principal::{Part, Rule};
+//! use onceward::principal::Part;
 //! use onceward::store::MemoryStore;
 //!
-//! let mut limits = Limits::default();
-//! limits.request_body = 64 << 10;
-//! let mut policy = Policy::default();
-//! policy.principal = Rule::Parts(vec![Part::Authorization]);
-//! policy.retention = Duration::from_secs(48 * 3600);
-//!
-//! let once = IdempotencyLayer::builder(Arc::new(MemoryStore::default())).limits(limits).build().with_policy(policy);
+//! let policy = Policy::default().principal(Part::Authorization).retention(Duration::from_secs(48 * 3600));
+//! let limits = Limits::default().request_body(64 << 10);
+//! let once = IdempotencyLayer::builder(MemoryStore::default()).policy(policy).limits(limits).build();
 //! # let _ = once;
 //! ```
-
-//! # Where to put it
 //!
-//! Outside of whatever shortens the path: a fingerprint is made of the URI that the layer sees, and where `/shops/1/orders` and
-//! `/shops/2/orders` both arrive as `/orders`, one of them would be told the other's answer instead of `422 key_reused`. With the
-//! feature `axum-08` the URI as it was received counts, so that it may stand within `Router::nest`.
+//! # What belongs outside, and what inside
+//!
+//! The layer runs a handler to its end when the client disconnects, and stores its response. Whatever belongs to the work must be
+//! inside, so that it runs to its end as well; whatever belongs to the connection outside.
+//!
+//! | outside of the layer | inside of it | why |
+//! |---|---|---|
+//! | request ids, traces, access logs | | they see replays and refusals too; the handler keeps the span when it outlives the connection |
+//! | CORS | | a browser hides each response without its headers, a replay included: allow and expose the contract's headers |
+//! | authentication that names the caller | | the layer must know whose key it is; see [`Builder::principal_with`] |
+//! | rate limits by client, limits of the request's size | | they refuse before a key is claimed; a body over such a limit gets 413 |
+//! | compression of responses | | each replay is compressed anew, as its client asks |
+//! | | sessions, transactions, `task_local!` scopes | dropped with the connection they would not save or commit, and the retry would replay a success |
+//! | | timeouts of the handler | their response is an end like another, and stored |
+//! | | `load_shed`, `buffer`, circuit breakers, concurrency limits | an error before the handler frees the key ([`Builder::classify_error`]); behind a router, a duplicate that waits holds no permit |
+//! | | panics that are caught and turned into a response | the response is stored; without it the layer says 500 `handler_panicked` and the key is unknown |
+//!
+//! A fingerprint is made of the URI that the layer sees. Where a router in front takes a part of the path away, as axum's
+//! `Router::nest` does, `/shops/1/orders` and `/shops/2/orders` both arrive as `/orders`, and a retry of the one would get the
+//! response of the other: put the layer around that router, or name the URI as it was received with [`Builder::uri`].
+//!
+//! # What a replay leaves out
+//!
+//! A replay has no response extensions, no trailers, and no `Set-Cookie`: a flash message that travels in a cookie is shown once. It
+//! has `Cache-Control: no-store`. A `multipart/form-data` body differs with each submit by its boundary, so routes that take forms
+//! want [`Kind::Form`](crate::fingerprint::Kind::Form).
+//!
+//! Of gRPC, gRPC-Web and Connect, requests execute once. Their responses are streams to the layer, so that they are not stored: a
+//! retry is refused with `answer_not_kept` in the client's own dialect (`grpc-status`, with the code at the start of
+//! `grpc-message`), and so is each other refusal. Unary Connect responses are stored and replayed like others.
+//!
+//! # Shutdown
+//!
+//! A handler whose client has gone runs in a task that no server waits for. After the server has stopped accepting:
+//!
+//! ```
+//! # async fn stop(once: onceward::layer::IdempotencyLayer) {
+//! once.engine().drain(); // when the signal comes: no new claims
+//! once.engine().drained().await; // after the server has ended: what runs is finished and stored
+//! # }
+//! ```
+//!
+//! # Types
+//!
+//! The layer hands [`Body`] on in both directions, so an inner service must take any body. Where one takes a fixed type, convert it
+//! with `tower`'s `map_request_body` and `map_response_body`, such as to a boxed body of `http-body-util`; `onceward-axum` does
+//! that for axum. The adapters for `tower` of poem and salvo take services of their own body types only, and actix has none: put the
+//! gateway in front of such a service.
 
 pub mod body;
 pub(crate) mod coding;
+mod dialect;
+mod failure;
 mod future;
+mod hooks;
 mod keys;
 mod redirect;
+mod routes;
 mod service;
 
+use std::any::Any;
 use std::sync::Arc;
 
+use http::{Uri, request};
+use parking_lot::Mutex;
 use tower_layer::Layer;
 
 use crate::clock::Clock;
@@ -58,13 +108,17 @@ use crate::engine::{self, Engine};
 use crate::issued::Issuing;
 use crate::limits::Limits;
 use crate::observe::Observer;
-use crate::policy::{Keys, Missing, Policy};
+use crate::policy::{Fate, Keys, Missing, Policy};
+use crate::principal;
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::wire;
 
 pub use body::Body;
 pub use future::ResponseFuture;
+pub(crate) use hooks::Hooks;
+use hooks::InnerOnly;
+pub use routes::{LayerError, RouteError};
 use service::Settings;
 pub use service::{FromRecord, Idempotency};
 
@@ -75,41 +129,91 @@ pub struct IdempotencyLayer {
 }
 
 impl IdempotencyLayer {
-    /// Over a store, with the documented defaults.
+    /// Builds a layer over a store, with the documented defaults.
     pub fn new(store: impl Store) -> Self {
-        Self::builder(Arc::new(store)).build()
+        Self::builder(store).build()
     }
 
-    /// Over a store, with other settings.
-    pub fn builder(store: Arc<dyn Store>) -> Builder {
-        Builder { engine: Engine::builder(store), forwarding: false }
+    /// Begins a layer over a store, with other settings. Takes an `Arc<dyn Store>` as well.
+    pub fn builder(store: impl Store) -> Builder {
+        Builder {
+            engine: Engine::builder(shared(store)),
+            policy: Policy::default(),
+            hooks: Hooks::default(),
+            forwarding: false,
+        }
     }
 
-    /// The same with another policy, over the same engine.
+    /// Returns a layer with another policy, over the same engine.
     pub fn with_policy(&self, policy: Policy) -> Self {
-        let settings = Settings { policy: Arc::new(policy), ..(*self.settings).clone() };
-        Self { settings: Arc::new(settings) }
+        self.with(|settings| settings.policy = Arc::new(policy))
     }
 
-    /// The same, refusing requests without a key.
+    /// Returns a layer with another policy for one path, such as `/orders` or `/orders/{id}`, over the same engine. A policy without
+    /// a principal of its own has the layer's.
+    /// [`IdempotencyLayer::endpoints`] tells of it from then on.
+    pub fn policy_for(&self, path: &str, mut policy: Policy) -> Self {
+        if *policy.route == *Policy::default().route {
+            policy.route = path.into();
+        }
+        if policy.principal == principal::Rule::Unset {
+            policy.principal = self.policy().principal.clone();
+        }
+        let mut registered = self.settings.registered.lock();
+        match registered.iter_mut().find(|(known, _)| known == path) {
+            Some((_, known)) => *known = policy.clone(),
+            None => registered.push((path.to_owned(), policy.clone())),
+        }
+        drop(registered);
+        self.with(|settings| settings.routes = Arc::new(settings.routes.with(path, policy)))
+    }
+
+    /// Returns a layer that refuses requests without a key at one path. Other paths take them as before.
+    pub fn require_key_for(&self, path: &str) -> Self {
+        self.policy_for(path, self.policy().clone().require_key())
+    }
+
+    /// Returns a layer that refuses requests without a key.
     pub fn require_key(&self) -> Self {
         self.with_policy(Policy { missing: Missing::Reject, ..self.policy().clone() })
     }
 
-    /// The same, taking keys alone that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
+    /// Returns a layer that takes only keys that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
     pub fn issued_keys(&self) -> Self {
         self.with_policy(Policy { keys: Keys::Issued, missing: Missing::Reject, ..self.policy().clone() })
     }
 
+    fn with(&self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = (*self.settings).clone();
+        change(&mut settings);
+        Self { settings: Arc::new(settings) }
+    }
+
+    /// Checks the policies, and opens the store before the first request does.
+    ///
+    /// # Errors
+    ///
+    /// [`LayerError`] where a policy or a path is unusable, or the store does not open.
+    pub async fn start(&self) -> Result<(), LayerError> {
+        let settings = &self.settings;
+        settings
+            .policy
+            .check()
+            .map_err(|error| LayerError::Policy { route: settings.policy.route.to_string(), error })?;
+        settings.routes.check()?;
+        self.engine().start().await.map_err(LayerError::Store)
+    }
+
     /// The public paths `policy`, `operation` and `keys`, to be mounted at `/.idempotency`; refusals link to them from then on.
     pub fn endpoints(&self) -> Endpoints {
-        self.endpoints_at(wire::ENDPOINTS, Vec::new())
+        let routes = self.settings.registered.lock().clone();
+        self.endpoints_at(wire::ENDPOINTS, routes)
     }
 
     /// The public paths, to be mounted at `mount`, with the routes that have a policy of their own.
     pub fn endpoints_at(&self, mount: &str, routes: Vec<(String, Policy)>) -> Endpoints {
         self.engine().mounted_at(mount);
-        Endpoints::new(self.engine().clone(), self.policy().clone(), routes)
+        Endpoints::new(self.engine().clone(), self.policy().clone(), routes).hooks(self.settings.hooks.clone())
     }
 
     /// The engine: to start it before the first request, to drain it, to count.
@@ -117,9 +221,17 @@ impl IdempotencyLayer {
         &self.settings.engine
     }
 
-    /// The policy.
+    /// The policy of all paths that have none of their own.
     pub fn policy(&self) -> &Policy {
         &self.settings.policy
+    }
+}
+
+/// A store as the engine shares it; one that is shared already is not wrapped again.
+fn shared<S: Store>(store: S) -> Arc<dyn Store> {
+    match (&store as &dyn Any).downcast_ref::<Arc<dyn Store>>() {
+        Some(shared) => Arc::clone(shared),
+        None => Arc::new(store),
     }
 }
 
@@ -135,56 +247,139 @@ impl<S> Layer<S> for IdempotencyLayer {
 #[derive(Debug)]
 pub struct Builder {
     engine: engine::Builder,
+    policy: Policy,
+    hooks: Hooks,
     forwarding: bool,
 }
 
 impl Builder {
-    /// Services that share a store have a namespace each.
+    /// Sets the namespace. Services that share a store have one each.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.engine = self.engine.namespace(namespace);
         self
     }
 
-    /// The limits.
+    /// Sets the policy of all paths that have none of their own.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets which parts of a request name the caller, such as [`Part::Authorization`](principal::Part). Keys of different callers
+    /// never meet. An empty list says that all callers are one.
+    pub fn principal(mut self, rule: impl Into<principal::Rule>) -> Self {
+        self.policy.principal = rule.into();
+        self
+    }
+
+    /// Names the caller by a closure over the head of a request, such as by what an authentication layer outside has found. `None`:
+    /// the policy's rule decides. What the closure reads must have been *verified* outside of this layer: a header that an inner
+    /// layer writes is still the client's here, and a header that an outer layer writes must overwrite the client's.
+    ///
+    /// ```
+    /// # use onceward::{layer::IdempotencyLayer, store::MemoryStore};
+    /// # #[derive(Clone)] struct User { id: String }
+    /// let once = IdempotencyLayer::builder(MemoryStore::default())
+    ///     .principal_with(|head| head.extensions.get::<User>().map(|user| user.id.clone()))
+    ///     .build();
+    /// # let _ = once;
+    /// ```
+    pub fn principal_with<N: Into<Vec<u8>>>(
+        mut self,
+        name: impl Fn(&request::Parts) -> Option<N> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.principal = Some(Arc::new(move |head| name(head).map(Into::into)));
+        self
+    }
+
+    /// Names the URI of a request as it was received, where a router in front has shortened it. Unset: the request's own.
+    pub fn uri(mut self, uri: impl for<'a> Fn(&'a request::Parts) -> &'a Uri + Send + Sync + 'static) -> Self {
+        self.hooks.uri = Some(Arc::new(uri));
+        self
+    }
+
+    /// Says what an error of the inner service means: [`Fate::NotSent`] or [`Fate::Released`] where it surely did not execute, so
+    /// that the key is free; `None` or another where nobody knows. Errors of `tower`'s `load_shed` and of a closed `buffer` are known
+    /// as not executed.
+    ///
+    /// ```
+    /// # use onceward::{layer::IdempotencyLayer, policy::Fate, store::MemoryStore};
+    /// # #[derive(Debug)] struct CircuitOpen;
+    /// let once = IdempotencyLayer::builder(MemoryStore::default())
+    ///     .classify_error(|_: &CircuitOpen| Some(Fate::NotSent))
+    ///     .build();
+    /// # let _ = once;
+    /// ```
+    pub fn classify_error<E: 'static>(mut self, classify: impl Fn(&E) -> Option<Fate> + Send + Sync + 'static) -> Self {
+        let earlier = self.hooks.classify.take();
+        self.hooks.classify = Some(Arc::new(move |error| match error.downcast_ref::<E>() {
+            Some(error) => classify(error),
+            None => earlier.as_ref().and_then(|earlier| earlier(error)),
+        }));
+        self
+    }
+
+    /// Logs a warning, once, where a request comes with this extension: a layer outside has made it, and what that layer would do
+    /// after the handler (save a session, commit a transaction) is lost when the client disconnects.
+    ///
+    /// ```
+    /// # use onceward::{layer::IdempotencyLayer, store::MemoryStore};
+    /// # #[derive(Clone)] struct Session;
+    /// let once = IdempotencyLayer::builder(MemoryStore::default()).inner_only::<Session>("sessions are made outside").build();
+    /// # let _ = once;
+    /// ```
+    pub fn inner_only<T: Clone + Send + Sync + 'static>(mut self, why: &'static str) -> Self {
+        self.hooks.inner_only.push(InnerOnly::of::<T>(why));
+        self
+    }
+
+    /// Sets the limits.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.engine = self.engine.limits(limits);
         self
     }
 
-    /// The secret. Unset: the first process puts one into the store, and all others read it there.
+    /// Sets the secret. Unset: the first process puts one into the store, and all others read it there.
     pub fn secret(mut self, secret: Secret) -> Self {
         self.engine = self.engine.secret(secret);
         self
     }
 
-    /// How keys are issued.
+    /// Sets how keys are issued.
     pub fn issuing(mut self, issuing: Issuing) -> Self {
         self.engine = self.engine.issuing(issuing);
         self
     }
 
-    /// Who is told what happens.
+    /// Sets who is told what happens.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.engine = self.engine.observer(observer);
         self
     }
 
-    /// The holder's clock.
+    /// Sets the clock of claim holders. Tests of a service need none: the default follows tokio's paused time.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.engine = self.engine.clock(clock);
         self
     }
 
-    /// The inner service forwards, and awaits [`Claim::first_byte`](crate::claim::Claim::first_byte) itself, right before
+    /// Says that the inner service forwards, and awaits [`Claim::first_byte`](crate::claim::Claim::first_byte) itself, right before
     /// it writes. Otherwise calling the inner service counts as the first byte.
     pub fn forwarding(mut self) -> Self {
         self.forwarding = true;
         self
     }
 
-    /// The layer.
+    /// Builds the layer.
     pub fn build(self) -> IdempotencyLayer {
-        let settings = Settings { engine: self.engine.build(), policy: Arc::default(), forwarding: self.forwarding };
+        let settings = Settings {
+            engine: self.engine.build(),
+            policy: Arc::new(self.policy),
+            forwarding: self.forwarding,
+            hooks: self.hooks,
+            routes: Arc::default(),
+            registered: Arc::new(Mutex::default()),
+        };
         IdempotencyLayer { settings: Arc::new(settings) }
     }
 }

@@ -8,30 +8,28 @@
 //!
 //! ```
 //! # #[cfg(all(feature = "layer", feature = "memory"))] {
-//! use axum::{Router, routing::post};
 //! use onceward::layer::IdempotencyLayer;
+//! use onceward::principal::Part;
 //! use onceward::store::MemoryStore;
+//! use tower_layer::Layer;
 //!
-//! let once = IdempotencyLayer::new(MemoryStore::default());
-//! let app: Router = Router::new()
-//!     .route("/orders", post(async || "placed"))
-//!     .route_layer(once.require_key())
-//!     .nest_service("/.idempotency", once.endpoints());
-//! # let _ = app;
+//! # #[derive(Clone)] struct App;
+//! // `App` is any cloneable `tower` service over HTTP. For axum there is `onceward-axum`.
+//! let once = IdempotencyLayer::builder(MemoryStore::default()).principal(Part::Authorization).build();
+//! let service = once.require_key_for("/orders").layer(App);
+//! # let _ = service;
 //! # }
 //! ```
 //!
 //! # Features
 //!
 //! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `postgres` the one in PostgreSQL, `redis` the one
-//! in Redis or Valkey, `axum-08` the extractor `Claim`, `conformance` the suite for authors of stores, `engine` is the loop
+//! in Redis or Valkey, `conformance` the suite for authors of stores, `engine` is the loop
 //! without HTTP's layer. With none, [`key`], [`wire`] and [`problem`] are left, without tokio: for clients.
 
 // A store alone needs the engine's records, and nothing of what the engine has for the layer.
 #![cfg_attr(not(feature = "layer"), allow(dead_code))]
 
-#[cfg(feature = "axum-08")]
-mod extract;
 pub mod key;
 pub mod problem;
 pub mod wire;

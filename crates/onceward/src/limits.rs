@@ -45,8 +45,56 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Sets the largest body of a keyed request, in bytes.
+    pub fn request_body(mut self, bytes: usize) -> Self {
+        self.request_body = bytes;
+        self
+    }
+
+    /// Sets the largest body of a response that is stored, in bytes.
+    pub fn response_body(mut self, bytes: usize) -> Self {
+        self.response_body = bytes;
+        self
+    }
+
+    /// Sets how many bytes of responses this process caches. Zero: none.
+    pub fn cache(mut self, bytes: usize) -> Self {
+        self.cache = bytes;
+        self
+    }
+
+    /// Sets how many duplicates may wait for one running request.
+    pub fn waiters_per_key(mut self, waiters: usize) -> Self {
+        self.waiters_per_key = waiters;
+        self
+    }
+
+    /// Sets the longest time that a duplicate waits.
+    pub fn wait_max(mut self, wait: Duration) -> Self {
+        self.wait_max = wait;
+        self
+    }
+
+    /// Sets how long the store may take for one operation.
+    pub fn store_timeout(mut self, timeout: Duration) -> Self {
+        self.store_timeout = timeout;
+        self
+    }
+
+    /// Sets how long the client waits for a response.
+    pub fn upstream_timeout(mut self, timeout: Duration) -> Self {
+        self.upstream_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a response is awaited after the client was sent away. A handler runs on after it; its key is unknown then.
+    pub fn capture_timeout(mut self, timeout: Duration) -> Self {
+        self.capture_timeout = timeout;
+        self
+    }
+
     /// How long the small record of a released attempt stays, so that its late word finds it.
     pub fn released_keep(&self) -> Duration {
-        self.capture_timeout + Duration::from_secs(3600)
+        self.capture_timeout.saturating_add(Duration::from_secs(3600))
     }
 }

@@ -201,6 +201,29 @@ impl Default for Policy {
     }
 }
 
+/// A policy that would void the promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// Retention and tombstone are both zero.
+    KeepsNothing,
+    /// The lease is zero.
+    NoLease,
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KeepsNothing => {
+                "retention and tombstone are both zero, so that a retry would execute again; set one of them, such as retention to 24 h"
+            }
+            Self::NoLease => "the lease is zero, so that each holder counts as lost at once; set it, such as to 15 s",
+        })
+    }
+}
+
+impl std::error::Error for PolicyError {}
+
 impl Policy {
     /// Returns the caller of a request.
     ///
@@ -217,6 +240,108 @@ impl Policy {
     /// Returns the key space of a request.
     pub fn key_space(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> KeySpace {
         self.scope.of(&self.route, method, uri, headers)
+    }
+
+    /// Checks that the policy voids no promise.
+    ///
+    /// # Errors
+    ///
+    /// [`PolicyError`] says which setting does, and how to fix it.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        match () {
+            () if self.retention.is_zero() && self.tombstone.is_zero() => Err(PolicyError::KeepsNothing),
+            () if self.lease.is_zero() => Err(PolicyError::NoLease),
+            () => Ok(()),
+        }
+    }
+
+    /// Sets the route's name in metrics and logs.
+    pub fn route(mut self, route: impl Into<Arc<str>>) -> Self {
+        self.route = route.into();
+        self
+    }
+
+    /// Sets the methods that are protected.
+    pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.methods = methods.into_iter().collect();
+        self
+    }
+
+    /// Sets what is done without a key.
+    pub fn missing(mut self, missing: Missing) -> Self {
+        self.missing = missing;
+        self
+    }
+
+    /// Refuses requests without a key.
+    pub fn require_key(self) -> Self {
+        self.missing(Missing::Reject)
+    }
+
+    /// Sets which keys are taken.
+    pub fn keys(mut self, keys: Keys) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    /// Sets the field of a plain HTML form that carries the key where no header does.
+    pub fn form_field(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.form_field = Some(name.into());
+        self
+    }
+
+    /// Sets what may be done with a lost key.
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.guarantee = guarantee;
+        self
+    }
+
+    /// Sets how long a response is stored, from completion.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Sets how long the key is still known after that.
+    pub fn tombstone(mut self, tombstone: Duration) -> Self {
+        self.tombstone = tombstone;
+        self
+    }
+
+    /// Sets how long a claim is trusted without a renewal.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Sets how long a duplicate waits for the response if it does not say.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Sets who the caller is.
+    pub fn principal(mut self, principal: impl Into<principal::Rule>) -> Self {
+        self.principal = principal.into();
+        self
+    }
+
+    /// Sets what a fingerprint is made of.
+    pub fn fingerprint(mut self, rules: Rules) -> Self {
+        self.fingerprint = Arc::new(rules);
+        self
+    }
+
+    /// Sets the statuses that say: not executed, try again.
+    pub fn release_on(mut self, statuses: StatusSet) -> Self {
+        self.release_on = statuses;
+        self
+    }
+
+    /// Sets the statuses that a proxy may say after the service executed.
+    pub fn unknown_on(mut self, statuses: StatusSet) -> Self {
+        self.unknown_on = statuses;
+        self
     }
 
     /// Whether requests with this method are protected.

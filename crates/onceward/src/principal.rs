@@ -119,6 +119,24 @@ pub enum Rule {
     Parts(Vec<Part>),
 }
 
+impl From<Part> for Rule {
+    fn from(part: Part) -> Self {
+        Self::Parts(vec![part])
+    }
+}
+
+impl From<Vec<Part>> for Rule {
+    fn from(parts: Vec<Part>) -> Self {
+        Self::Parts(parts)
+    }
+}
+
+impl<const N: usize> From<[Part; N]> for Rule {
+    fn from(parts: [Part; N]) -> Self {
+        Self::Parts(parts.into())
+    }
+}
+
 /// The caller, as far as a rule could tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {

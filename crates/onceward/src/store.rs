@@ -140,6 +140,41 @@ pub trait Store: Debug + Send + Sync + 'static {
     fn facts(&self) -> Facts;
 }
 
+/// A shared store is a store.
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
+        (**self).insert(id, record)
+    }
+
+    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
+        (**self).replace(id, over, record)
+    }
+
+    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
+        (**self).get(id)
+    }
+
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
+        (**self).remove(id, over)
+    }
+
+    fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
+        (**self).due(limit)
+    }
+
+    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
+        (**self).meta(name, value)
+    }
+
+    fn census(&self) -> Pending<'_, Census> {
+        (**self).census()
+    }
+
+    fn facts(&self) -> Facts {
+        (**self).facts()
+    }
+}
+
 /// Result of a compare-and-swap.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Replaced {

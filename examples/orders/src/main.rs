@@ -2,14 +2,14 @@
 
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
-use axum::Router;
+use axum::serve::ListenerExt;
 use clap::Parser;
-use onceward::{layer::IdempotencyLayer, policy::Policy, principal, store::EmbeddedStore};
+use onceward::{policy::Policy, principal::Rule, store::EmbeddedStore};
+use onceward_axum::IdempotencyLayer;
 use orders::{Config, Orders};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::timeout,
 };
 
 /// How long an order whose client went away has to be finished and kept.
@@ -45,28 +45,26 @@ async fn run(args: Args) -> Result<(), String> {
     let listener = listen(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let orders = Orders::open(&args.db).map_err(|error| chain(&error))?;
-    let mut router = orders::router(orders, Config::default());
+    let router = orders::router(orders, Config::default());
     let once = if args.layer { Some(once(&args).await?) } else { None };
-    if let Some(once) = &once {
-        router = protect(router, once);
-    }
     // Asked for before the first request: from here on a signal drains, and no longer kills.
     let (mut terminate, mut interrupt) = signal(SignalKind::terminate())
         .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)))
         .map_err(|error| format!("cannot listen for signals: {error}"))?;
     println!("orders: listening on http://{address}, orders in {}", args.db.display());
-    let draining = once.clone();
     let shutdown = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        if let Some(once) = draining {
-            once.engine().drain();
+    };
+    let served = match once {
+        None => orders::serve(listener, router, shutdown).await,
+        Some(once) => {
+            // Without a delay, a response in two small writes does not wait for the acknowledgement of the first.
+            let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
+            let app = once.around(router.nest_service("/.idempotency", once.endpoints()));
+            onceward_axum::serve(listener, app, &once).drain_timeout(DRAIN_MAX).with_graceful_shutdown(shutdown).await
         }
     };
-    orders::serve(listener, router, shutdown).await.map_err(|error| format!("serving ended: {error}"))?;
-    if let Some(once) = once {
-        drained(&once).await;
-    }
-    Ok(())
+    served.map_err(|error| format!("serving ended: {error}"))
 }
 
 /// The layer, on a store beside the database: rows and keys outlive the process together.
@@ -74,26 +72,12 @@ async fn once(args: &Args) -> Result<IdempotencyLayer, String> {
     let mut path = args.db.clone().into_os_string();
     path.push("-keys");
     let store = EmbeddedStore::open(path).map_err(|error| chain(&error))?;
-    let mut policy = Policy::default();
     // Anybody may order here, and the cookies that a browser has for localhost say nothing: all callers are one.
-    policy.principal = principal::Rule::Parts(Vec::new());
-    let once = IdempotencyLayer::new(store).with_policy(policy).require_key();
-    once.engine().start().await.map_err(|error| chain(&error))?;
+    let everybody = Rule::Parts(Vec::new());
+    let once = IdempotencyLayer::builder(store).principal(everybody).build();
+    let once = once.policy_for("/orders", Policy::default().require_key());
+    once.start().await.map_err(|error| chain(&error))?;
     Ok(once)
-}
-
-fn protect(router: Router, once: &IdempotencyLayer) -> Router {
-    router.route_layer(once.clone()).nest_service("/.idempotency", once.endpoints())
-}
-
-/// Nobody's hang-up matters: what was begun for a client that went away is finished too.
-async fn drained(once: &IdempotencyLayer) {
-    let engine = once.engine();
-    if timeout(DRAIN_MAX, engine.drained()).await.is_err() {
-        engine.give_up();
-        // A store that does not answer must not keep the process: its claim is found lost at the next start.
-        drop(timeout(DRAIN_MAX, engine.drained()).await);
-    }
 }
 
 async fn listen(address: &str) -> Result<TcpListener, String> {

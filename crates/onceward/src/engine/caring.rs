@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
+use tracing::{Instrument, Span};
 
 use super::claiming::Ended;
 use super::{Boxed, Operation};
@@ -14,12 +15,14 @@ use super::{Boxed, Operation};
 pub(super) struct Cared<O: Operation> {
     life: Option<Boxed<'static, Ended<O>>>,
     runtime: Handle,
+    /// The span of the request, in which a task goes on logging.
+    span: Span,
 }
 
 impl<O: Operation> Cared<O> {
     /// To be called within the runtime that the life goes on in.
     pub(super) fn for_life(life: Boxed<'static, Ended<O>>) -> Self {
-        Self { life: Some(life), runtime: Handle::current() }
+        Self { life: Some(life), runtime: Handle::current(), span: Span::current() }
     }
 }
 
@@ -39,10 +42,11 @@ impl<O: Operation> Future for Cared<O> {
 impl<O: Operation> Drop for Cared<O> {
     fn drop(&mut self) {
         let Some(life) = self.life.take() else { return };
-        self.runtime.spawn(async move {
+        let rest = async move {
             if let Some(rest) = life.await.rest {
                 rest.await;
             }
-        });
+        };
+        self.runtime.spawn(rest.instrument(std::mem::replace(&mut self.span, Span::none())));
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::holding::hold;
 use super::{Answer, Ask, Boxed, Error, Operation, Running, Shared};
 use crate::claim::Held;
@@ -69,7 +71,7 @@ impl<O: Operation> Ended<O> {
     /// What the client is told; whatever is left to do goes on in a task.
     pub(super) fn told(self) -> Begun<O> {
         if let Some(rest) = self.rest {
-            tokio::spawn(rest);
+            tokio::spawn(rest.in_current_span());
         }
         self.begun
     }
@@ -86,7 +88,6 @@ impl<O: Operation> From<Begun<O>> for Ended<O> {
 pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxed<'static, Ended<O>> {
     let running = Running::begin(&held.shared);
     Box::pin(async move {
-        let _running = running;
         // From before the claim to the end of all that belongs to it; see `Held::place`.
         let is_full = !held.take_place();
         match claim(&held, &mut *operation, is_full).await {
@@ -103,7 +104,7 @@ pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxe
             }
             Claimed::Redirected(id) => return Begun::Redirected(Box::new(Redirected { id, operation })).into(),
         }
-        hold(&held, operation).await
+        hold(&held, operation, running).await
     })
 }
 

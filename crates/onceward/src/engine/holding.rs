@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::poll_immediate;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use super::claiming::{Begun, Ended};
 use super::writing::Wrote;
@@ -41,15 +42,17 @@ impl<T> From<std::thread::Result<Execution<T>>> for Watched<T> {
 }
 
 /// Holds a claim: executes, renews, and keeps how it ended.
-pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Ended<O> {
+pub(super) async fn hold<O: Operation>(held: &Arc<Held>, operation: Box<O>, running: Running) -> Ended<O> {
     let shared = &held.shared;
     let started = shared.observed_now();
+    let mut running = Some(running);
+    let survives = operation.survives_timeout();
     let watched = {
         let mut work = pin!(execute(operation, Claim { held: Arc::clone(held) }));
         // Most executions end before any of what watching takes is needed.
         match poll_immediate(work.as_mut()).await {
             Some(done) => Watched::from(done),
-            None => watch::<O>(shared, held, work).await,
+            None => watch::<O>(held, work, survives.then_some(&mut running)).await,
         }
     };
     if let (Some(observer), Some(started)) = (&shared.observer, started) {
@@ -85,27 +88,29 @@ trait Work<O: Operation>: Future<Output = std::thread::Result<Execution<O::Answe
 
 impl<O: Operation, F> Work<O> for F where F: Future<Output = std::thread::Result<Execution<O::Answer>>> + Send {}
 
-/// Watches over an execution: renews its claim, and tells a client whose patience ends.
+/// Watches over an execution: renews its claim, and tells a client whose patience ends. `running`: the guard of an execution that
+/// is not to be dropped before its end.
 fn watch<'a, O: Operation>(
-    shared: &'a Arc<Shared>,
     held: &'a Arc<Held>,
     work: Pin<&'a mut impl Work<O>>,
+    running: Option<&'a mut Option<Running>>,
 ) -> Boxed<'a, Watched<O::Answer>> {
     // Its patience counts from here: what came before was one poll.
-    Box::pin(watch_from(shared.clock.now(), shared, held, work))
+    Box::pin(watch_from(held.shared.clock.now(), held, work, running))
 }
 
 async fn watch_from<O: Operation>(
     started: Duration,
-    shared: &Arc<Shared>,
     held: &Arc<Held>,
     mut work: Pin<&mut impl Work<O>>,
+    running: Option<&mut Option<Running>>,
 ) -> Watched<O::Answer> {
+    let shared = &held.shared;
     let third = held.policy.lease / 3;
-    let listen_until = started + shared.limits.capture_timeout;
-    let answer_until = started + held.policy.upstream_timeout.unwrap_or(shared.limits.upstream_timeout);
+    let listen_until = started.saturating_add(shared.limits.capture_timeout);
+    let answer_until = started.saturating_add(held.policy.upstream_timeout.unwrap_or(shared.limits.upstream_timeout));
     let mut given_up = shared.give_up.subscribe();
-    let mut renew_at = held.confirmed() + third;
+    let mut renew_at = held.confirmed().saturating_add(third);
     let mut renewal = None;
     let mut patient = true;
     loop {
@@ -119,20 +124,26 @@ async fn watch_from<O: Operation>(
         tokio::select! {
             biased;
             done = work.as_mut() => return Watched::from(done),
-            () = over(&mut given_up) => return Watched::GivenUp,
+            () = over(&mut given_up) => match running {
+                Some(running) if held.was_sent() => return abandoned(held, work, running).await,
+                _ => return Watched::GivenUp,
+            },
             alive = async { match renewal.as_mut() { Some(renewal) => renewal.await, None => std::future::pending().await } } => {
                 renewal = None;
                 renew_at = match alive {
-                    true => held.confirmed() + third,
+                    true => held.confirmed().saturating_add(third),
                     // An overtaken holder has nothing to renew; a store that failed is asked again soon.
                     false if held.was_overtaken() => Duration::MAX,
-                    false => shared.clock.now() + third / 4,
+                    false => shared.clock.now().saturating_add(third / 4),
                 };
             }
             () = shared.clock.sleep_until(until) => {
                 let now = shared.clock.now();
                 if now >= listen_until {
-                    return Watched::GivenUp;
+                    match running {
+                        Some(running) if held.was_sent() => return abandoned(held, work, running).await,
+                        _ => return Watched::GivenUp,
+                    }
                 }
                 if now >= answer_until && patient {
                     patient = false;
@@ -173,7 +184,7 @@ async fn renew_until(held: &Arc<Held>, mut end: oneshot::Receiver<End>) -> Optio
     let clock = &held.shared.clock;
     let third = held.policy.lease / 3;
     let mut given_up = held.shared.give_up.subscribe();
-    let mut renew_at = held.confirmed() + third;
+    let mut renew_at = held.confirmed().saturating_add(third);
     loop {
         tokio::select! {
             biased;
@@ -189,12 +200,48 @@ async fn renew_until(held: &Arc<Held>, mut end: oneshot::Receiver<End>) -> Optio
             is_renewed = renewal => is_renewed,
         };
         renew_at = match is_renewed {
-            true => held.confirmed() + third,
+            true => held.confirmed().saturating_add(third),
             // A superseded holder has nothing to renew; a store that failed is asked again soon.
             false if held.was_overtaken() => Duration::MAX,
-            false => clock.now() + third / 4,
+            false => clock.now().saturating_add(third / 4),
         };
     }
+}
+
+/// Lets an execution run on that took too long: a handler that is dropped half way has done part of its work. Its key is unknown
+/// from now on, and its claim is not renewed. What it returns in the end is stored all the same. A graceful shutdown waits for it
+/// until [`Engine::give_up`](super::Engine::give_up), and no longer.
+async fn abandoned<O: Operation>(
+    held: &Arc<Held>,
+    mut work: Pin<&mut impl Work<O>>,
+    running: &mut Option<Running>,
+) -> Watched<O::Answer> {
+    tracing::warn!(instance = %held.id.instance(), "a handler runs for longer than capture_timeout; its key is unknown until it ends");
+    tokio::spawn(write_unknown(Arc::clone(held)).in_current_span());
+    let mut given_up = held.shared.give_up.subscribe();
+    tokio::select! {
+        biased;
+        done = work.as_mut() => return Watched::from(done),
+        () = over(&mut given_up) => *running = None,
+    }
+    Watched::from(work.await)
+}
+
+/// Writes an attempt as unknown while its execution goes on, and tells its client and those who wait.
+fn write_unknown(held: Arc<Held>) -> Boxed<'static, ()> {
+    let running = Running::begin(&held.shared);
+    Box::pin(async move {
+        let _running = running;
+        let shared = &held.shared;
+        let outcome = match shared.keep_writing(&held, &held.record_unknown()).await {
+            Some(Wrote::Here { .. }) => Outcome::Unknown,
+            // It has ended meanwhile, or another attempt has the key: its own end tells its client.
+            Some(_) => return,
+            None => Outcome::NotStored,
+        };
+        tell_waiters(&held, End::Unknown);
+        held.impatience.tell(shared.problem(Code::UpstreamLost, &held.id).with_outcome(outcome));
+    })
 }
 
 /// How an attempt ended, and what its client gets.

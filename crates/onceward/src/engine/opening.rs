@@ -1,8 +1,8 @@
 //! Opening the store: its secret, its identity, and what goes on from then: the sweep, and the look whether it is still the
 //! store that was opened.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -21,11 +21,25 @@ pub(super) struct Opened {
     identity: Mutex<[u8; 16]>,
 }
 
+/// A running sweeper. Dropped with its runtime, it says that there is none any more.
+struct Sweeper(Weak<Shared>);
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.is_sweeping.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Shared {
     pub(super) async fn open(self: &Arc<Self>) -> Result<&Opened, Error> {
         match self.opened.get() {
             Some(_) if self.is_foreign.load(Ordering::Relaxed) => Err(another_secret()),
-            Some(opened) => Ok(opened),
+            Some(opened) => {
+                self.ensure_sweeper();
+                Ok(opened)
+            }
             None => self.open_first().await,
         }
     }
@@ -50,14 +64,24 @@ impl Shared {
             return Err(another_secret());
         }
         let identity = Mutex::new(self.identity().await?);
+        self.ensure_sweeper();
+        Ok(Opened { keys, shared, identity })
+    }
+
+    /// Starts the sweeper unless it runs. It ends with the runtime that it was started on, which need not be the last one: the next
+    /// request starts it again, on its own.
+    fn ensure_sweeper(self: &Arc<Self>) {
+        if self.is_sweeping.load(Ordering::Relaxed) || self.is_sweeping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let sweeper = Sweeper(Arc::downgrade(self));
         // One in this process's memory forgets with it.
         let may_forget = !self.store.facts().in_process;
-        let weak = Arc::downgrade(self);
         let clock = Arc::clone(&self.clock);
         tokio::spawn(async move {
             loop {
-                clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
-                let Some(shared) = weak.upgrade() else { return };
+                clock.sleep_until(clock.now().saturating_add(Duration::from_secs(1))).await;
+                let Some(shared) = sweeper.0.upgrade() else { return };
                 if may_forget && let Err(error) = shared.notice_loss().await {
                     tracing::debug!(%error, "the store does not say whether it lost its memory");
                 }
@@ -66,7 +90,6 @@ impl Shared {
                 }
             }
         });
-        Ok(Opened { keys, shared, identity })
     }
 
     /// Looks whether the store lost its memory. One that did gets back what all of its processes must agree on: else the next

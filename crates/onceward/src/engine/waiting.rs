@@ -32,7 +32,7 @@ impl Engine {
         let shared = &self.shared;
         let opened = shared.open().await.map_err(|error| shared.store_refusal(None, &error))?;
         let id = opened.keys.record_id_in(&shared.namespace, principal, space, key);
-        let until = shared.clock.now() + wait.unwrap_or_default().min(shared.limits.wait_max);
+        let until = shared.clock.now().saturating_add(wait.unwrap_or_default().min(shared.limits.wait_max));
         let mut looked = Arc::new(shared.get(&id).await);
         loop {
             let found = looked.as_ref().as_ref().map_err(|error| shared.store_refusal(Some(&id), error))?;
@@ -75,7 +75,7 @@ impl Shared {
         let Other { asked, operation, mut found, mut age, mut left } = *other;
         let id = asked.id;
         let wait = wait.min(self.limits.wait_max);
-        let until = self.clock.now() + wait;
+        let until = self.clock.now().saturating_add(wait);
         let mut waiting = match wait.is_zero() {
             true => None,
             false => self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key),
@@ -104,7 +104,8 @@ impl Shared {
                             if let Some(Ended::Released(Some(reply))) = poll_immediate(place.ended()).await {
                                 return Answer::Released(reply);
                             }
-                            let told = self.clock.sleep_until(self.clock.now() + Duration::from_millis(50));
+                            let told =
+                                self.clock.sleep_until(self.clock.now().saturating_add(Duration::from_millis(50)));
                             tokio::select! {
                                 ended = place.ended() => if let Ended::Released(Some(reply)) = ended {
                                     return Answer::Released(reply);
@@ -145,7 +146,7 @@ impl Shared {
                 () = self.clock.sleep_until(until) => return None,
             };
             if !pause.is_zero() {
-                self.clock.sleep_until((self.clock.now() + pause).min(until)).await;
+                self.clock.sleep_until(self.clock.now().saturating_add(pause).min(until)).await;
             }
             Some((mine, Arc::new(self.get(id).await)))
         };

@@ -66,7 +66,7 @@ impl Shared {
             }
             tokio::select! {
                 () = over(&mut given_up) => return attempt().await.ok(),
-                () = self.clock.sleep_until(self.clock.now() + pause) => pause = (pause * 2).min(Duration::from_secs(2)),
+                () = self.clock.sleep_until(self.clock.now().saturating_add(pause)) => pause = (pause * 2).min(Duration::from_secs(2)),
             }
         }
     }

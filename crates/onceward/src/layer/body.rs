@@ -1,6 +1,7 @@
 //! The body that the layer passes on: untouched, whole, or begun and going on.
 
 use std::any::Any;
+use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::DerefMut;
@@ -31,22 +32,37 @@ pin_project! {
         /// Passed on as it comes.
         Passed { #[pin] body: B },
         /// Boxed, so that a body that is passed on is not made larger by what only those with a key have.
-        Taken { taken: Box<Taken<B::Error>> },
+        Taken { taken: Box<Taken> },
     }
 }
 
+/// An error of a body, of whatever type.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// The rest of a response is not read any longer: the process is about to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AbandonedError;
+
+impl fmt::Display for AbandonedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the rest of the response was abandoned: the process is about to stop")
+    }
+}
+
+impl Error for AbandonedError {}
+
 /// What was taken of a body before it was handed on.
-enum Taken<E> {
+enum Taken {
     /// All of it.
     Whole { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
     /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
-    Begun { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece<E>> },
+    Begun { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece> },
 }
 
 /// What is read of an answer that is handed on as it comes.
-pub(crate) enum Piece<E> {
+pub(crate) enum Piece {
     Frame(Frame<Bytes>),
-    Cut(E),
+    Cut(BoxError),
     End,
     /// Whoever polls the body is to know, as if it were the one below.
     Panicked(Box<dyn Any + Send>),
@@ -61,24 +77,40 @@ impl<B: http_body::Body> Body<B> {
         Self::taken(Taken::Whole { data: Some(data).filter(|data| !data.is_empty()), trailers })
     }
 
-    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Piece<B::Error>>) -> Self {
+    /// Returns the body itself where it was passed on untouched.
+    ///
+    /// # Errors
+    ///
+    /// The same body again, where the layer read it.
+    pub fn try_into_inner(self) -> Result<B, Self> {
+        match self.kind {
+            Inner::Passed { body } => Ok(body),
+            kind @ Inner::Taken { .. } => Err(Self { kind }),
+        }
+    }
+
+    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Piece>) -> Self {
         Self::taken(Taken::Begun { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest })
     }
 
-    fn taken(taken: Taken<B::Error>) -> Self {
+    fn taken(taken: Taken) -> Self {
         Self { kind: Inner::Taken { taken: Box::new(taken) } }
     }
 }
 
-impl<B: http_body::Body> http_body::Body for Body<B> {
+impl<B> http_body::Body for Body<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().kind.project() {
             InnerProjection::Passed { body } => {
                 let frame = ready!(body.poll_frame(context));
-                Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))))
+                Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes)).map_err(Into::into)))
             }
             InnerProjection::Taken { taken } => taken.poll_frame(context),
         }
@@ -102,8 +134,8 @@ impl<B: http_body::Body> http_body::Body for Body<B> {
     }
 }
 
-impl<E> Taken<E> {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+impl Taken {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Self::Whole { data, trailers } => Poll::Ready(
                 data.take()
@@ -118,9 +150,9 @@ impl<E> Taken<E> {
                     Some(Piece::Cut(error)) => Poll::Ready(Some(Err(error))),
                     Some(Piece::End) => Poll::Ready(None),
                     Some(Piece::Panicked(panic)) => resume_unwind(panic),
-                    // Whoever read it gave up. A clean end would pass a part for the whole, and there is no error to
-                    // show: the connection's own end tells the client.
-                    None => Poll::Pending,
+                    // The task that read it ended before it. A clean end would pass a part for the whole; with an error the server
+                    // cuts the connection, so that no graceful shutdown waits for it.
+                    None => Poll::Ready(Some(Err(AbandonedError.into()))),
                 },
             },
         }
@@ -150,8 +182,10 @@ pub(crate) enum Read<P> {
     Whole(Bytes, Option<Box<HeaderMap>>),
     /// More than the limit: what was read, and the rest.
     Larger(Bytes, Pin<P>),
-    /// It broke off.
-    Cut,
+    /// It was truncated, or something refused the rest of it.
+    Failed(BoxError),
+    /// It brought nothing for too long.
+    Stalled,
 }
 
 /// How long a body may take.
@@ -169,6 +203,7 @@ pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<Pat
 where
     P: DerefMut,
     P::Target: http_body::Body + Sized,
+    <P::Target as http_body::Body>::Error: Into<BoxError>,
 {
     let mut first = Bytes::new();
     let mut more: Vec<u8> = Vec::new();
@@ -186,14 +221,15 @@ where
             let Some(Patience { clock, idle, whole }) = patience else { return Poll::Pending };
             let stalled = stalled.get_or_insert_with(|| {
                 let now = clock.now();
-                clock.sleep_until((now + idle).min(*deadline.get_or_insert(now + whole)))
+                let deadline = *deadline.get_or_insert(now.saturating_add(whole));
+                clock.sleep_until(now.saturating_add(idle).min(deadline))
             });
             stalled.as_mut().poll(context).map(|()| None)
         });
-        let Some(come) = come.await else { return Read::Cut };
+        let Some(come) = come.await else { return Read::Stalled };
         match come {
             None => break,
-            Some(Err(_)) => return Read::Cut,
+            Some(Err(error)) => return Read::Failed(error.into()),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     let data = into_bytes(data);

@@ -14,15 +14,21 @@ use futures_util::FutureExt;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue, VARY,
 };
-use http::{Request, Response, StatusCode, request, response};
+use http::{Method, Request, Response, StatusCode, request, response};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
+use tracing::Instrument;
 
-use super::body::{Body, Patience, Piece, Read, into_bytes, next, read};
+use super::body::{Body, BoxError, Patience, Piece, Read, into_bytes, next, read};
 use super::coding::{Accepted, decoded_body};
+use super::dialect::Dialect;
+use super::failure::BodyFailure;
 use super::future::ResponseFuture;
+use super::hooks::Hooks;
 use super::keys::{self, Known, SentError, Settled, Source};
 use super::redirect::SentRequest;
+use super::routes::Routes;
 use crate::claim::{Claim, LaterEnd};
 use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
 use crate::fault;
@@ -57,6 +63,41 @@ pub(super) struct Settings {
     pub(super) engine: Engine,
     pub(super) policy: Arc<Policy>,
     pub(super) forwarding: bool,
+    pub(super) hooks: Hooks,
+    /// The policies of this layer by path.
+    pub(super) routes: Arc<Routes>,
+    /// The policies by path of all layers over this engine, for the public paths.
+    pub(super) registered: Arc<Mutex<Vec<(String, Policy)>>>,
+}
+
+impl Settings {
+    /// The policy of a request.
+    fn policy_of(&self, head: &request::Parts) -> &Arc<Policy> {
+        self.routes.at(self.hooks.uri(head).path()).unwrap_or(&self.policy)
+    }
+
+    /// Whether a request has a key, or needs one.
+    fn is_keyed(&self, policy: &Policy, method: &Method, request: RequestView<'_>) -> bool {
+        let in_another_case = policy.differs_in_case(method);
+        (policy.covers(method) || in_another_case)
+            && (in_another_case && policy.missing != Missing::Pass
+                || keys::are_sent(policy, request.headers)
+                || keys::are_wanted(policy, request))
+    }
+
+    /// Whether the request is not this layer's to claim: a layer of the same engine outside of it has the claim, or it goes to the
+    /// public paths.
+    fn is_settled_elsewhere(&self, policy: &Policy, head: &request::Parts) -> bool {
+        let is_claimed = head.extensions.get::<Claim>().is_some_and(|claim| {
+            keys::sent(policy, &head.headers).is_ok_and(|key| self.engine.is_own(claim, key.as_ref()))
+        });
+        let is_public = || {
+            let path = self.hooks.uri(head).path();
+            let below = |mount| path.strip_prefix(mount).is_some_and(|rest: &str| rest.starts_with('/'));
+            !self.forwarding && self.engine.mount().is_some_and(below)
+        };
+        is_claimed || is_public()
+    }
 }
 
 impl<S> Idempotency<S> {
@@ -71,9 +112,9 @@ where
     S::Future: Send,
     S::Error: Send + 'static,
     B: http_body::Body + Send + 'static,
-    B::Error: Send,
+    B::Error: Into<BoxError>,
     R: http_body::Body + Send + 'static,
-    R::Error: Send,
+    R::Error: Into<BoxError>,
 {
     type Response = Response<Body<R>>;
     type Error = S::Error;
@@ -84,16 +125,24 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let policy = &self.settings.policy;
-        let in_another_case = policy.differs_in_case(request.method());
-        let keyed = (policy.covers(request.method()) || in_another_case)
-            && (in_another_case && policy.missing != Missing::Pass
-                || keys::are_sent(policy, request.headers())
-                || keys::are_wanted(policy, RequestView::from(&request)));
-        if !keyed {
-            return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
+        let settings = &self.settings;
+        // Without policies by path and a closure that names callers, the head is not taken apart to tell.
+        if settings.routes.is_empty() && !settings.hooks.name_callers() {
+            if !settings.is_keyed(&settings.policy, request.method(), RequestView::from(&request)) {
+                return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
+            }
+            let policy = Arc::clone(&settings.policy);
+            let (head, body) = request.into_parts();
+            return Call::begin(self, policy, head, body);
         }
-        Call::begin(self, request)
+        let (mut head, body) = request.into_parts();
+        settings.hooks.name_caller(&mut head);
+        let policy = settings.policy_of(&head);
+        if !settings.is_keyed(policy, &head.method, RequestView::from(&head)) {
+            return ResponseFuture::passed(self.inner.call(Request::from_parts(head, Body::passed(body))));
+        }
+        let policy = Arc::clone(policy);
+        Call::begin(self, policy, head, body)
     }
 }
 
@@ -101,6 +150,7 @@ where
 fn answer<R: http_body::Body, E>(
     ask: &Ask,
     limits: &Limits,
+    dialect: Dialect,
     answer: Answer<Result<Box<Response<Body<R>>>, E>>,
 ) -> Result<Response<Body<R>>, E> {
     let mut response = match answer {
@@ -119,7 +169,7 @@ fn answer<R: http_body::Body, E>(
             response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
             response.map(|body| Body::buffered(body, None))
         }
-        Answer::Refused(problem) => refusal(*problem, false),
+        Answer::Refused(problem) => refusal(*problem, dialect, false),
     };
     // The preference had a say: this is not the answer of the request's own execution.
     if let Some(wait) = ask.wait
@@ -151,8 +201,11 @@ struct Call<S, B> {
     body: Bytes,
     trailers: Option<Box<HeaderMap>>,
     source: Source,
+    policy: Arc<Policy>,
     /// The refusal of a request whose caller cannot be told, while it is not known whether it has a key.
     unidentified: Option<Problem>,
+    /// How the client reads a refusal.
+    dialect: Dialect,
     settings: Arc<Settings>,
 }
 
@@ -160,12 +213,12 @@ impl<S, B> Call<S, B> {
     /// What the request asks, or why it is refused before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
     fn ask(&mut self) -> Result<Ask, Problem> {
-        let sent = keys::sent(&self.settings.policy, &self.head.headers);
-        if let (Ok(None), Some(source)) = (&sent, Source::instead(&self.settings.policy, &self.head.headers)) {
+        let sent = keys::sent(&self.policy, &self.head.headers);
+        if let (Ok(None), Some(source)) = (&sent, Source::instead(&self.policy, &self.head.headers)) {
             self.source = source;
         }
-        let Self { head, settings, source, .. } = &*self;
-        let Settings { policy, engine, .. } = &**settings;
+        let Self { head, settings, source, policy, .. } = &*self;
+        let Settings { engine, hooks, .. } = &**settings;
         let refused = |code| self.early(engine.refusal(code));
         if !policy.covers(&head.method) {
             return Err(refused(Code::MethodCase));
@@ -196,7 +249,7 @@ impl<S, B> Call<S, B> {
         if declared_length(&head.headers).is_some_and(|length| length > most as u64) {
             return Err(refused(Code::RequestTooLarge));
         }
-        let space = policy.key_space(&head.method, parts(head, &Bytes::new()).uri, &head.headers);
+        let space = policy.key_space(&head.method, hooks.uri(head), &head.headers);
         let ask = Ask { key, principal, space, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) };
         self.unidentified = unidentified;
         Ok(ask)
@@ -205,9 +258,13 @@ impl<S, B> Call<S, B> {
     /// Counts a refusal before a record was looked at.
     fn early(&self, problem: Problem) -> Problem {
         if let Some(observer) = self.settings.engine.observer() {
-            observer.answered(&self.settings.policy.route, problem.outcome(), None);
+            observer.answered(&self.policy.route, problem.outcome(), None);
         }
-        problem
+        match problem.code() {
+            // The table speaks of the gateway's settings; here they are code.
+            Code::RequestTooLarge if !self.settings.forwarding => problem.detail(TOO_LARGE_FOR_THE_LAYER),
+            _ => problem,
+        }
     }
 
     /// Finds or makes the key of a request whose body was read.
@@ -216,8 +273,9 @@ impl<S, B> Call<S, B> {
         let Self { head, body, settings, source, unidentified, .. } = self;
         let unidentified = unidentified.clone();
         Box::pin(async move {
+            let hooks = &settings.hooks;
             let known = Known { source: *source, headers: &head.headers, body, unidentified };
-            let derived = |rules: &Rules, keys: &HashKeys| rules.derived_key(keys, &parts(head, body));
+            let derived = |rules: &Rules, keys: &HashKeys| rules.derived_key(keys, &parts(hooks, head, body));
             known.settle(&settings.engine, ask, derived).await
         })
     }
@@ -229,28 +287,46 @@ where
     S::Future: Send,
     S::Error: Send + 'static,
     B: http_body::Body + Send + 'static,
-    B::Error: Send,
+    B::Error: Into<BoxError>,
     R: http_body::Body + Send + 'static,
-    R::Error: Send,
+    R::Error: Into<BoxError>,
 {
     /// A request with a key. Apart from [`Idempotency::call`], so that one without a key carries nothing of it.
     #[inline(never)]
-    fn begin(service: &mut Idempotency<S>, request: Request<B>) -> ResponseFuture<S::Future, R, S::Error> {
+    fn begin(
+        service: &mut Idempotency<S>,
+        policy: Arc<Policy>,
+        mut head: request::Parts,
+        body: B,
+    ) -> ResponseFuture<S::Future, R, S::Error> {
         // `poll_ready` prepared this service, not its clones: run it, keep a clone for next time.
         let clone = service.inner.clone();
-        let ready = mem::replace(&mut service.inner, clone);
-        let (head, body) = request.into_parts();
+        let mut ready = mem::replace(&mut service.inner, clone);
+        if service.settings.is_settled_elsewhere(&policy, &head) {
+            return ResponseFuture::passed(ready.call(Request::from_parts(head, Body::passed(body))));
+        }
+        service.settings.hooks.warn_of(&head.extensions);
+        let claimed = head.headers.remove(wire::ONCEWARD_CLAIM);
         let mut call = Box::new(Call {
             takes: PhantomData,
             inner: ready,
+            dialect: Dialect::of(&head.headers),
             head,
             body: Bytes::new(),
             trailers: None,
             source: Source::Header,
+            policy,
             unidentified: None,
             settings: Arc::clone(&service.settings),
         });
         let is_navigation = page::is_wanted(&call.head.headers);
+        if let Some(claimed) = claimed {
+            let running = call.run_unless_claimed(claimed, body);
+            return ResponseFuture::keyed(match is_navigation {
+                true => Box::pin(async move { running.await.map(as_page) }),
+                false => running,
+            });
+        }
         // What needs no waiting is done here, so that little is carried through the future.
         match (call.ask(), is_navigation) {
             (Ok(ask), false) => ResponseFuture::keyed(Box::pin(call.run(ask, body))),
@@ -267,34 +343,68 @@ where
     fn run(mut self: Box<Self>, ask: Ask, body: B) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
         async move {
             let mut body = pin!(body);
-            let engine = &self.settings.engine;
-            let patience = Some(Patience { clock: &**engine.clock(), idle: STALLED, whole: BODY_TIMEOUT });
-            let most = ask.policy.request_body.unwrap_or(engine.limits().request_body);
-            let refused = match read(body.as_mut(), most, patience).await {
-                Read::Whole(body, trailers) => {
-                    (self.body, self.trailers) = (body, trailers);
-                    None
-                }
-                Read::Larger(..) => Some(Code::RequestTooLarge),
-                Read::Cut => Some(Code::RequestIncomplete),
-            };
-            if let Some(code) = refused {
-                return Ok(self.refuse(code, body).await);
+            if let Err(failure) = self.read_body(body.as_mut()).await {
+                return Ok(self.refuse(failure, body).await);
             }
+            self.run_read(ask).await
+        }
+    }
+
+    /// Reads the body of the request, up to the limit.
+    async fn read_body(&mut self, body: Pin<&mut B>) -> Result<(), Unread> {
+        let engine = &self.settings.engine;
+        let patience = Some(Patience { clock: &**engine.clock(), idle: STALLED, whole: BODY_TIMEOUT });
+        let most = self.policy.request_body.unwrap_or(engine.limits().request_body);
+        match read(body, most, patience).await {
+            Read::Whole(body, trailers) => {
+                (self.body, self.trailers) = (body, trailers);
+                Ok(())
+            }
+            Read::Larger(..) => Err(Unread::Larger),
+            Read::Stalled => Err(Unread::Failed(BodyFailure::Truncated)),
+            Read::Failed(error) => Err(Unread::Failed(BodyFailure::of(&error))),
+        }
+    }
+
+    /// Runs a request whose body was read.
+    #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
+    fn run_read(self: Box<Self>, ask: Ask) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
+        async move {
             if let Err(error) = ask.policy.fingerprint.check(&self.head.headers, &self.body) {
                 let problem = self.early(keys::unreadable_json(&self.settings.engine, error));
-                return Ok(refusal(problem, false));
+                return Ok(refusal(problem, self.dialect, false));
             }
             if self.source != Source::Header || ask.policy.keys == Keys::Issued {
                 return self.settle_and_run(ask).await;
             }
-            let settings = Arc::clone(&self.settings);
+            let (settings, dialect) = (Arc::clone(&self.settings), self.dialect);
             let accepted = Accepted::of(&self.head.headers);
             let limits = settings.engine.limits();
             let mut answered = settings.engine.run(&ask, self).await;
             recode(&mut answered, &accepted, limits).await;
-            answer(&ask, limits, answered)
+            answer(&ask, limits, dialect, answered)
         }
+    }
+
+    /// Passes a request on whose claim another Onceward in front of this one holds, and runs any other. Boxed, for it is rare.
+    fn run_unless_claimed(
+        mut self: Box<Self>,
+        claimed: HeaderValue,
+        body: B,
+    ) -> Boxed<'static, Result<Response<Body<R>>, S::Error>> {
+        Box::pin(async move {
+            let mut body = pin!(body);
+            if let Err(failure) = self.read_body(body.as_mut()).await {
+                return Ok(self.refuse(failure, body).await);
+            }
+            if self.is_claimed(&claimed).await {
+                return self.pass().await;
+            }
+            match self.ask() {
+                Ok(ask) => self.run_read(ask).await,
+                Err(problem) => Ok(refusal(problem, self.dialect, false)),
+            }
+        })
     }
 
     /// The same if the key is issued here, or stands elsewhere than in its header, or is to be made. Boxed, for it is rare.
@@ -310,29 +420,40 @@ where
                     shown = client.then(|| ask.key.header_value());
                 }
                 Ok(Settled::None) => return self.pass().await,
-                Err(problem) => return Ok(refusal(self.early(problem), false)),
+                Err(problem) => return Ok(refusal(self.early(problem), self.dialect, false)),
             }
-            let settings = Arc::clone(&self.settings);
+            let (settings, dialect) = (Arc::clone(&self.settings), self.dialect);
             let accepted = Accepted::of(&self.head.headers);
             let limits = settings.engine.limits();
             let mut answered = settings.engine.run(&ask, self).await;
             recode(&mut answered, &accepted, limits).await;
-            answer(&ask, limits, answered).map(|response| with_key(response, shown))
+            answer(&ask, limits, dialect, answered).map(|response| with_key(response, shown))
+        })
+    }
+
+    /// Whether another Onceward in front holds the claim of this very request.
+    fn is_claimed<'a>(&'a self, claimed: &'a HeaderValue) -> Boxed<'a, bool> {
+        // The inner service stays behind: it need not be fit to be shared between threads.
+        let Self { head, body, settings, .. } = self;
+        Box::pin(async move {
+            let fingerprint =
+                |rules: &Rules, keys: &HashKeys| rules.fingerprint(keys, &parts(&settings.hooks, head, body));
+            settings.engine.is_claimed(claimed, fingerprint).await
         })
     }
 
     /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
     #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
     fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>, Box<SentRequest>) {
-        let Self { mut inner, mut head, body, mut trailers, settings, .. } = *self;
+        let Self { mut inner, mut head, body, mut trailers, policy, settings, .. } = *self;
         // What a redirect would be followed with.
         let sent = Box::new(SentRequest {
             method: head.method.clone(),
-            uri: parts(&head, &body).uri.clone(),
+            uri: settings.hooks.uri(&head).clone(),
             headers: head.headers.clone(),
             body: body.clone(),
         });
-        if !settings.policy.forward_key {
+        if !policy.forward_key {
             head.headers = without_key(&head.headers);
         }
         // Some servers take a trailer for a header, and a key that nobody has looked at for one that was checked.
@@ -351,14 +472,27 @@ where
         Ok(response.map(Body::passed))
     }
 
-    /// Refuses a request whose body is too large, or broke off. Boxed, for it is rare.
-    fn refuse(self: Box<Self>, code: Code, rest: Pin<&mut B>) -> Boxed<'_, Response<Body<R>>> {
+    /// Refuses a request whose body could not be read. Boxed, for it is rare.
+    fn refuse(self: Box<Self>, failure: Unread, rest: Pin<&mut B>) -> Boxed<'_, Response<Body<R>>> {
         Box::pin(async move {
-            let problem = self.early(self.settings.engine.refusal(code));
-            match code {
-                Code::RequestIncomplete => refusal(problem, true),
+            let engine = &self.settings.engine;
+            match failure {
                 // What was read of it asked the client to go on, if it waited to be asked.
-                _ => read_on_and_refuse(&self.settings.engine, problem, rest).await,
+                Unread::Larger => {
+                    let problem = self.early(engine.refusal(Code::RequestTooLarge));
+                    read_on_and_refuse(engine, problem, self.dialect, rest).await
+                }
+                Unread::Failed(failure) => {
+                    let problem = self.early(engine.refusal(failure.code()));
+                    let problem = match failure {
+                        BodyFailure::Truncated => problem,
+                        BodyFailure::TooLarge => problem.detail(TOO_LARGE_IN_FRONT),
+                        BodyFailure::Refused(why) => {
+                            problem.detail(format!("The request's body was refused before it was whole: {why}."))
+                        }
+                    };
+                    refusal(problem, self.dialect, true)
+                }
             }
         })
     }
@@ -366,11 +500,24 @@ where
     fn refuse_unread<'a, U>(&'a self, problem: Problem, body: U) -> Boxed<'a, Response<Body<R>>>
     where
         U: http_body::Body + Send + 'a,
-        U::Error: Send,
+        U::Error: Into<BoxError>,
     {
-        refuse_unread(&self.settings.engine, problem, &self.head, body)
+        refuse_unread(&self.settings.engine, problem, self.dialect, &self.head, body)
     }
 }
+
+/// Why there is no whole body.
+enum Unread {
+    /// It is larger than the limit.
+    Larger,
+    Failed(BodyFailure),
+}
+
+const TOO_LARGE_FOR_THE_LAYER: &str = "The body is larger than requests with a key may be. Send a smaller one, or raise \
+    `request_body` of the `Limits` that the layer was built with: `builder(store).limits(Limits::default().request_body(bytes))`.";
+
+const TOO_LARGE_IN_FRONT: &str =
+    "The body is larger than a limit in front of the layer allows. Send a smaller one, or raise that limit.";
 
 impl<S, B, R> Operation for Call<S, B>
 where
@@ -378,53 +525,62 @@ where
     S::Future: Send,
     S::Error: Send + 'static,
     B: http_body::Body + Send + 'static,
-    B::Error: Send,
+    B::Error: Into<BoxError>,
     R: http_body::Body + Send + 'static,
-    R::Error: Send,
+    R::Error: Into<BoxError>,
 {
     /// Boxed, for it is moved often on its way to the client.
     type Answer = Result<Box<Response<Body<R>>>, S::Error>;
 
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
-        let Self { head, body, .. } = self;
-        rules.fingerprint(keys, &parts(head, body))
+        let Self { head, body, settings, .. } = self;
+        rules.fingerprint(keys, &parts(&settings.hooks, head, body))
+    }
+
+    fn survives_timeout(&self) -> bool {
+        !self.settings.forwarding
     }
 
     fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> Print {
-        let Self { head, body, .. } = self;
-        let (fingerprint, details) = rules.fingerprint_with_details(keys, &parts(head, body));
+        let Self { head, body, settings, .. } = self;
+        let (fingerprint, details) = rules.fingerprint_with_details(keys, &parts(&settings.hooks, head, body));
         Print { details: details.map(Arc::new), ..Print::new(fingerprint, Arc::clone(rules)) }
     }
 
     fn difference(&self, print: &Print, keys: &HashKeys) -> Option<String> {
-        let Self { head, body, .. } = self;
+        let Self { head, body, settings, .. } = self;
         let details = print.details.as_ref()?;
-        print.rules.difference(keys, &parts(head, body), &print.fingerprint, details)
+        print.rules.difference(keys, &parts(&settings.hooks, head, body), &print.fingerprint, details)
     }
 
     async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Answer> {
         if !self.settings.forwarding && claim.first_byte().await.is_err() {
             return Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
         }
+        let policy = Arc::clone(&self.policy);
         // Kept only where a cookie names the caller.
-        let renewable = self.settings.policy.principal.names_a_cookie().then(|| cookies_of(&self.head.headers));
+        let renewable = policy.principal.names_a_cookie().then(|| cookies_of(&self.head.headers));
         let (responding, settings, sent) = self.start(claim.clone());
         let response = match responding.await {
             Ok(response) => response,
-            Err(error) => return Execution { answer: Ok(Err(error)), end: End::Unknown },
+            Err(error) => {
+                let end = match settings.hooks.fate_of(&error) {
+                    Some(Fate::NotSent | Fate::Released) => End::Released(None),
+                    Some(Fate::Unknown | Fate::NotKept) | None => End::Unknown,
+                };
+                return Execution { answer: Ok(Err(error)), end };
+            }
         };
         fault::reach("executed");
         claim.response_began();
         let (head, body) = response.into_parts();
-        if let Some(name) =
-            renewable.as_ref().and_then(|had| settings.policy.principal.renewed_cookie(had, &head.headers))
-        {
-            settings.engine.report_change(&settings.policy.route, PrincipalChange::CookieRenewed, name);
+        if let Some(name) = renewable.as_ref().and_then(|had| policy.principal.renewed_cookie(had, &head.headers)) {
+            settings.engine.report_change(&policy.route, PrincipalChange::CookieRenewed, name);
         }
         let fate = claim
             .declared()
             .or_else(|| head.extensions.get::<Fate>().copied())
-            .or_else(|| settings.policy.fate(head.status, &head.headers));
+            .or_else(|| policy.fate(head.status, &head.headers));
         let response_limit = settings.engine.limits().response_body;
         let length = declared_length(&head.headers);
         let known = length.or_else(|| http_body::Body::size_hint(&body).exact());
@@ -433,7 +589,7 @@ where
             Keeper { status, headers, data: BytesMut::new(), limit: response_limit, end: claim.end_later() }
         };
         let spilled = |prefix, rest, keeper| spill(prefix, rest, &claim, &settings.engine, fate, keeper);
-        let (whole, body) = match flow(&settings.policy, &head, known, response_limit) {
+        let (whole, body) = match flow(&policy, &head, known, response_limit) {
             Flow::Passes => (None, spilled(Bytes::new(), Box::pin(body), None)),
             Flow::IsKeptLater if fate.is_none() => {
                 (None, spilled(Bytes::new(), Box::pin(body), Some(keeps_later(&claim))))
@@ -447,8 +603,12 @@ where
                 }
                 Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
                 Read::Larger(prefix, rest) => (None, spilled(prefix, rest, None)),
-                Read::Cut if fault::planted("partial-kept") => (Some(Bytes::new()), Body::buffered(Bytes::new(), None)),
-                Read::Cut => return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown },
+                Read::Failed(_) | Read::Stalled if fault::planted("partial-kept") => {
+                    (Some(Bytes::new()), Body::buffered(Bytes::new(), None))
+                }
+                Read::Failed(_) | Read::Stalled => {
+                    return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
+                }
             },
         };
         let mut fate = fate;
@@ -462,7 +622,7 @@ where
             redirect = followed.map(|(fingerprint, _)| fingerprint);
             // To the very same request: it is to be sent again.
             let is_sent_again = followed.is_some_and(|(_, is_own)| is_own);
-            let says_released = match &settings.policy.released_when {
+            let says_released = match &policy.released_when {
                 Some(pointer) if !head.status.is_server_error() => {
                     says_released(pointer, &head.headers, whole, response_limit).await
                 }
@@ -585,17 +745,17 @@ fn spill<R>(
 ) -> Body<R>
 where
     R: http_body::Body + Send + 'static,
-    R::Error: Send,
+    R::Error: Into<BoxError>,
 {
-    let (sender, receiver) = mpsc::channel::<Piece<R::Error>>(4);
+    let (sender, receiver) = mpsc::channel::<Piece>(4);
     let (claim, engine) = (claim.clone(), engine.clone());
     let running = engine.running();
-    tokio::spawn(async move {
+    let reading = async move {
         let _running = running;
         let clock = Arc::clone(engine.clock());
         let mut given_up = std::pin::pin!(engine.given_up());
         // Where nobody listens any longer, it is read for so long.
-        let listen_on = || clock.sleep_until(clock.now() + engine.limits().capture_timeout);
+        let listen_on = || clock.sleep_until(clock.now().saturating_add(engine.limits().capture_timeout));
         let mut alone = None;
         let cut = loop {
             let frame = tokio::select! {
@@ -610,7 +770,7 @@ where
                 }
                 // At once made into `Bytes`: a body's own data need not be able to change threads.
                 frame = AssertUnwindSafe(next(rest.as_mut())).catch_unwind() => {
-                    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes))))
+                    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes)).map_err(Into::into)))
                 }
             };
             let piece = match frame {
@@ -628,7 +788,7 @@ where
                 let stored = keeper.keep();
                 tokio::select! {
                     _ = stored => {}
-                    () = clock.sleep_until(clock.now() + engine.limits().store_timeout) => {}
+                    () = clock.sleep_until(clock.now().saturating_add(engine.limits().store_timeout)) => {}
                     () = &mut given_up => {}
                 }
             }
@@ -655,7 +815,8 @@ where
             // An error only says that the client went away.
             let _ = sender.send(piece).await;
         }
-    });
+    };
+    tokio::spawn(reading.in_current_span());
     Body::spilled(prefix, receiver)
 }
 
@@ -665,12 +826,8 @@ fn cookies_of(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// What a fingerprint is made of.
-fn parts<'a>(head: &'a request::Parts, body: &'a Bytes) -> Parts<'a> {
-    #[cfg(feature = "axum-08")]
-    let uri = crate::extract::uri_as_received(head);
-    #[cfg(not(feature = "axum-08"))]
-    let uri = &head.uri;
-    Parts { method: &head.method, uri, headers: &head.headers, body }
+fn parts<'a>(hooks: &Hooks, head: &'a request::Parts, body: &'a Bytes) -> Parts<'a> {
+    Parts { method: &head.method, uri: hooks.uri(head), headers: &head.headers, body }
 }
 
 /// Marks the answer of a request's own execution.
@@ -695,8 +852,8 @@ fn with_key<R: http_body::Body>(mut response: Response<Body<R>>, key: Option<Hea
     response
 }
 
-fn refusal<R: http_body::Body>(problem: Problem, close: bool) -> Response<Body<R>> {
-    let mut response = problem.clone().into_response();
+fn refusal<R: http_body::Body>(problem: Problem, dialect: Dialect, close: bool) -> Response<Body<R>> {
+    let mut response = dialect.refuse(problem.clone());
     response.headers_mut().insert(VARY, page::VARY);
     if close {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -726,26 +883,27 @@ fn as_page<R: http_body::Body>(mut response: Response<Body<R>>) -> Response<Body
 fn refuse_unread<'a, B, R>(
     engine: &'a Engine,
     problem: Problem,
+    dialect: Dialect,
     head: &'a request::Parts,
     body: B,
 ) -> Pin<Box<dyn Future<Output = Response<Body<R>>> + Send + 'a>>
 where
     B: http_body::Body + Send + 'a,
-    B::Error: Send,
+    B::Error: Into<BoxError>,
     R: http_body::Body + Send + 'a,
-    R::Error: Send,
+    R::Error: Into<BoxError>,
 {
     // Boxed, for it is rare, and would make each request's own future larger.
     Box::pin(async move {
         // A client that waits for 100 Continue has sent nothing yet, and reading would ask it to.
         match head.headers.contains_key(EXPECT) {
-            true => refusal(problem, true),
-            false => read_on_and_refuse(engine, problem, body).await,
+            true => refusal(problem, dialect, true),
+            false => read_on_and_refuse(engine, problem, dialect, body).await,
         }
     })
 }
 
-async fn read_on_and_refuse<B, R>(engine: &Engine, problem: Problem, body: B) -> Response<Body<R>>
+async fn read_on_and_refuse<B, R>(engine: &Engine, problem: Problem, dialect: Dialect, body: B) -> Response<Body<R>>
 where
     B: http_body::Body,
     R: http_body::Body,
@@ -774,7 +932,7 @@ where
         ended = discard => ended,
         () = deadline => false,
     };
-    refusal(problem, !ended)
+    refusal(problem, dialect, !ended)
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {

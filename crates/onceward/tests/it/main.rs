@@ -14,7 +14,7 @@ mod fingerprint;
 mod golden;
 #[cfg(feature = "engine")]
 mod hex;
-#[cfg(all(feature = "axum-08", feature = "memory"))]
+#[cfg(all(feature = "layer", feature = "memory"))]
 mod layer;
 #[cfg(all(feature = "postgres", feature = "conformance"))]
 mod postgres;
@@ -23,7 +23,7 @@ mod principal;
 mod problem;
 #[cfg(all(feature = "redis", feature = "conformance"))]
 mod redis;
-#[cfg(all(feature = "axum-08", feature = "memory"))]
+#[cfg(all(feature = "layer", feature = "memory"))]
 mod shop;
 #[cfg(all(feature = "memory", feature = "conformance"))]
 mod simulated;
@@ -33,7 +33,7 @@ mod statuses;
 mod support;
 #[cfg(feature = "engine")]
 mod vectors;
-#[cfg(all(feature = "axum-08", feature = "memory"))]
+#[cfg(all(feature = "layer", feature = "memory"))]
 mod waiting;
 #[cfg(feature = "engine")]
 mod wire;

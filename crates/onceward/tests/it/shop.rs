@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
+use axum::extract::OriginalUri;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Extension, Router};
 use bytes::Bytes;
 use onceward::claim::Claim;
 use onceward::clock::{Clock, ManualClock, SystemClock};
@@ -215,12 +216,14 @@ impl Setup {
             .namespace(self.namespace)
             .clock(clock)
             .observer(Arc::clone(&counts) as Arc<dyn Observer>)
+            .uri(|head| head.extensions.get::<OriginalUri>().map_or(&head.uri, |original| &original.0))
             .build()
             .with_policy(self.policy);
         let kitchen = Kitchen::default();
         let handler = {
             let kitchen = kitchen.clone();
-            move |claim: Option<Claim>, body: Bytes| {
+            move |claim: Option<Extension<Claim>>, body: Bytes| {
+                let claim = claim.map(|Extension(claim)| claim);
                 let (kitchen, respond) = (kitchen.clone(), respond.clone());
                 async move {
                     let n = kitchen.enter().await;

@@ -7,7 +7,6 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::post;
-use onceward::claim::Claim;
 use onceward::layer::IdempotencyLayer;
 use onceward::policy::{Fate, Policy};
 use onceward::principal::Rule;
@@ -197,7 +196,7 @@ async fn two_shops(answer: StatusCode) -> (Shop, std::net::SocketAddr) {
     let mut policy = Policy::default();
     policy.principal = Rule::Parts(Vec::new());
     let layer = IdempotencyLayer::builder(Arc::clone(&shop.store) as Arc<dyn Store>).build().with_policy(policy);
-    async fn never(_: Option<Claim>) -> &'static str {
+    async fn never() -> &'static str {
         "it ran here"
     }
     let address = serve(Router::new().route("/orders", post(never)).route_layer(layer)).await;

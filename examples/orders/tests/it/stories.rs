@@ -4,7 +4,8 @@
 use std::{net::SocketAddr, path::Path};
 
 use axum::Router;
-use onceward::{layer::IdempotencyLayer, store::EmbeddedStore};
+use onceward::store::EmbeddedStore;
+use onceward_axum::IdempotencyLayer;
 use orders::{Config, Orders};
 use tokio::net::TcpListener;
 
@@ -251,8 +252,8 @@ async fn with_the_layer_a_double_click_is_one_order() {
 async fn with_the_layer_a_retry_after_a_lost_answer_and_a_refresh_is_the_same_order() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path().join("keys")).unwrap();
-    let layer = IdempotencyLayer::new(store).require_key();
-    let address = serve_with_relay(folder.path(), |router| router.route_layer(layer)).await;
+    let once = IdempotencyLayer::new(store).require_key();
+    let address = serve_with_relay(folder.path(), |router| once.around(router)).await;
     let page = Page::open(&format!("http://{address}/"), Screen::Desk).await;
     page.press("drop").await;
     page.press("order").await;

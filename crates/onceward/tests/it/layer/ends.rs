@@ -336,7 +336,7 @@ async fn a_request_that_is_cut_is_neither_executed_nor_claimed() {
     let engine = service.engine().clone();
     let service = service.layer(service_fn(|request: Request<onceward::layer::Body<Body>>| async move {
         let body = request.into_body().collect().await?.to_bytes();
-        Ok::<_, axum::Error>(Answer::new(Full::new(body)))
+        Ok::<_, onceward::layer::body::BoxError>(Answer::new(Full::new(body)))
     }));
     let request = |body: Body| {
         Request::post("http://shop.example/orders").header("idempotency-key", "order-7").body(body).expect("a request")
