@@ -14,7 +14,7 @@ export function indexedDBStorage(database = 'onceward'): KeyStorage {
       request.onerror = () => reject(request.error ?? new Error('IndexedDB did not open'))
       request.onblocked = () => reject(new Error('another version of the page holds the database'))
       request.onsuccess = () => {
-        // Whoever deletes or upgrades it must not wait for us: it is opened anew at the next use.
+        // Another page that deletes or upgrades it must not wait for us: it is opened again at the next use.
         request.result.onversionchange = request.result.onclose = () => {
           request.result.close()
           opened = undefined
@@ -26,7 +26,7 @@ export function indexedDBStorage(database = 'onceward'): KeyStorage {
       throw error
     }))
   const run = async <T>(mode: IDBTransactionMode, ask: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> => {
-    // Strict: on the disk before the request that bears the key is sent, as far as the browser can.
+    // Strict: on the disk before the request that has the key is sent, as far as the browser can.
     const transaction = (await open()).transaction(STORE, mode, { durability: 'strict' })
     const request = ask(transaction.objectStore(STORE))
     return new Promise<T>((resolve, reject) => {

@@ -139,7 +139,7 @@ for (const [where, origin] of [['with Web Locks', () => shop.url], ['with a leas
   })
 }
 
-test('the copy of a tab that sent orders anew once that is settled', async () => {
+test('copied_tab_orders_again_once_the_first_is_settled', async () => {
   expect(await made(async (open) => {
     const one = await open()
     const goOn = hold()

@@ -116,7 +116,7 @@ test('refusals are read: outcome, problem and Retry-After', async () => {
     const begun = shop.back.answers
     const first = order(page, 'held tea', { headers })
     await shop.back.answered(begun + 1)
-    // Another browser with the same key is told that it runs, and for how long to wait.
+    // Another browser with the same key gets that it runs, and for how long to wait.
     const second = order(other, 'held tea', { headers, options: { wait: 0 } })
     await other.waitForFunction(() => globalThis.attempts.length > 0)
     const [observation] = await other.evaluate(() => globalThis.attempts)
@@ -149,7 +149,7 @@ test('what became of an earlier page’s order is read from the other origin', a
   })).toBe(1)
 })
 
-test('a page that the service does not allow orders nothing, and is not told that it did', async () => {
+test('a page that the service does not allow orders nothing, and gets an error', async () => {
   const other = await open(stranger)
   const seen = since()
   expect(await made(async () => {
@@ -160,7 +160,7 @@ test('a page that the service does not allow orders nothing, and is not told tha
   await other.context().close()
 })
 
-test('told that keys are honoured, it sends no more than a preflight there may know', async () => {
+test('honoured_true_sends_no_header_that_a_preflight_may_refuse', async () => {
   const plain = await shop.plain()
   plain.allows = { origin: site.url, headers: 'content-type, idempotency-key' }
   const seen = since(plain)

@@ -226,7 +226,7 @@ describe('the end', () => {
     expect(orders).toBe(1)
   })
 
-  test('nobody knows: it asks, and then throws, and the key is kept', async () => {
+  test('unknown_outcome_is_looked_up_then_thrown_and_the_key_is_kept', async () => {
     const storage = memoryStorage()
     shop.back.dropResponses = 1
     const what = order()
@@ -251,7 +251,7 @@ describe('the end', () => {
     expect(attempts.slice(-1)[0]!.observation).toMatchObject({ status: 422 })
   })
 
-  test('a malformed key is refused with the mend', async () => {
+  test('malformed_key_is_refused_with_the_fix', async () => {
     const error = await caught(client()(at(), { ...order(), headers: { 'Idempotency-Key': 'a b' } }))
     expect(isKeyRefusedError(error)).toBe(true)
     expect(error).toMatchObject({ executed: 'no', problem: { code: 'key_invalid' } })
@@ -345,7 +345,7 @@ describe('never the duplicate itself', () => {
     }
   })
 
-  test('told that they are honoured, it believes it: the same with that makes two', async () => {
+  test('honoured_true_at_a_server_without_keys_makes_two_orders', async () => {
     const plain = await shop.plain()
     try {
       plain.dropResponses = 1
@@ -386,9 +386,9 @@ describe('where keys come from', () => {
     const posts = shop.front.posts()
     expect(isNotSentError(await caught(client({ keys: derivedKeys() })(at(), { method: 'POST', body: 'a=1' })))).toBe(true)
     expect(shop.front.posts()).toBe(posts)
-    const told: string[] = []
-    await client({ keys: derivedKeys((text) => told.push(text)) })(at(), order({ timestamp: 5 }))
-    expect(told).toEqual([expect.stringMatching(/timestamp.*leave it out/)])
+    const warned: string[] = []
+    await client({ keys: derivedKeys((text) => warned.push(text)) })(at(), order({ timestamp: 5 }))
+    expect(warned).toEqual([expect.stringMatching(/timestamp.*leave it out/)])
   })
 
   test('issued: a server that issues none is said so, and nothing is sent', async () => {

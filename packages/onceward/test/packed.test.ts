@@ -166,7 +166,7 @@ export const wrong: string = createIdempotentFetch
 
 test('publint and attw have nothing to say', () => {
   expect(run(bin('publint'), ['--strict', tarball])).toMatch(/All good/)
-  // It throws where the exit code says that there are problems; what is of no concern to ESM is told as ignored.
+  // It throws where the exit code says that there are problems; what does not concern ESM is listed as ignored.
   expect(run(bin('attw'), [tarball, '--profile', 'esm-only', '--no-emoji', '--format', 'ascii'])).toMatch(/node16 \(from ESM\): OK \(ESM\)/)
 })
 

@@ -12,7 +12,7 @@ import { arm, switches } from './troubles.js'
 
 const once = createIdempotentFetch({ fetch: (request) => send('onceward', request) })
 
-/** Whoever reloads, or opens a second tab, presses again there after so long. */
+/** Delay after which a reloaded page, or a second tab, presses again. */
 const IMPATIENCE_MS = 600
 const AGAIN = 'counter.again'
 

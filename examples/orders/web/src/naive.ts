@@ -31,7 +31,7 @@ async function order(cart: Cart): Promise<Order> {
 /** What it says, and how to order. It forgets all of it when the page is left. */
 export function useNaive({ ticket }: Cart) {
   const [state, setState] = useState({ ticket, running: 0, said: '' })
-  // Another cart begins anew; what still runs for the last one says nothing here.
+  // Another cart starts empty; what still runs for the last one says nothing here.
   const mine = state.ticket === ticket ? state : { ticket, running: 0, said: '' }
   return {
     isPending: mine.running > 0,

@@ -6,7 +6,7 @@ export const TROUBLES = {
   slow: { title: 'The network is slow', hint: 'The answer takes 3 seconds. Not everybody waits.', network: true },
   kill: { title: 'The server is killed', hint: 'kill -9 right after it executed, and a new start.', network: true },
   double: { title: 'A double click', hint: 'The button is pressed twice.', network: false },
-  refresh: { title: 'A refresh in the middle', hint: 'The page is loaded anew, and the button pressed again.', network: false },
+  refresh: { title: 'A refresh in the middle', hint: 'The page is loaded again, and the button pressed again.', network: false },
   tab: { title: 'A second tab', hint: 'A copy of this tab opens, and orders too.', network: false },
 } as const
 
@@ -28,7 +28,7 @@ const armed = new Map<Client, string>()
 export function arm(ticket: string): void {
   const on = switches.get()
   const bad = on.find((it) => TROUBLES[it].network)
-  // Whoever refreshes or looks into another tab does so while it takes.
+  // A refresh or another tab comes while the request takes.
   const slow = on.includes('refresh') || on.includes('tab') ? 'slow' : undefined
   const value = bad === 'kill' ? `kill ${ticket}` : (bad ?? slow)
   for (const client of ['onceward', 'naive'] as const) value ? armed.set(client, value) : armed.delete(client)

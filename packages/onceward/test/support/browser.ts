@@ -7,7 +7,7 @@ import type { FaultProxy } from './faultProxy.js'
 
 const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
 
-/** The real Chromium, told to leave the network alone. */
+/** The real Chromium, set up to leave the network alone. */
 export const openBrowser = async (): Promise<Browser> => chromium.launch(browserOptions())
 
 /** The same with a person's setting that no page may keep anything: cookies, storages and locks are denied. */

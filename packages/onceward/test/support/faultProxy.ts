@@ -6,13 +6,13 @@ import type { AddressInfo } from 'node:net'
  * `Host` goes through as it came.
  */
 export class FaultProxy {
-  /** How many answers to POSTs are still to be lost: read whole, and then the connection is cut. */
+  /** Number of responses to POSTs still to be dropped: read whole, and then the connection is cut. */
   dropResponses = 0
-  /** How many answers to POSTs are still to stop in their middle: the connection stays, and nothing comes any more. */
+  /** Number of responses to POSTs still to stall in their middle: the connection stays open. */
   stallNext = 0
-  /** How many POSTs are still to be refused: cut before they went anywhere. */
+  /** Number of POSTs still to be refused: cut before they were forwarded. */
   refuse = 0
-  /** Resolves before the answer to a POST goes on. */
+  /** Resolves before the response to a POST goes on. */
   hold: Promise<unknown> | undefined
   /** Resolves before a POST goes on to where it is going. */
   holdRequest: Promise<unknown> | undefined
@@ -47,12 +47,12 @@ export class FaultProxy {
   posts(): number {
     return this.seen.filter(({ method }) => method === 'POST').length
   }
-  /** Resolves when so many POSTs have come, counted from the opening. */
+  /** Resolves when N POSTs have come, counted from the opening. */
   saw(posts: number): Promise<void> {
     return this.#until(() => this.posts() >= posts)
   }
   #answered = 0
-  /** Resolves when so many answers to POSTs have arrived here, lost and held ones too. */
+  /** Resolves when N responses to POSTs have arrived here, lost and held ones too. */
   answered(posts: number): Promise<void> {
     return this.#until(() => this.#answered >= posts)
   }

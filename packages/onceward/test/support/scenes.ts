@@ -41,7 +41,7 @@ export async function play({ browser, doors, arrive, count }: Stage, scene: (sce
   }
 }
 
-/** Presses, until so many answers have come to this door, where they are held. Returns how to let them go. */
+/** Presses, until N responses have come to this proxy, where they are held. Returns how to let them go. */
 export async function inFlight(door: FaultProxy, press: () => Promise<void>, answers = 1): Promise<() => void> {
   const open = deferred()
   door.hold = open.promise
