@@ -51,6 +51,8 @@ pub(crate) struct App {
     loops: Arc<Loops>,
     callers: Callers,
     requests: AtomicU64,
+    header_lines: usize,
+    header_size: usize,
 }
 
 impl App {
@@ -88,6 +90,8 @@ impl App {
             loops: Loops::new(),
             callers,
             requests: AtomicU64::new(first),
+            header_lines: config.header_lines,
+            header_size: config.header_size,
         }
     }
 
@@ -174,6 +178,9 @@ impl App {
             let response = plain(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n");
             return Err(Box::new(rejected(request, response)));
         }
+        if self.is_head_too_large(request) {
+            return Err(Box::new(self.refuse(request, id, Code::HeadersTooLarge, None)));
+        }
         // hyper undoes `chunked`; what is under it would reach the upstream as if it were the body.
         let mut codings = wire::names_in(request.headers(), &TRANSFER_ENCODING);
         if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
@@ -233,6 +240,15 @@ enum Place {
     Own(Option<Uri>),
     /// To the upstream, under the route of this number.
     Route(usize),
+}
+
+impl App {
+    fn is_head_too_large<B>(&self, request: &Request<B>) -> bool {
+        let headers = request.headers();
+        let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        headers.len() > self.header_lines || lines.sum::<usize>() + target > self.header_size
+    }
 }
 
 fn boxed(body: Full<Bytes>) -> Out {

@@ -253,8 +253,9 @@ async fn connection<S, F, R>(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(bounds.head_timeout)
-            .max_headers(bounds.head.lines)
-            .max_header_size(bounds.head.bytes)
+            // Twice what is taken, so that a request somewhat over it gets a problem instead of hyper's empty 431.
+            .max_headers(bounds.head.lines * 2)
+            .max_header_size(bounds.head.bytes * 2)
             // A client may close its half after its request, and gets its response.
             .half_close(true)
             .serve_connection(TokioIo::new(ClientStream::new(&socket)), service)

@@ -168,6 +168,24 @@ fn a_thousand_header_lines_pass_both_ways() {
 }
 
 #[test]
+fn head_over_a_limit_is_a_problem_with_an_outcome() {
+    let upstream = Scripted::answering(OK);
+    let gateway = Gateway::start(&upstream.url(), "[limits]\nheader_lines = 50\nheader_size = \"8KiB\"");
+    let many: String = (0..60).map(|at| format!("X-Line-{at}: {at}\r\n")).collect();
+    let large = format!("Cookie: {}\r\n", "c".repeat(9000));
+    for more in [many, large] {
+        let sent =
+            |key: &str| gateway.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{key}{more}Content-Length: 2\r\n\r\nhi"));
+        assert_problem(&sent(&format!("Idempotency-Key: {KEY}\r\n")), "headers_too_large", KEY);
+        let plain = sent("");
+        assert_eq!((plain.status, &plain.json()["code"], outcome(&plain)), (431, &"headers_too_large".into(), ""));
+        assert!(plain.json().get("executed").is_none());
+    }
+    assert!(upstream.seen().is_empty());
+    assert_eq!(gateway.send(GET).status, 200);
+}
+
+#[test]
 fn client_that_half_closes_after_its_request_gets_its_response() {
     let upstream = Upstream::start();
     let gateway = upstream.gateway("");
