@@ -187,3 +187,13 @@ fn unquoted_split(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
         false
     })
 }
+
+/// Returns the headers without those of some names. The order of the others stays.
+#[cfg(feature = "layer")]
+pub(crate) fn without(headers: &HeaderMap, is_left_out: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+    let mut others = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers.iter().filter(|(name, _)| !is_left_out(name)) {
+        others.append(name.clone(), value.clone());
+    }
+    others
+}

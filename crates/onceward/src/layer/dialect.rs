@@ -56,7 +56,7 @@ impl Dialect {
         let message = format!("{}: {}", code.row().code, detail["detail"].as_str().unwrap_or(code.row().detail));
         let (number, name) = status_of(code);
         let (mut head, _) = response.into_parts();
-        head.headers.remove(CONTENT_LENGTH);
+        head.headers = wire::without(&head.headers, |name| *name == CONTENT_LENGTH);
         let error = serde_json::json!({ "code": name, "message": message });
         let (kind, body) = match self {
             Self::Problem => ("application/problem+json", Bytes::new()),

@@ -306,7 +306,10 @@ where
             return ResponseFuture::passed(ready.call(Request::from_parts(head, Body::passed(body))));
         }
         service.settings.hooks.warn_of(&head.extensions);
-        let claimed = head.headers.remove(wire::ONCEWARD_CLAIM);
+        let claimed = head.headers.get(wire::ONCEWARD_CLAIM).cloned();
+        if claimed.is_some() {
+            head.headers = wire::without(&head.headers, |name| *name == wire::ONCEWARD_CLAIM);
+        }
         let mut call = Box::new(Call {
             takes: PhantomData,
             inner: ready,
@@ -454,11 +457,11 @@ where
             body: body.clone(),
         });
         if !policy.forward_key {
-            head.headers = without_key(&head.headers);
+            head.headers = without_key(&policy, &head.headers);
         }
         // Some servers take a trailer for a header, and a key that nobody has looked at for one that was checked.
         if let Some(trailers) = trailers.as_mut().filter(|trailers| trailers.contains_key(wire::IDEMPOTENCY_KEY)) {
-            **trailers = without_key(trailers);
+            **trailers = without_key(&policy, trailers);
         }
         head.extensions.insert(claim);
         (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings, sent)
@@ -721,15 +724,14 @@ fn says_released<'a>(
     )
 }
 
-/// The headers without those that carry the key, in their order. Go's HTTP client sends a request again by itself that has
-/// either of them.
-fn without_key(headers: &HeaderMap) -> HeaderMap {
+/// Returns the headers without those that carry the key, in their order. Go's HTTP client repeats a request without a body by
+/// itself if it has one of the first two.
+fn without_key(policy: &Policy, headers: &HeaderMap) -> HeaderMap {
     const X_IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
-    let mut others = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers.iter().filter(|(name, _)| ![wire::IDEMPOTENCY_KEY, X_IDEMPOTENCY_KEY].contains(name)) {
-        others.append(name.clone(), value.clone());
-    }
-    others
+    let carries_key = |name: &HeaderName| {
+        [wire::IDEMPOTENCY_KEY, X_IDEMPOTENCY_KEY].contains(name) || policy.key_headers.contains(name)
+    };
+    wire::without(headers, carries_key)
 }
 
 /// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is
@@ -834,10 +836,7 @@ fn parts<'a>(hooks: &Hooks, head: &'a request::Parts, body: &'a Bytes) -> Parts<
 fn labelled<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcome) -> Response<Body<R>> {
     // What an upstream that speaks the same language said of its own key is not what happened here.
     if wire::line(response.headers(), &wire::IDEMPOTENCY_REPLAYED).is_some() {
-        let mut headers = HeaderMap::with_capacity(response.headers().len() + 1);
-        for (name, value) in response.headers().iter().filter(|(name, _)| **name != wire::IDEMPOTENCY_REPLAYED) {
-            headers.append(name.clone(), value.clone());
-        }
+        let headers = wire::without(response.headers(), |name| *name == wire::IDEMPOTENCY_REPLAYED);
         *response.headers_mut() = headers;
     }
     response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, outcome.value());

@@ -8,7 +8,7 @@ use http::header::{HeaderMap, HeaderName};
 ///
 /// A list of exact names, and no pattern: `X-CSRF-Token`, `X-Recaptcha-Token` and `Webhook-Token-Id` match any pattern
 /// that finds these, and say nothing of the caller. Underscores compare as hyphens, since WSGI, CGI and PHP read both alike.
-pub const CREDENTIAL_HEADERS: [&str; 288] = [
+pub const CREDENTIAL_HEADERS: [&str; 289] = [
     "access-key",
     "access-token",
     "account-id",
@@ -297,6 +297,7 @@ pub const CREDENTIAL_HEADERS: [&str; 288] = [
     "x-yc-api-key",
     "x-zumo-auth",
     "xero-tenant-id",
+    "xi-api-key",
 ];
 
 /// The names of headers that are credentials.

@@ -22,10 +22,8 @@ async fn handler_past_capture_timeout_runs_on_and_its_response_is_stored() {
     shop.kitchen.shut();
     let first = shop.sending(order("order-7", "tea", &[]));
     shop.kitchen.began(1).await;
-    let mut renewals = 0;
-    for _ in 0..12 {
+    for renewals in 1..=12 {
         shop.clock.advance(Duration::from_secs(5));
-        renewals += 1;
         let replaced = || shop.store.calls("replace") >= renewals || shop.store.calls("replace") > 11;
         until("a renewal", replaced).await;
     }
