@@ -15,7 +15,7 @@ use axum::{Json, Router};
 use onceward::layer::IdempotencyLayer;
 use onceward::limits::Limits;
 use onceward::policy::Policy;
-use onceward::principal::Rule;
+use onceward::principal::PrincipalRule;
 use onceward::store::redis::Options;
 use onceward::store::{PostgresStore, RedisStore};
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ async fn serve(arguments: &[String]) -> Result<(), Box<dyn Error>> {
 }
 
 async fn layer(url: &str, cache: usize, mut policy: Policy) -> Result<IdempotencyLayer, Box<dyn Error>> {
-    policy.principal = Rule::Parts(Vec::new());
+    policy.principal = PrincipalRule::Parts(Vec::new());
     let mut limits = Limits::default();
     limits.cache = cache;
     let builder = match url.starts_with("postgres") {

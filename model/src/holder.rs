@@ -1,8 +1,8 @@
 //! One request in its gateway: the loop that claims, renews, executes, completes and releases, a step at a time.
 
-use onceward::decide::{self, Claim, Late, Release, Renew, Winner};
+use onceward::decide::{self, ClaimDecision, FinalizeDecision, Release, Renew, SupersededBy};
 use onceward::policy::Guarantee;
-use onceward::record::{Found, Kept, Phase, Stage, Version};
+use onceward::record::{Phase, PhaseKind, Retained, StoredRecord, Version};
 
 use crate::Variant;
 use crate::store::{self, At, Op, Row, attempt, fingerprint};
@@ -170,7 +170,7 @@ impl Holder {
         };
         let told =
             (me.variant == Variant::TellsBeforeKeeping && end == End::Completed).then_some(Told::Stored(me.request));
-        Self::Ending { end, step: Step::Over(mine(me, Stage::InFlight)), told }
+        Self::Ending { end, step: Step::Over(mine(me, PhaseKind::InFlight)), told }
     }
 
     /// The store did what was asked.
@@ -185,7 +185,7 @@ impl Holder {
     }
 
     /// The store did not do it, and shows what is there.
-    pub(crate) fn found(self, me: Me, found: Option<&Found>) -> Self {
+    pub(crate) fn found(self, me: Me, found: Option<&StoredRecord>) -> Self {
         match self {
             Self::Claiming { over } => claimed(me, over, found),
             Self::Renewing { after_unknown, .. } => match decide::renew(found, attempt(me.request)) {
@@ -202,17 +202,17 @@ impl Holder {
                 End::Completed | End::Headed => {
                     let late = match (me.variant, found) {
                         (Variant::CompletesBlindly, Some(found)) => {
-                            Late::Write { over: found.record.version(), audited: false }
+                            FinalizeDecision::Write { over: found.record.version(), audited: false }
                         }
                         _ => decide::complete(found, attempt(me.request), &fingerprint(me.print)),
                     };
                     late_word(me, end, told, late)
                 }
                 End::Interrupted => {
-                    late_word(me, end, told, decide::interrupt(found, attempt(me.request), &fingerprint(me.print)))
+                    late_word(me, end, told, decide::unknown(found, attempt(me.request), &fingerprint(me.print)))
                 }
                 End::Released { over } => released(me, found, over, told),
-                End::Cut => match decide::cut(found, attempt(me.request)) {
+                End::Cut => match decide::truncated(found, attempt(me.request)) {
                     Some(over) => Self::Ending { end, step: Step::Over(over), told },
                     None => Self::Done(Told::NotStored),
                 },
@@ -259,11 +259,11 @@ impl End {
     }
 }
 
-pub(crate) fn mine(me: Me, stage: Stage) -> Version {
+pub(crate) fn mine(me: Me, stage: PhaseKind) -> Version {
     Version { attempt: attempt(me.request), stage }
 }
 
-fn claimed(me: Me, over: Option<Version>, found: Option<&Found>) -> Holder {
+fn claimed(me: Me, over: Option<Version>, found: Option<&StoredRecord>) -> Holder {
     let Some(found) = found else { return Holder::Claiming { over: None } };
     if found.record.attempt == attempt(me.request) {
         // The store's driver had sent the claim twice, and the first arrived. No byte was sent, so it is the attempt's to
@@ -279,16 +279,16 @@ fn claimed(me: Me, over: Option<Version>, found: Option<&Found>) -> Holder {
         _ => me.guarantee,
     };
     Holder::Done(match decide::claim(found, &asked, guarantee) {
-        Claim::Execute => return Holder::Claiming { over: Some(found.record.version()) },
-        Claim::Replay(kept) => replay(kept),
-        Claim::InFlight { .. } => Told::InFlight,
-        Claim::Mismatch => Told::Mismatch,
-        Claim::Unknown => Told::Unknown,
-        Claim::Expired(_) => Told::Expired,
+        ClaimDecision::Execute => return Holder::Claiming { over: Some(found.record.version()) },
+        ClaimDecision::Replay(kept) => replay(kept),
+        ClaimDecision::InFlight { .. } => Told::InFlight,
+        ClaimDecision::Mismatch => Told::Mismatch,
+        ClaimDecision::Unknown => Told::Unknown,
+        ClaimDecision::Expired(_) => Told::Expired,
     })
 }
 
-fn released(me: Me, found: Option<&Found>, over: Option<Version>, told: Option<Told>) -> Holder {
+fn released(me: Me, found: Option<&StoredRecord>, over: Option<Version>, told: Option<Told>) -> Holder {
     let end = End::Released { over };
     let over = if me.variant == Variant::ForgetsWhatItReplaced { None } else { over };
     let release = match (me.variant, found) {
@@ -308,18 +308,18 @@ fn released(me: Me, found: Option<&Found>, over: Option<Version>, told: Option<T
     }
 }
 
-fn late_word(me: Me, end: End, told: Option<Told>, late: Late<'_>) -> Holder {
+fn late_word(me: Me, end: End, told: Option<Told>, late: FinalizeDecision<'_>) -> Holder {
     let now = match late {
-        Late::Write { over, .. } => return Holder::Ending { end, step: Step::Over(over), told },
-        Late::Kept(record) => match &record.phase {
+        FinalizeDecision::Write { over, .. } => return Holder::Ending { end, step: Step::Over(over), told },
+        FinalizeDecision::AlreadyRecorded(record) => match &record.phase {
             Phase::Completed { .. } => return ended(me, end, told),
             _ if end == End::Interrupted => Told::Unknown,
             _ => Told::NotStored,
         },
-        Late::Overtaken(Winner::Answer(kept)) => replay(kept),
-        Late::Overtaken(Winner::Running) => Told::InFlight,
+        FinalizeDecision::Superseded(SupersededBy::Response(kept)) => replay(kept),
+        FinalizeDecision::Superseded(SupersededBy::Running) => Told::InFlight,
         // The store of the model forgets nothing but what has ended: its own end was there, long ago.
-        Late::Overtaken(Winner::None) | Late::Gone => Told::NotStored,
+        FinalizeDecision::Superseded(SupersededBy::None) | FinalizeDecision::Missing => Told::NotStored,
     };
     Holder::Done(told.unwrap_or(now))
 }
@@ -336,9 +336,9 @@ fn ended(me: Me, end: End, told: Option<Told>) -> Holder {
     Holder::Done(told.unwrap_or(now))
 }
 
-fn replay(kept: &Kept) -> Told {
+fn replay(kept: &Retained) -> Told {
     match kept {
-        Kept::Whole(_) => Told::Replayed(store::answer(kept)),
-        Kept::Head(_) => Told::NotKept,
+        Retained::Response(_) => Told::Replayed(store::answer(kept)),
+        Retained::HeadOnly(_) => Told::NotKept,
     }
 }

@@ -1,9 +1,9 @@
 //! The protocol of a keyed request, explored state by state: whatever clients, holders, the upstream and the store's answers
 //! do, in whatever order, the promises of the design hold.
 //!
-//! The model has no rule of its own. Each judgement is a call of `onceward::decide`: [`claim`], [`complete`], [`interrupt`],
-//! [`cut`], [`release`], [`renew`], [`sweep`] and [`standing`], over real [`Found`]s. What is written here is what surrounds
-//! them: who asks when, what gets lost, and the [laws] that must hold in each state.
+//! The model has no rule of its own. Each judgement is a call of `onceward::decide`: [`claim`], [`complete`], [`unknown`],
+//! [`truncated`], [`release`], [`renew`], [`sweep`] and [`effective_state`], over real [`StoredRecord`]s. What is written here is what surrounds
+//! them: who asks when, what gets lost, and the [laws](invariants) that must hold in each state.
 //!
 //! # What is modelled
 //!
@@ -37,21 +37,21 @@
 //!   leaves a key `unknown` of which no byte was sent.
 
 pub mod holder;
-pub mod laws;
+pub mod invariants;
 pub mod picture;
 pub mod store;
 
 use onceward::decide::{self, Sweep};
 use onceward::policy::Guarantee;
-use onceward::record::{Found, Stage};
+use onceward::record::{PhaseKind, StoredRecord};
 use stateright::{Model, Property};
 
 use crate::holder::{End, Holder, Me, Step, Told, mine};
-use crate::laws::History;
+use crate::invariants::History;
 use crate::store::{Answer, At, Compare, Op, Row};
 
 #[cfg(doc)]
-use onceward::decide::{claim, complete, cut, interrupt, release, renew, standing, sweep};
+use onceward::decide::{claim, complete, effective_state, release, renew, sweep, truncated, unknown};
 
 /// The protocol, within bounds.
 #[derive(Clone, Debug)]
@@ -275,7 +275,7 @@ impl Protocol {
         state.left.cuts -= 1;
         match state.holders[usize::from(request)] {
             Holder::Streaming => {
-                let over = mine(self.me(request), Stage::Completed);
+                let over = mine(self.me(request), PhaseKind::Completed);
                 let cut = Holder::Ending { end: End::Cut, step: Step::Over(over), told: Some(Told::NotStored) };
                 state.becomes(request, cut);
             }
@@ -286,7 +286,7 @@ impl Protocol {
         }
     }
 
-    fn sweep(&self, row: Row, found: &Found) -> Option<Op> {
+    fn sweep(&self, row: Row, found: &StoredRecord) -> Option<Op> {
         match decide::sweep(found) {
             Sweep::Leave => None,
             Sweep::Write(_) if self.variant == Variant::SweepsClaims && row.at == At::InFlight => {
@@ -424,7 +424,7 @@ impl Model for Protocol {
                 self.end(state, request, End::Released { over: None });
             }
             Action::Renews(request) => {
-                let over = mine(self.me(request), Stage::InFlight);
+                let over = mine(self.me(request), PhaseKind::InFlight);
                 let step = Step::Over(over);
                 let renews = match last.holders[usize::from(request)] {
                     Holder::Ready { after_unknown } => Holder::Renewing { after_unknown, step },
@@ -485,13 +485,13 @@ impl Model for Protocol {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        laws::all(self)
+        invariants::all(self)
     }
 }
 
 impl State {
     /// What a store finds that has this row.
-    pub fn found(&self, row: Row) -> Found {
+    pub fn found(&self, row: Row) -> StoredRecord {
         row.found(self.holders[usize::from(row.attempt)] == Holder::Dead)
     }
 

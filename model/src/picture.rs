@@ -6,11 +6,11 @@
 use std::fmt::Write as _;
 
 use onceward::policy::Guarantee::AtMostOnce;
-use onceward::record::Stage;
+use onceward::record::PhaseKind;
 use stateright::{Checker, HasDiscoveries, Model, Path};
 
 use crate::holder::Holder;
-use crate::laws::ONE_EFFECT;
+use crate::invariants::ONE_EFFECT;
 use crate::store::{At, Op, Row};
 use crate::{Action, Bounds, Delivery, Protocol, State, Variant};
 
@@ -236,7 +236,7 @@ impl Cast {
                 At::Tombstone { .. } => "tombstone",
             }
             .to_owned(),
-            Op::Remove(over) if over.stage == Stage::InFlight => {
+            Op::Remove(over) if over.stage == PhaseKind::InFlight => {
                 format!("release {}", self.letter(over.attempt.0[0]))
             }
             Op::Remove(_) => "forget".to_owned(),

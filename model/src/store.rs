@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use onceward::fingerprint::{Fingerprint, Rules};
-use onceward::record::{AttemptId, Executed, Found, Kept, Phase, Print, Record, Stage, Version};
-use onceward::reply::{Head, Reply};
+use onceward::record::{
+    AttemptId, Executed, FingerprintWithRules, Phase, PhaseKind, Record, Retained, StoredRecord, Version,
+};
+use onceward::reply::{Head, StoredResponse};
 use onceward::secret::KeyHash;
 
 /// A lease, a retention, a tombstone and what stays of a release all last one tick: which of them ends first is then a
@@ -110,7 +112,7 @@ impl Row {
         let at = match phase {
             Phase::InFlight { .. } => At::InFlight,
             Phase::Completed { kept, .. } => {
-                At::Completed { answer: answer(kept), whole: matches!(kept, Kept::Whole(_)) }
+                At::Completed { answer: answer(kept), whole: matches!(kept, Retained::Response(_)) }
             }
             Phase::Released { .. } => At::Released,
             Phase::Unknown { .. } => At::Unknown,
@@ -122,9 +124,9 @@ impl Row {
     }
 
     /// What a store would find. `gone`: it knows that the process which wrote the row is dead.
-    pub fn found(&self, gone: bool) -> Found {
+    pub fn found(&self, gone: bool) -> StoredRecord {
         static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Arc::default);
-        let print = Print::new(fingerprint(self.print), RULES.clone());
+        let print = FingerprintWithRules::new(fingerprint(self.print), RULES.clone());
         let phase = match self.at {
             At::InFlight => Phase::InFlight { print, lease: TICK, began: Duration::ZERO },
             At::Completed { answer, whole } => {
@@ -138,17 +140,17 @@ impl Row {
         let gone = gone && self.at == At::InFlight && self.age > 0;
         let age = if gone { Duration::ZERO } else { TICK * u32::from(self.age) };
         let record = Record { key_hash: KeyHash([0; 32]), attempt: attempt(self.attempt), phase };
-        Found { record: Box::new(record), age, holder_gone: gone }
+        StoredRecord { record: Box::new(record), age, owner_lost: gone }
     }
 
     /// Its version, for the next write.
     pub fn version(&self) -> Version {
         let stage = match self.at {
-            At::InFlight => Stage::InFlight,
-            At::Completed { .. } => Stage::Completed,
-            At::Released => Stage::Released,
-            At::Unknown => Stage::Unknown,
-            At::Tombstone { .. } => Stage::Tombstone,
+            At::InFlight => PhaseKind::InFlight,
+            At::Completed { .. } => PhaseKind::Completed,
+            At::Released => PhaseKind::Released,
+            At::Unknown => PhaseKind::Unknown,
+            At::Tombstone { .. } => PhaseKind::Tombstone,
         };
         Version { attempt: attempt(self.attempt), stage }
     }
@@ -165,18 +167,23 @@ pub fn fingerprint(print: u8) -> Fingerprint {
 }
 
 /// Whose answer it is. Each execution answers with a status of its own, so that answers cannot be confused.
-pub fn answer(kept: &Kept) -> u8 {
+pub fn answer(kept: &Retained) -> u8 {
     let status = match kept {
-        Kept::Whole(reply) => reply.status,
-        Kept::Head(head) => head.status,
+        Retained::Response(reply) => reply.status,
+        Retained::HeadOnly(head) => head.status,
     };
     u8::try_from(status.as_u16() - 200).expect("an answer's status is 200 and its request")
 }
 
-fn kept(answer: u8, whole: bool) -> Kept {
+fn kept(answer: u8, whole: bool) -> Retained {
     let status = StatusCode::from_u16(200 + u16::from(answer)).expect("a status below 300");
     match whole {
-        true => Kept::Whole(Arc::new(Reply { status, headers: Vec::new(), body: Bytes::new(), redirect: None })),
-        false => Kept::Head(Head { status, location: None }),
+        true => Retained::Response(Arc::new(StoredResponse {
+            status,
+            headers: Vec::new(),
+            body: Bytes::new(),
+            redirect: None,
+        })),
+        false => Retained::HeadOnly(Head { status, location: None }),
     }
 }

@@ -6,11 +6,11 @@ use http::{Uri, request};
 use onceward::clock::Clock;
 use onceward::endpoints::Endpoints;
 use onceward::engine::Engine;
-use onceward::issued::Issuing;
+use onceward::issued::IssuerConfig;
 use onceward::layer::{self, LayerError};
 use onceward::limits::Limits;
 use onceward::observe::Observer;
-use onceward::policy::{Fate, Policy};
+use onceward::policy::{Disposition, Policy};
 use onceward::principal;
 use onceward::secret::Secret;
 use onceward::store::Store;
@@ -118,7 +118,7 @@ impl Builder {
     }
 
     /// Sets which parts of a request name the caller. See [`layer::Builder::principal`].
-    pub fn principal(self, rule: impl Into<principal::Rule>) -> Self {
+    pub fn principal(self, rule: impl Into<principal::PrincipalRule>) -> Self {
         Self(self.0.principal(rule))
     }
 
@@ -136,7 +136,10 @@ impl Builder {
     }
 
     /// Says what an error of the inner service means. See [`layer::Builder::classify_error`].
-    pub fn classify_error<E: 'static>(self, classify: impl Fn(&E) -> Option<Fate> + Send + Sync + 'static) -> Self {
+    pub fn classify_error<E: 'static>(
+        self,
+        classify: impl Fn(&E) -> Option<Disposition> + Send + Sync + 'static,
+    ) -> Self {
         Self(self.0.classify_error(classify))
     }
 
@@ -156,7 +159,7 @@ impl Builder {
     }
 
     /// Sets how keys are issued.
-    pub fn issuing(self, issuing: Issuing) -> Self {
+    pub fn issuing(self, issuing: IssuerConfig) -> Self {
         Self(self.0.issuing(issuing))
     }
 

@@ -7,7 +7,7 @@
 //!
 //! ```no_run
 //! use axum::{Json, Router, routing::post};
-//! use onceward::{policy::Policy, principal::Part, store::MemoryStore};
+//! use onceward::{policy::Policy, principal::PrincipalPart, store::MemoryStore};
 //! use onceward_axum::{Claim, IdempotencyLayer};
 //!
 //! async fn place_order(claim: Option<Claim>, Json(order): Json<serde_json::Value>) -> String {
@@ -16,7 +16,7 @@
 //!
 //! # #[tokio::main] async fn main() -> std::io::Result<()> {
 //! let once = IdempotencyLayer::builder(MemoryStore::default()) // or EmbeddedStore::open("onceward-data")?
-//!     .principal(Part::Authorization) // which part of a request names the caller
+//!     .principal(PrincipalPart::Authorization) // which part of a request names the caller
 //!     .build()
 //!     .policy_for("/orders", Policy::default().require_key());
 //!

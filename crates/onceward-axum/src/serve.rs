@@ -22,7 +22,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How long the store has to take the last writes after that.
 const FINAL_FLUSH: Duration = Duration::from_secs(5);
 
-/// Serves `app` as [`axum::serve`] does, with the layer `once` around it or within it.
+/// Serves `app` as [`axum::serve()`] does, with the layer `once` around it or within it.
 ///
 /// The policies are checked and the store is opened before the first connection is taken. After the signal of
 /// [`with_graceful_shutdown`](Serve::with_graceful_shutdown) no new key is claimed, and the future ends once each request that runs
@@ -168,7 +168,7 @@ async fn finish(served: io::Result<()>, engine: &Engine, deadline: Instant) -> i
         in_flight = engine.in_flight(),
         "requests still run at the end of the shutdown; their keys are unknown"
     );
-    engine.give_up();
+    engine.abort();
     // A store that does not respond must not keep the process: its claims are found lost at the next start.
     drop(timeout(FINAL_FLUSH, engine.drained()).await);
     served

@@ -89,7 +89,7 @@ impl Admin {
 
     /// Red where only a restart helps.
     fn healthz(&self) -> Page {
-        match self.engine.store().facts().broken {
+        match self.engine.store().info().broken {
             None => text(StatusCode::OK, "ok\n"),
             Some(why) => {
                 text(StatusCode::SERVICE_UNAVAILABLE, format!("the store takes no writes until a restart: {why}\n"))
@@ -127,7 +127,7 @@ impl Admin {
     }
 
     async fn metrics(&self) -> Page {
-        match self.engine.census().await {
+        match self.engine.stats().await {
             Ok(census) => self.metrics.set_census(census.in_flight, census.unknown),
             Err(error) => tracing::warn!(%error, "the store could not be counted"),
         }
@@ -145,7 +145,7 @@ impl Admin {
 
     async fn status(&self) -> Page {
         let config = &self.config;
-        let facts = self.engine.store().facts();
+        let facts = self.engine.store().info();
         let holds = match (facts.survives_kill, facts.survives_power_loss) {
             (true, true) => "over a kill and a loss of power",
             (true, false) => "over a kill, not over a loss of power",
@@ -162,7 +162,7 @@ impl Admin {
             })
         };
         let policies = std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
-        let census = match self.engine.census().await {
+        let census = match self.engine.stats().await {
             Ok(census) => json!({
                 "in_flight": census.in_flight,
                 "completed": census.completed,
@@ -196,7 +196,7 @@ impl Admin {
                 "kind": facts.kind,
                 "survives_kill": facts.survives_kill,
                 "survives_power_loss": facts.survives_power_loss,
-                "promise": facts.promise,
+                "promise": facts.durability,
             },
             "census": census,
             "settings": config.sources.iter().map(source).collect::<Vec<_>>(),

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Empty};
 use lru::LruCache;
 use onceward::layer::FromRecord;
 use onceward::policy::Policy;
-use onceward::principal::{Part, signed_scheme};
+use onceward::principal::{PrincipalPart, signed_scheme};
 use onceward::problem::{Code, Executed, Problem};
 use onceward::wire::{self, Outcome};
 use parking_lot::Mutex;
@@ -157,9 +157,9 @@ impl Authorizer {
     }
 }
 
-fn named_header(part: &Part) -> Option<&HeaderName> {
+fn named_header(part: &PrincipalPart) -> Option<&HeaderName> {
     match part {
-        Part::Header(name) => Some(name),
+        PrincipalPart::Header(name) => Some(name),
         _ => None,
     }
 }

@@ -9,8 +9,8 @@ use http::{Request, Response};
 use jsonwebtoken::dangerous::insecure_decode_claims;
 use onceward::engine::Engine;
 use onceward::observe::PrincipalChange;
-use onceward::policy::{Missing, Policy};
-use onceward::principal::{Part, bearer_jwt};
+use onceward::policy::{MissingKey, Policy};
+use onceward::principal::{PrincipalPart, bearer_jwt};
 use onceward::wire::{self, Outcome};
 use serde_json::{Map, Value};
 
@@ -47,7 +47,7 @@ impl Callers {
     pub(crate) async fn request<B>(&self, policy: &Policy, request: &mut Request<B>) -> Caller {
         let may_be_keyed = policy.covers(request.method())
             && (request.headers().contains_key(wire::IDEMPOTENCY_KEY)
-                || policy.missing != Missing::Pass
+                || policy.missing != MissingKey::Pass
                 || policy.form_field.is_some());
         if may_be_keyed && policy.principal.names_a_claim() {
             self.check_token(request).await;
@@ -111,10 +111,10 @@ impl Callers {
     }
 }
 
-fn is_authorization(part: &Part) -> bool {
+fn is_authorization(part: &PrincipalPart) -> bool {
     match part {
-        Part::Authorization => true,
-        Part::Header(name) => *name == AUTHORIZATION,
+        PrincipalPart::Authorization => true,
+        PrincipalPart::Header(name) => *name == AUTHORIZATION,
         _ => false,
     }
 }

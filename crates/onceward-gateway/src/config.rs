@@ -23,17 +23,17 @@ use std::time::Duration;
 
 use http::StatusCode;
 use onceward::fingerprint::{Hosts, Kind, Members, Rules};
-use onceward::issued::Issuing;
+use onceward::issued::IssuerConfig;
 use onceward::limits::Limits;
-use onceward::policy::{Keys, Missing, Policy};
-use onceward::principal::Rule;
+use onceward::policy::{AcceptedKeys, MissingKey, Policy};
+use onceward::principal::PrincipalRule;
 
 pub use crate::forwarded::TrustedProxies;
 pub use callers::{AuthorizeReplays, JwtSettings, KeySource, TokenSource};
 #[cfg(feature = "redis")]
 pub use parse::RedisOptions;
 pub use parse::{Host, StoreUrl, Upstream};
-pub use source::{Invalid, Origin};
+pub use source::{ConfigError, Origin};
 
 use parse::{Parsed, Shown};
 use source::{Item, Layer, Value};
@@ -65,7 +65,7 @@ pub struct Config {
     /// The operators' listener.
     pub admin: Admin,
     /// How keys are issued.
-    pub issuing: Issuing,
+    pub issuing: IssuerConfig,
     /// How the tokens that name callers are checked.
     pub jwt: JwtSettings,
     /// Raised by whoever accepts that another rule for callers forgets the keys of the last one.
@@ -144,7 +144,7 @@ impl Config {
     /// # Errors
     ///
     /// One line, with the setting, the mend and the place.
-    pub fn read(given: &Given) -> Result<Self, Invalid> {
+    pub fn read(given: &Given) -> Result<Self, ConfigError> {
         let file = match &given.file {
             Some((path, text)) => source::File::parse(text, path)?,
             None => source::File::default(),
@@ -202,14 +202,14 @@ struct Settings {
 
 impl Settings {
     /// The value that counts. The others are parsed too: what is wrong there would surprise whoever takes this one away.
-    fn get<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<T, Invalid> {
-        self.find(path, parse)?.ok_or_else(|| Invalid::missing(path, "is required"))
+    fn get<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<T, ConfigError> {
+        self.find(path, parse)?.ok_or_else(|| ConfigError::missing(path, "is required"))
     }
 
-    fn find<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<Option<T>, Invalid> {
+    fn find<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<Option<T>, ConfigError> {
         let mut found = None;
         for value in self.layers.iter().filter_map(|layer| layer.get(path)) {
-            found = Some(parse(&value.item).map_err(|what| Invalid::new(&value.name, what, value.origin.clone()))?);
+            found = Some(parse(&value.item).map_err(|what| ConfigError::new(&value.name, what, value.origin.clone()))?);
         }
         Ok(found)
     }
@@ -227,7 +227,7 @@ impl Settings {
     }
 
     /// Refuses a combination, in the name of the setting that was given last.
-    fn refuse(&self, paths: &[&str], what: impl Into<String>) -> Invalid {
+    fn refuse(&self, paths: &[&str], what: impl Into<String>) -> ConfigError {
         let given = self
             .layers
             .iter()
@@ -235,16 +235,16 @@ impl Settings {
             .find_map(|layer| paths.iter().find_map(|path| layer.get(*path)))
             .map(|value| (value.name.clone(), value.origin.clone()));
         match given {
-            Some((name, origin)) => Invalid::new(name, what, origin),
-            None => Invalid::missing(paths.first().copied().unwrap_or_default(), &what.into()),
+            Some((name, origin)) => ConfigError::new(name, what, origin),
+            None => ConfigError::missing(paths.first().copied().unwrap_or_default(), &what.into()),
         }
     }
 
-    fn top(&self) -> Result<Config, Invalid> {
+    fn top(&self) -> Result<Config, ConfigError> {
         let duration = |least, most| move |item: &Item| parse::duration(item, least, most);
         let size = |most| move |item: &Item| parse::size(item, 1, most);
         let upstream = self.find("upstream", parse::upstream)?.ok_or_else(|| {
-            Invalid::missing(
+            ConfigError::missing(
                 "upstream",
                 "is required; write --upstream http://127.0.0.1:3000, or upstream = \"…\" in the file",
             )
@@ -259,7 +259,7 @@ impl Settings {
         limits.store_timeout = self.get("limits.store_timeout", duration(MS, MINUTE))?;
         limits.upstream_timeout = self.get("limits.upstream_timeout", duration(MS, DAY))?;
         limits.capture_timeout = self.get("limits.capture_timeout", duration(MS, DAY))?;
-        let mut issuing = Issuing::default();
+        let mut issuing = IssuerConfig::default();
         issuing.lifetime = self.get("keys.lifetime", duration(SECOND, YEARS))?;
         issuing.generation = self.get("keys.generation", |item| parse::count(item, 1, 1_000_000))? as u32;
         let token = self.get("admin.token", parse::token)?;
@@ -297,7 +297,7 @@ impl Settings {
         })
     }
 
-    fn policy(&self, route: &str) -> Result<Policy, Invalid> {
+    fn policy(&self, route: &str) -> Result<Policy, ConfigError> {
         let duration = |least, most| move |item: &Item| parse::duration(item, least, most);
         let mut policy = Policy::default();
         policy.route = route.into();
@@ -357,7 +357,7 @@ impl Settings {
     }
 
     /// What makes two requests the same.
-    fn fingerprint(&self) -> Result<Rules, Invalid> {
+    fn fingerprint(&self) -> Result<Rules, ConfigError> {
         let mut rules = Rules {
             kind: self.get("policy.fingerprint", parse::fingerprint)?,
             headers: self.get("policy.fingerprint_headers", parse::header_names)?,
@@ -388,18 +388,20 @@ impl Settings {
     }
 
     /// What is said of keys fits together.
-    fn check_keys(&self, policy: &Policy, is_window_set: bool) -> Result<(), Invalid> {
-        if let Missing::Derive { .. } = policy.missing {
+    fn check_keys(&self, policy: &Policy, is_window_set: bool) -> Result<(), ConfigError> {
+        if let MissingKey::Derive { .. } = policy.missing {
             if !is_window_set {
                 let what = "\"derive\" needs a window; write derive_window = \"10m\", the time in which no honest caller makes the same request twice";
                 return Err(self.refuse(&["policy.missing"], what));
             }
-            if policy.principal == Rule::Unset {
+            if policy.principal == PrincipalRule::Unset {
                 let what = "\"derive\" tells callers apart by `principal`, and is never for the anonymous; write principal = [\"authorization\"], or another part";
                 return Err(self.refuse(&["policy.missing"], what));
             }
         }
-        if policy.keys == Keys::Issued && matches!(policy.missing, Missing::Generate | Missing::Derive { .. }) {
+        if policy.keys == AcceptedKeys::Issued
+            && matches!(policy.missing, MissingKey::Generate | MissingKey::Derive { .. })
+        {
             let what = "keys = \"issued\" takes no key that is generated or derived; write missing = \"reject\", or keys = \"any\"";
             return Err(self.refuse(&["policy.keys", "policy.missing"], what));
         }
@@ -407,12 +409,12 @@ impl Settings {
     }
 
     /// Each route over `[policy]`; patterns that two routes share are refused, for only one of them could hold.
-    fn routes(&mut self, routes: &[Layer]) -> Result<Vec<(String, Policy)>, Invalid> {
+    fn routes(&mut self, routes: &[Layer]) -> Result<Vec<(String, Policy)>, ConfigError> {
         let mut patterns = matchit::Router::new();
         let mut found = Vec::new();
         for route in routes {
             let Some(path) = route.get("path") else { continue };
-            let refuse = |what: String| Invalid::new("route.path", what, path.origin.clone());
+            let refuse = |what: String| ConfigError::new("route.path", what, path.origin.clone());
             let pattern = parse::text(&path.item).map_err(refuse)?;
             let normal = onceward::paths::pattern(pattern).map_err(refuse)?;
             patterns.insert(&*normal, ()).map_err(|error| refuse(pattern_error(pattern, &normal, &error, &found)))?;
@@ -425,7 +427,7 @@ impl Settings {
     }
 
     /// Combinations.
-    fn check(&mut self, config: &Config) -> Result<(), Invalid> {
+    fn check(&mut self, config: &Config) -> Result<(), ConfigError> {
         let limits = &config.limits;
         if limits.capture_timeout < limits.upstream_timeout {
             let what = format!(
@@ -440,7 +442,7 @@ impl Settings {
                 "must be set where the admin listener, {}, can be reached from other machines; set ONCEWARD_ADMIN_TOKEN, or listen on 127.0.0.1",
                 config.admin.listen
             );
-            return Err(Invalid::new("admin.token", what, self.origin("admin.listen")));
+            return Err(ConfigError::new("admin.token", what, self.origin("admin.listen")));
         }
         if config.drain_delay > config.drain {
             let what = format!(

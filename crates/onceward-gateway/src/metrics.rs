@@ -206,7 +206,7 @@ impl Observer for Metrics {
         }
     }
 
-    fn prevented(&self, route: &str) {
+    fn duplicate_prevented(&self, route: &str) {
         if let Some(one) = self.routes.get(route) {
             one.prevented.inc();
         }

@@ -145,7 +145,7 @@ async fn serve(config: Config) -> Result<(), String> {
         listen = %listening,
         admin = %admin_listening,
         upstream = %config.upstream,
-        store = engine.store().facts().kind,
+        store = engine.store().info().kind,
         version = env!("CARGO_PKG_VERSION"),
         "listening on {listening}"
     );
@@ -181,7 +181,7 @@ async fn serve(config: Config) -> Result<(), String> {
             in_flight = engine.in_flight(),
             "the drain limit is over; what still runs is written as unknown"
         );
-        engine.give_up();
+        engine.abort();
         let writing = config.limits.store_timeout * 2 + LAST_WORDS;
         if timeout(writing, engine.drained()).await.is_err() {
             tracing::error!(

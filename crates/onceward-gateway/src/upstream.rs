@@ -28,7 +28,7 @@ use http_body::Body;
 use onceward::claim::Claim;
 use onceward::engine::{Engine, ExecutionPermit};
 use onceward::fault;
-use onceward::policy::{EndsWithConnection, Fate};
+use onceward::policy::{Disposition, EndsWithConnection};
 use onceward::problem::{Code, Problem};
 use onceward::wire::Outcome;
 use tokio::time::{Instant, timeout_at};
@@ -207,7 +207,7 @@ where
                         && Outcome::of(response.headers()) == Some(Outcome::Rejected);
                     let mut answer = self.answer(response, connection, &framing, permit);
                     if is_loop {
-                        answer.extensions_mut().insert(Fate::Released);
+                        answer.extensions_mut().insert(Disposition::Released);
                     }
                     if parts.headers.contains_key(ORIGIN) || parts.extensions.get::<Own>().is_some() {
                         answer.extensions_mut().insert(FromUpstream);
@@ -230,7 +230,7 @@ where
         loop {
             // It may have been about to be sent on a connection that was closed meanwhile.
             if let Some(claim) = claim {
-                claim.nothing_was_sent();
+                claim.mark_unsent();
             }
             let is_fresh = idle.is_none();
             let mut connection = match idle.take() {
@@ -240,7 +240,7 @@ where
             if let Some(claim) = claim {
                 // Nothing may be sent for a claim that may be lost by now.
                 claim
-                    .first_byte()
+                    .mark_sending()
                     .await
                     .map_err(|_| Failure::NotSent("the claim was overtaken before it was sent".into()))?;
             }
@@ -328,7 +328,7 @@ where
             }
         };
         let mut response = problem.endpoints(Some(&self.endpoints)).into_response().map(Answer::own);
-        response.extensions_mut().insert(Fate::NotSent);
+        response.extensions_mut().insert(Disposition::NotSent);
         response.extensions_mut().insert(Looped);
         response
     }
@@ -337,17 +337,17 @@ where
         let (code, fate, without_key) = match failure {
             Failure::NotSent(_) => (
                 Code::UpstreamUnreachable,
-                Fate::NotSent,
+                Disposition::NotSent,
                 "No connection could be made, and nothing was sent. Send the request again.",
             ),
             Failure::Lost(_) => (
                 Code::UpstreamLost,
-                Fate::Unknown,
+                Disposition::Unknown,
                 "The request was sent, and the connection broke before a whole answer came. It may have been executed.",
             ),
             Failure::TimedOut => (
                 Code::UpstreamTimeout,
-                Fate::Unknown,
+                Disposition::Unknown,
                 "The request was sent, and no answer came in time. It may have been executed.",
             ),
         };

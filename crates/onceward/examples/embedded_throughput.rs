@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let store = Arc::new(EmbeddedStore::open(&folder)?);
     runtime.block_on(measure(&store, Duration::from_secs(seconds), callers));
-    let census = runtime.block_on(store.census())?;
+    let census = runtime.block_on(store.stats())?;
     drop(store);
     let begun = Instant::now();
     let store = EmbeddedStore::open(&folder)?;
@@ -50,7 +50,7 @@ async fn measure(store: &Arc<EmbeddedStore>, time: Duration, callers: u64) {
     .await;
     let done = run("completions", store, time, callers, move |store, n| async move {
         if n < claimed {
-            store.replace(&id(n), claim().version(), &completed(1 << 10)).await.unwrap();
+            store.compare_and_swap(&id(n), claim().version(), &completed(1 << 10)).await.unwrap();
         }
     })
     .await
@@ -61,7 +61,7 @@ async fn measure(store: &Arc<EmbeddedStore>, time: Duration, callers: u64) {
     .await;
     run("claims and completions, each of a new key", store, time, callers, |store, n| async move {
         store.insert(&id(n + (1 << 40)), &claim()).await.unwrap();
-        store.replace(&id(n + (1 << 40)), claim().version(), &completed(1 << 10)).await.unwrap();
+        store.compare_and_swap(&id(n + (1 << 40)), claim().version(), &completed(1 << 10)).await.unwrap();
     })
     .await;
     run("answers of 4 MiB", store, time, callers.min(4), |store, n| async move {

@@ -70,7 +70,7 @@ async fn load(store: Arc<PostgresStore>, rate: u32) {
                 return eprintln!("a claim failed: {claimed:?}");
             }
             if let Err(error) =
-                store.replace(&id, claim.version(), &records::completed(claim.attempt, 300, KEPT, KEPT)).await
+                store.compare_and_swap(&id, claim.version(), &records::completed(claim.attempt, 300, KEPT, KEPT)).await
             {
                 eprintln!("a completion failed: {error}");
             }

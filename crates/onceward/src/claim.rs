@@ -10,33 +10,33 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::decide::{self, Renew};
-use crate::engine::{Boxed, End, ExecutionPermit, Shared};
+use crate::engine::{AttemptEnd, Boxed, ExecutionPermit, Shared};
 use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts};
-use crate::policy::{Fate, Policy};
+use crate::policy::{Disposition, Policy};
 use crate::principal::Principal;
 use crate::problem::Problem;
-use crate::record::{AttemptId, Phase, Print, Record, Stage, Version};
+use crate::record::{AttemptId, FingerprintWithRules, Phase, PhaseKind, Record, Version};
 use crate::secret::{KeyHash, RecordId, hex};
-use crate::store::{Error, Replaced};
+use crate::store::{Cas, Error};
 
 /// The right to execute, held by one attempt. It stands in the extensions of each keyed request that executes.
 #[derive(Clone)]
 pub struct Claim {
-    pub(crate) held: Arc<Held>,
+    pub(crate) held: Arc<Attempt>,
 }
 
 /// Another attempt overtook this one, or nobody can tell: nothing may be sent any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overtaken;
+pub struct SupersededError;
 
-impl fmt::Display for Overtaken {
+impl fmt::Display for SupersededError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the claim could not be renewed before the first byte; nothing may be sent")
     }
 }
 
-impl std::error::Error for Overtaken {}
+impl std::error::Error for SupersededError {}
 
 impl Claim {
     /// This attempt.
@@ -50,13 +50,13 @@ impl Claim {
         self.held.over().is_some()
     }
 
-    /// Declares how this attempt ends, whatever its answer's status says: [`Fate::Released`] (it did nothing, the key is
-    /// free again) or [`Fate::NotKept`] (it executed, but its answer must not be stored), or [`Fate::Unknown`].
-    pub fn declare(&self, fate: Fate) {
+    /// Declares how this attempt ends, whatever its answer's status says: [`Disposition::Released`] (it did nothing, the key is
+    /// free again) or [`Disposition::NotKept`] (it executed, but its answer must not be stored), or [`Disposition::Unknown`].
+    pub fn declare(&self, fate: Disposition) {
         let code = match fate {
-            Fate::NotSent | Fate::Released => 1,
-            Fate::NotKept => 2,
-            Fate::Unknown => 3,
+            Disposition::NotSent | Disposition::Released => 1,
+            Disposition::NotKept => 2,
+            Disposition::Unknown => 3,
         };
         self.held.declared.store(code, Ordering::Relaxed);
     }
@@ -66,21 +66,21 @@ impl Claim {
     ///
     /// # Errors
     ///
-    /// [`Overtaken`]: nothing may be sent; the attempt ends as [`Fate::NotSent`].
-    pub async fn first_byte(&self) -> Result<(), Overtaken> {
+    /// [`SupersededError`]: nothing may be sent; the attempt ends as [`Disposition::NotSent`].
+    pub async fn mark_sending(&self) -> Result<(), SupersededError> {
         let held = &self.held;
         // An overtaken holder's renewal fails, so the first look is the only one that it needs.
         if held.was_overtaken() || (held.is_past_two_thirds() && !held.renew_boxed().await) {
-            return Err(Overtaken);
+            return Err(SupersededError);
         }
         fault::reach("send-before");
         held.sent.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Takes [`Claim::first_byte`] back: it was not written after all, and surely never will be. A forwarding service says so
+    /// Takes [`Claim::mark_sending`] back: it was not written after all, and surely never will be. A forwarding service says so
     /// where the connection that it had taken turns out to be closed, before it makes another.
-    pub fn nothing_was_sent(&self) {
+    pub fn mark_unsent(&self) {
         self.held.sent.store(false, Ordering::Relaxed);
     }
 
@@ -98,17 +98,17 @@ impl Claim {
 
     /// Returns the fingerprint that a request would have by the rules of this attempt, and whether that is its own.
     pub(crate) fn fingerprint(&self, request: &Parts<'_>) -> Option<(Fingerprint, bool)> {
-        let Print { fingerprint, rules, .. } = &self.held.print;
+        let FingerprintWithRules { fingerprint, rules, .. } = &self.held.print;
         let other = rules.fingerprint(self.held.shared.keys()?, request);
         Some((other, other == *fingerprint))
     }
 
     /// Says that the streamed rest of the answer was cut, until the store took it.
-    pub(crate) async fn tell_cut(&self) {
+    pub(crate) async fn mark_truncated(&self) {
         let held = &self.held;
         // First: whoever still writes down that there was an answer writes from now on that nobody knows.
         held.cut.store(true, Ordering::SeqCst);
-        held.shared.retry_until(|| held.tell_cut()).await;
+        held.shared.retry_until(|| held.mark_truncated()).await;
     }
 
     /// Notes that the response has begun: from now on its client is not sent away by `upstream_timeout`.
@@ -117,7 +117,7 @@ impl Claim {
     }
 
     /// Postpones the end of the attempt: its response is handed on now, and its record stays in flight until the returned
-    /// handle says how it ended. A handle that is dropped says [`End::Unknown`].
+    /// handle says how it ended. A handle that is dropped says [`AttemptEnd::Unknown`].
     pub(crate) fn end_later(&self) -> LaterEnd {
         let (end, receiver) = oneshot::channel();
         let (written, is_written) = oneshot::channel();
@@ -125,11 +125,11 @@ impl Claim {
         LaterEnd { end, is_written }
     }
 
-    pub(crate) fn declared(&self) -> Option<Fate> {
+    pub(crate) fn declared(&self) -> Option<Disposition> {
         match self.held.declared.load(Ordering::Relaxed) {
-            1 => Some(Fate::Released),
-            2 => Some(Fate::NotKept),
-            3 => Some(Fate::Unknown),
+            1 => Some(Disposition::Released),
+            2 => Some(Disposition::NotKept),
+            3 => Some(Disposition::Unknown),
             _ => None,
         }
     }
@@ -146,13 +146,13 @@ impl fmt::Debug for Claim {
 
 /// Says how an attempt ended whose response was handed on before its end.
 pub(crate) struct LaterEnd {
-    end: oneshot::Sender<End>,
+    end: oneshot::Sender<AttemptEnd>,
     is_written: oneshot::Receiver<()>,
 }
 
 impl LaterEnd {
     /// Says how it ended. The returned future resolves once that is stored.
-    pub(crate) fn send(self, end: End) -> oneshot::Receiver<()> {
+    pub(crate) fn send(self, end: AttemptEnd) -> oneshot::Receiver<()> {
         // Nobody listens where the drain's limit is over: the end is written as unknown there.
         let _ = self.end.send(end);
         self.is_written
@@ -160,13 +160,13 @@ impl LaterEnd {
 }
 
 /// What is known of an attempt, from when its claim is asked for until it is written how it ended.
-pub(crate) struct Held {
+pub(crate) struct Attempt {
     pub(crate) shared: Arc<Shared>,
     pub(crate) id: RecordId,
     pub(crate) principal: Principal,
     pub(crate) key_hash: KeyHash,
     pub(crate) attempt: AttemptId,
-    pub(crate) print: Print,
+    pub(crate) print: FingerprintWithRules,
     pub(crate) policy: Arc<Policy>,
     /// When the attempt began, by the wall clock: a hint.
     pub(crate) began: Duration,
@@ -181,28 +181,28 @@ pub(crate) struct Held {
     response_began: AtomicBool,
     declared: AtomicU8,
     /// Where the end of the attempt comes from if its response was handed on before, and whom to tell that it is stored.
-    later_end: Mutex<Option<(oneshot::Receiver<End>, oneshot::Sender<()>)>>,
+    later_end: Mutex<Option<(oneshot::Receiver<AttemptEnd>, oneshot::Sender<()>)>>,
     /// The place of the execution. It is free again when nobody holds the claim any more: neither the engine nor the task
     /// that reads a response which was handed on.
     place: Mutex<Option<ExecutionPermit>>,
     /// One renewal at a time: the loop's and the one before the first byte may meet.
     renewing: tokio::sync::Mutex<()>,
     /// What the client is told whose patience ends before the execution.
-    pub(crate) impatience: Impatience,
+    pub(crate) impatience: TimeoutResponse,
     /// Whether this is the record of a redirected request, and not of the key's first one.
     pub(crate) is_redirected: bool,
 }
 
 /// The word to a client whose patience ends: it may be spoken before anybody listens.
 #[derive(Default)]
-pub(crate) struct Impatience(Mutex<Option<Word>>);
+pub(crate) struct TimeoutResponse(Mutex<Option<Word>>);
 
 enum Word {
     Spoken(Box<Problem>),
     Awaited(oneshot::Sender<Box<Problem>>),
 }
 
-impl Impatience {
+impl TimeoutResponse {
     pub(crate) fn tell(&self, problem: Problem) {
         let mut word = self.0.lock();
         match word.take() {
@@ -223,13 +223,13 @@ impl Impatience {
     }
 }
 
-impl Held {
+impl Attempt {
     pub(crate) fn new(
         shared: Arc<Shared>,
         id: RecordId,
         principal: Principal,
         key_hash: KeyHash,
-        print: Print,
+        print: FingerprintWithRules,
         policy: Arc<Policy>,
     ) -> Arc<Self> {
         Arc::new(Self::begin(shared, id, principal, key_hash, print, policy))
@@ -247,7 +247,7 @@ impl Held {
         id: RecordId,
         principal: Principal,
         key_hash: KeyHash,
-        print: Print,
+        print: FingerprintWithRules,
         policy: Arc<Policy>,
     ) -> Self {
         let began = shared.clock.wall();
@@ -270,13 +270,13 @@ impl Held {
             place: Mutex::default(),
             declared: AtomicU8::new(0),
             renewing: tokio::sync::Mutex::new(()),
-            impatience: Impatience::default(),
+            impatience: TimeoutResponse::default(),
             is_redirected: false,
         }
     }
 
     /// The claim was won: by a write that was sent then, over what was there.
-    pub(crate) fn won(&self, sent_at: Duration, over: Option<Version>) {
+    pub(crate) fn on_acquired(&self, sent_at: Duration, over: Option<Version>) {
         self.confirmed.store(micros(sent_at), Ordering::Relaxed);
         if let Some(version) = over {
             // A claim is won once.
@@ -301,7 +301,7 @@ impl Held {
 
     /// Where the record stands if nobody touched it.
     pub(crate) fn in_flight(&self) -> Version {
-        Version { attempt: self.attempt, stage: Stage::InFlight }
+        Version { attempt: self.attempt, stage: PhaseKind::InFlight }
     }
 
     pub(crate) fn confirmed(&self) -> Duration {
@@ -314,7 +314,7 @@ impl Held {
     }
 
     /// Whether its answer broke off after it had begun to go to the client.
-    pub(crate) fn was_cut(&self) -> bool {
+    pub(crate) fn was_truncated(&self) -> bool {
         self.cut.load(Ordering::SeqCst)
     }
 
@@ -340,7 +340,7 @@ impl Held {
     }
 
     /// Takes the channel of [`Claim::end_later`], if the end was postponed.
-    pub(crate) fn take_later_end(&self) -> Option<(oneshot::Receiver<End>, oneshot::Sender<()>)> {
+    pub(crate) fn take_later_end(&self) -> Option<(oneshot::Receiver<AttemptEnd>, oneshot::Sender<()>)> {
         self.later_end.lock().take()
     }
 
@@ -359,7 +359,7 @@ impl Held {
         self.shared.clock.now().saturating_sub(self.confirmed()) > self.policy.lease / 3 * 2
     }
 
-    /// [`Held::renew`], where it is rare: not in each request's own future.
+    /// [`Attempt::renew`], where it is rare: not in each request's own future.
     fn renew_boxed(&self) -> Boxed<'_, bool> {
         Box::pin(self.renew())
     }
@@ -372,9 +372,9 @@ impl Held {
         let mut over = self.in_flight();
         // Given up as unknown meanwhile, it is claimed back from there; forgotten by the store, it is claimed anew.
         for _ in 0..3 {
-            let found = match self.shared.replace(&self.id, over, &record).await {
-                Ok(Replaced::Yes) => return self.is_alive(sent_at),
-                Ok(Replaced::No(found)) => found,
+            let found = match self.shared.compare_and_swap(&self.id, over, &record).await {
+                Ok(Cas::Swapped) => return self.is_alive(sent_at),
+                Ok(Cas::Conflict(found)) => found,
                 Err(error) => return self.is_not_renewed(&error),
             };
             match decide::renew(found.as_ref(), self.attempt) {
@@ -407,14 +407,14 @@ impl Held {
     }
 
     /// Says that the streamed rest of the answer was cut, so that nobody believes it was whole.
-    async fn tell_cut(&self) -> Result<(), Error> {
+    async fn mark_truncated(&self) -> Result<(), Error> {
         let unknown = self.record_unknown();
-        let mut over = Version { attempt: self.attempt, stage: Stage::Completed };
+        let mut over = Version { attempt: self.attempt, stage: PhaseKind::Completed };
         // The word that there is an answer may come in between, once.
         for _ in 0..4 {
-            match self.shared.replace(&self.id, over, &unknown).await? {
-                Replaced::Yes => break,
-                Replaced::No(found) => match decide::cut(found.as_ref(), self.attempt) {
+            match self.shared.compare_and_swap(&self.id, over, &unknown).await? {
+                Cas::Swapped => break,
+                Cas::Conflict(found) => match decide::truncated(found.as_ref(), self.attempt) {
                     Some(version) => over = version,
                     None => break,
                 },

@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 #[cfg(feature = "redis")]
 use crate::record::Phase;
-use crate::record::{Executed, Record, Stage};
+use crate::record::{Executed, PhaseKind, Record};
 use crate::secret::RecordId;
 use crate::store::Error;
 use reader::Fields;
@@ -161,13 +161,13 @@ const UNKNOWN: u8 = 4;
 const TOMBSTONE: u8 = 5;
 
 /// The number of a stage, for whoever keeps it beside the record, too.
-pub(crate) fn number(stage: Stage) -> u8 {
+pub(crate) fn number(stage: PhaseKind) -> u8 {
     match stage {
-        Stage::InFlight => IN_FLIGHT,
-        Stage::Completed => COMPLETED,
-        Stage::Released => RELEASED,
-        Stage::Unknown => UNKNOWN,
-        Stage::Tombstone => TOMBSTONE,
+        PhaseKind::InFlight => IN_FLIGHT,
+        PhaseKind::Completed => COMPLETED,
+        PhaseKind::Released => RELEASED,
+        PhaseKind::Unknown => UNKNOWN,
+        PhaseKind::Tombstone => TOMBSTONE,
     }
 }
 

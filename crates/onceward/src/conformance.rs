@@ -56,10 +56,12 @@ use tokio::task::JoinSet;
 
 use crate::clock::ManualClock;
 use crate::fingerprint::{Fingerprint, Kind, Rules};
-use crate::record::{AttemptId, Executed, Found, Kept, Phase, Print, Record, Stage, Version};
-use crate::reply::{Head, Reply};
+use crate::record::{
+    AttemptId, Executed, FingerprintWithRules, Phase, PhaseKind, Record, Retained, StoredRecord, Version,
+};
+use crate::reply::{Head, StoredResponse};
 use crate::secret::{KeyHash, RecordId};
-use crate::store::{Census, Pending, Replaced, Store};
+use crate::store::{Cas, Store, StoreFuture, StoreStats};
 
 /// Creates a module `$name` with one test per rule. `$subject` is called for each, and returns a
 /// future of a [`Subject`].
@@ -191,7 +193,7 @@ impl Subject {
     }
 
     #[track_caller]
-    fn assert_age(&self, found: &Found, want: Duration) {
+    fn assert_age(&self, found: &StoredRecord, want: Duration) {
         let [least, most] = [want.saturating_sub(self.slack), want + self.slack];
         assert!((least..=most).contains(&found.age), "the age is {:?}, and {want:?} passed", found.age);
     }
@@ -210,7 +212,7 @@ pub async fn empty_store_finds_nothing(subject: Subject) {
     assert_eq!(get(store, 1).await, None);
     assert!(!store.remove(&id(1), record.version()).await.unwrap());
     assert_eq!(store.due(100).await.unwrap(), []);
-    assert_eq!(count(store.census().await.unwrap()), [0; 5]);
+    assert_eq!(count(store.stats().await.unwrap()), [0; 5]);
 }
 
 /// Checks that an insert reports that no record existed, and that the record is found afterwards.
@@ -220,7 +222,7 @@ pub async fn inserted_record_is_found(subject: Subject) {
     assert_eq!(insert(store, 1, &record).await, None);
     let found = store.get(&id(1)).await.unwrap().expect("it was inserted");
     assert_eq!(*found.record, record);
-    assert!(!found.holder_gone, "its holder is this process");
+    assert!(!found.owner_lost, "its holder is this process");
     subject.assert_age(&found, Duration::ZERO);
 }
 
@@ -279,7 +281,7 @@ pub async fn compare_and_swap_compares_the_attempt(subject: Subject) {
     let store = &subject.store;
     let there = in_flight(attempt(1));
     insert(store, 1, &there).await;
-    let other = Version { attempt: attempt(2), stage: Stage::InFlight };
+    let other = Version { attempt: attempt(2), stage: PhaseKind::InFlight };
     assert_eq!(replace(store, 1, other, &completed(attempt(2))).await, Err(Some(there.clone())));
     assert_eq!(get(store, 1).await, Some(there.clone()));
     assert_eq!(replace(store, 1, there.version(), &completed(attempt(1))).await, Ok(()));
@@ -291,7 +293,8 @@ pub async fn compare_and_swap_compares_the_phase(subject: Subject) {
     let store = &subject.store;
     for (n, there) in each_phase(attempt(1)).into_iter().enumerate() {
         insert(store, n, &there).await;
-        let stages = [Stage::InFlight, Stage::Completed, Stage::Released, Stage::Unknown, Stage::Tombstone];
+        let stages =
+            [PhaseKind::InFlight, PhaseKind::Completed, PhaseKind::Released, PhaseKind::Unknown, PhaseKind::Tombstone];
         for stage in stages.into_iter().filter(|stage| *stage != there.phase.stage()) {
             let over = Version { attempt: there.attempt, stage };
             assert_eq!(replace(store, n, over, &in_flight(attempt(2))).await, Err(Some(there.clone())), "{stage:?}");
@@ -388,7 +391,7 @@ pub async fn completed_record_is_immutable(subject: Subject) {
     for over in [in_flight(attempt(1)), in_flight(attempt(2)), completed(attempt(2)), unknown(attempt(1))] {
         let mut other = completed(over.attempt);
         if let Phase::Completed { kept, .. } = &mut other.phase {
-            *kept = Kept::Head(Head { status: StatusCode::ACCEPTED, location: None });
+            *kept = Retained::HeadOnly(Head { status: StatusCode::ACCEPTED, location: None });
         }
         assert_eq!(replace(store, 1, over.version(), &other).await, Err(Some(kept.clone())));
     }
@@ -535,7 +538,7 @@ pub async fn replaced_record_is_not_due_by_its_old_phase(subject: Subject) {
     if subject.ends_by_itself {
         assert_eq!(due(store, 100).await, [0; 0]);
         let left = get(store, 1).await.expect("its tombstone is not over");
-        assert_eq!(left.version(), Version { attempt: attempt(1), stage: Stage::Tombstone });
+        assert_eq!(left.version(), Version { attempt: attempt(1), stage: PhaseKind::Tombstone });
         return;
     }
     assert_eq!(due(store, 100).await, [1]);
@@ -578,8 +581,8 @@ pub async fn rejected_write_keeps_the_age(subject: Subject) {
     subject.advance(HOUR).await;
     insert(store, 1, &in_flight(attempt(2))).await;
     let other = in_flight(attempt(2)).version();
-    match store.replace(&id(1), other, &completed(attempt(2))).await.unwrap() {
-        Replaced::No(Some(found)) => subject.assert_age(&found, HOUR),
+    match store.compare_and_swap(&id(1), other, &completed(attempt(2))).await.unwrap() {
+        Cas::Conflict(Some(found)) => subject.assert_age(&found, HOUR),
         outcome => panic!("it is there, at another version: {outcome:?}"),
     }
     assert!(!store.remove(&id(1), other).await.unwrap());
@@ -613,9 +616,9 @@ pub async fn records_do_not_expire_without_remove(subject: Subject) {
 pub async fn named_value_is_inserted_once(subject: Subject) {
     let store = &subject.store;
     let secret = Bytes::from((0..=255).collect::<Vec<u8>>());
-    assert_eq!(store.meta("secret", &secret).await.unwrap(), secret);
-    assert_eq!(store.meta("secret", b"another").await.unwrap(), secret);
-    assert_eq!(subject.other.meta("secret", b"").await.unwrap(), secret);
+    assert_eq!(store.get_or_insert_meta("secret", &secret).await.unwrap(), secret);
+    assert_eq!(store.get_or_insert_meta("secret", b"another").await.unwrap(), secret);
+    assert_eq!(subject.other.get_or_insert_meta("secret", b"").await.unwrap(), secret);
 }
 
 /// Checks that concurrent callers get the same value.
@@ -624,12 +627,14 @@ pub async fn concurrent_named_values_agree(subject: Subject) {
         let mut racers = JoinSet::new();
         for racer in 0..16_u8 {
             let store = if racer % 2 == 0 { subject.store.clone() } else { subject.other.clone() };
-            racers.spawn(async move { store.meta(&format!("secret {round}"), &[racer; 32]).await.unwrap() });
+            racers.spawn(
+                async move { store.get_or_insert_meta(&format!("secret {round}"), &[racer; 32]).await.unwrap() },
+            );
         }
         let values: HashSet<_> = racers.join_all().await.into_iter().collect();
         assert_eq!(values.len(), 1, "round {round}: {values:?}");
         let value = values.into_iter().next().unwrap();
-        assert_eq!(subject.store.meta(&format!("secret {round}"), b"late").await.unwrap(), value);
+        assert_eq!(subject.store.get_or_insert_meta(&format!("secret {round}"), b"late").await.unwrap(), value);
     }
 }
 
@@ -638,14 +643,14 @@ pub async fn named_values_are_independent(subject: Subject) {
     let store = &subject.store;
     let names = ["a", "ab", "b", "a b", "é", "schema"];
     for name in names {
-        assert_eq!(store.meta(name, name.as_bytes()).await.unwrap(), name);
+        assert_eq!(store.get_or_insert_meta(name, name.as_bytes()).await.unwrap(), name);
     }
-    assert_eq!(store.meta("empty", b"").await.unwrap(), "");
-    assert_eq!(store.meta("empty", b"late").await.unwrap(), "");
+    assert_eq!(store.get_or_insert_meta("empty", b"").await.unwrap(), "");
+    assert_eq!(store.get_or_insert_meta("empty", b"late").await.unwrap(), "");
     for name in names {
-        assert_eq!(store.meta(name, b"late").await.unwrap(), name);
+        assert_eq!(store.get_or_insert_meta(name, b"late").await.unwrap(), name);
     }
-    assert_eq!(store.census().await.unwrap().completed, 0, "a named value is not a record");
+    assert_eq!(store.stats().await.unwrap().completed, 0, "a named value is not a record");
     assert_eq!(due(store, 100).await, [0; 0]);
 }
 
@@ -666,7 +671,7 @@ pub async fn bodies_round_trip_byte_for_byte(subject: Subject) {
     let store = &subject.store;
     let bodies = [Bytes::new(), (0..=255).collect(), Bytes::from_static(b"\r\n\0\xff\xfe\xc3"), vec![0; 5000].into()];
     for (n, body) in bodies.into_iter().enumerate() {
-        let record = answered(attempt(n), Reply { body, ..reply() });
+        let record = answered(attempt(n), StoredResponse { body, ..reply() });
         insert(store, n, &record).await;
         assert_eq!(get(store, n).await, Some(record));
     }
@@ -687,7 +692,7 @@ pub async fn headers_round_trip_in_order(subject: Subject) {
     let headers = headers.map(|(name, value)| {
         (HeaderName::from_static(name), HeaderValue::from_bytes(value).expect("a value of the suite"))
     });
-    let record = answered(attempt(1), Reply { headers: headers.to_vec(), ..reply() });
+    let record = answered(attempt(1), StoredResponse { headers: headers.to_vec(), ..reply() });
     insert(store, 1, &record).await;
     let read = get(store, 1).await;
     assert_eq!(read, Some(record));
@@ -699,7 +704,7 @@ pub async fn large_response_round_trips(subject: Subject) {
     // No two of its pages are alike.
     let body: Vec<u8> = (0..(4_u32 << 20) / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
     let header = (HeaderName::from_static("x-long"), HeaderValue::from_str(&"h".repeat(60_000)).expect("it is ASCII"));
-    let record = answered(attempt(1), Reply { body: body.into(), headers: vec![header; 4], ..reply() });
+    let record = answered(attempt(1), StoredResponse { body: body.into(), headers: vec![header; 4], ..reply() });
     insert(store, 1, &in_flight(attempt(1))).await;
     replace(store, 1, in_flight(attempt(1)).version(), &record).await.unwrap();
     // Not by `assert_eq`, which would print the body.
@@ -817,27 +822,27 @@ pub async fn dropped_future_leaves_store_usable(subject: Subject) {
         let found = insert(store, n, &in_flight(attempt(1000 + n))).await;
         let there = found.unwrap_or_else(|| in_flight(attempt(1000 + n)));
         assert!([attempt(n), attempt(1000 + n)].contains(&there.attempt));
-        poll_and_drop(store.replace(&id(n), there.version(), &completed(there.attempt)));
+        poll_and_drop(store.compare_and_swap(&id(n), there.version(), &completed(there.attempt)));
         let outcome = replace(store, n, there.version(), &released(there.attempt)).await;
         let there = match outcome {
             Ok(()) => released(there.attempt),
             Err(found) => found.expect("nobody removed it"),
         };
-        assert!([Stage::Completed, Stage::Released].contains(&there.phase.stage()));
+        assert!([PhaseKind::Completed, PhaseKind::Released].contains(&there.phase.stage()));
         poll_and_drop(store.due(10));
-        poll_and_drop(store.census());
-        poll_and_drop(store.meta("name", b"value"));
+        poll_and_drop(store.stats());
+        poll_and_drop(store.get_or_insert_meta("name", b"value"));
         poll_and_drop(store.get(&id(n)));
         poll_and_drop(store.remove(&id(n), there.version()));
         store.remove(&id(n), there.version()).await.unwrap();
         assert_eq!(get(store, n).await, None);
     }
-    assert_eq!(store.meta("name", b"value").await.unwrap(), "value");
-    let census = store.census().await.unwrap();
+    assert_eq!(store.get_or_insert_meta("name", b"value").await.unwrap(), "value");
+    let census = store.stats().await.unwrap();
     assert_eq!((census.in_flight, census.completed, census.released), (0, 0, 0));
 }
 
-fn poll_and_drop<T>(mut asked: Pending<'_, T>) {
+fn poll_and_drop<T>(mut asked: StoreFuture<'_, T>) {
     let _: Poll<_> = Pin::new(&mut asked).poll(&mut Context::from_waker(Waker::noop()));
 }
 
@@ -849,21 +854,21 @@ pub async fn stats_count_records_by_phase(subject: Subject) {
         insert(store, n, record).await;
         insert(store, n, &in_flight(attempt(2))).await;
     }
-    let census = store.census().await.unwrap();
+    let census = store.stats().await.unwrap();
     assert_eq!(count(census), [1, 2, 1, 1, 1]);
     assert!(census.bytes > 0);
     replace(store, 0, in_flight(attempt(2)).version(), &completed(attempt(2))).await.unwrap_err();
-    assert_eq!(count(store.census().await.unwrap()), [1, 2, 1, 1, 1]);
-    let large = answered(attempt(1), Reply { body: vec![7; 100_000].into(), ..reply() });
+    assert_eq!(count(store.stats().await.unwrap()), [1, 2, 1, 1, 1]);
+    let large = answered(attempt(1), StoredResponse { body: vec![7; 100_000].into(), ..reply() });
     replace(store, 0, in_flight(attempt(1)).version(), &large).await.unwrap();
-    let larger = store.census().await.unwrap();
+    let larger = store.stats().await.unwrap();
     assert_eq!(count(larger), [0, 3, 1, 1, 1]);
     assert!(larger.bytes >= census.bytes + 90_000, "{} after {}", larger.bytes, census.bytes);
     assert!(store.remove(&id(0), large.version()).await.unwrap());
     for (n, record) in each_phase(attempt(1)).iter().enumerate().skip(1) {
         assert!(store.remove(&id(n), record.version()).await.unwrap());
     }
-    let empty = store.census().await.unwrap();
+    let empty = store.stats().await.unwrap();
     assert_eq!(count(empty), [0; 5]);
     assert!(empty.bytes < census.bytes);
 }
@@ -879,16 +884,19 @@ pub async fn two_clients_see_the_same_data(subject: Subject) {
     subject.advance(LEASE * 2).await;
     assert_eq!(due(one, 100).await, [1]);
     assert_eq!(due(other, 100).await, [1]);
-    assert_eq!(one.census().await.unwrap().in_flight, other.census().await.unwrap().in_flight);
+    assert_eq!(one.stats().await.unwrap().in_flight, other.stats().await.unwrap().in_flight);
     assert!(one.remove(&id(1), in_flight(attempt(3)).version()).await.unwrap());
     assert_eq!(get(other, 1).await, None);
-    assert_eq!(one.meta("name", b"one").await.unwrap(), other.meta("name", b"other").await.unwrap());
+    assert_eq!(
+        one.get_or_insert_meta("name", b"one").await.unwrap(),
+        other.get_or_insert_meta("name", b"other").await.unwrap()
+    );
 }
 
 /// Checks that the description of the store is consistent.
 pub async fn info_is_consistent(subject: Subject) {
-    let facts = subject.store.facts();
-    assert!(!facts.kind.is_empty() && !facts.promise.is_empty());
+    let facts = subject.store.info();
+    assert!(!facts.kind.is_empty() && !facts.durability.is_empty());
     assert!(facts.survives_kill || !facts.survives_power_loss, "what survives a power loss survives a kill");
 }
 
@@ -919,9 +927,9 @@ async fn get(store: &Arc<dyn Store>, n: usize) -> Option<Record> {
 
 /// Swaps, and returns the current record if there was a conflict.
 async fn replace(store: &Arc<dyn Store>, n: usize, over: Version, record: &Record) -> Result<(), Option<Record>> {
-    match store.replace(&id(n), over, record).await.unwrap() {
-        Replaced::Yes => Ok(()),
-        Replaced::No(found) => Err(found.map(|found| *found.record)),
+    match store.compare_and_swap(&id(n), over, record).await.unwrap() {
+        Cas::Swapped => Ok(()),
+        Cas::Conflict(found) => Err(found.map(|found| *found.record)),
     }
 }
 
@@ -930,7 +938,7 @@ async fn due(store: &Arc<dyn Store>, limit: usize) -> Vec<usize> {
     store.due(limit).await.unwrap().into_iter().map(|(id, _)| number(id)).collect()
 }
 
-fn count(census: Census) -> [u64; 5] {
+fn count(census: StoreStats) -> [u64; 5] {
     [census.in_flight, census.completed, census.released, census.unknown, census.tombstones]
 }
 
@@ -938,14 +946,17 @@ fn record(attempt: AttemptId, phase: Phase) -> Record {
     Record { key_hash: KeyHash([0xfe; 32]), attempt, phase }
 }
 
-fn print() -> Print {
+fn print() -> FingerprintWithRules {
     let headers = vec![HeaderName::from_static("x-tenant"), HeaderName::from_static("accept")];
-    Print::new(Fingerprint([0x81; 32]), Arc::new(Rules { kind: Kind::Exact, headers, ..Rules::default() }))
+    FingerprintWithRules::new(
+        Fingerprint([0x81; 32]),
+        Arc::new(Rules { kind: Kind::Exact, headers, ..Rules::default() }),
+    )
 }
 
-fn reply() -> Reply {
+fn reply() -> StoredResponse {
     let header = (HeaderName::from_static("location"), HeaderValue::from_static("/orders/1"));
-    Reply {
+    StoredResponse {
         status: StatusCode::CREATED,
         headers: vec![header],
         body: Bytes::from_static(b"{\"order\":1}"),
@@ -958,8 +969,8 @@ fn in_flight(attempt: AttemptId) -> Record {
     record(attempt, Phase::InFlight { print: print(), lease: LEASE, began })
 }
 
-fn answered(attempt: AttemptId, reply: Reply) -> Record {
-    let kept = Kept::Whole(Arc::new(reply));
+fn answered(attempt: AttemptId, reply: StoredResponse) -> Record {
+    let kept = Retained::Response(Arc::new(reply));
     record(attempt, Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
 }
 
@@ -983,7 +994,7 @@ fn tombstone(attempt: AttemptId) -> Record {
 /// first.
 fn each_phase(attempt: AttemptId) -> [Record; 6] {
     let head = Head { status: StatusCode::OK, location: Some("/files/é".to_owned()) };
-    let kept = Kept::Head(head);
+    let kept = Retained::HeadOnly(head);
     [
         in_flight(attempt),
         completed(attempt),

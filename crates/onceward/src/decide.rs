@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use crate::fingerprint::Fingerprint;
 use crate::policy::Guarantee;
-use crate::record::{AttemptId, Executed, Found, Kept, Phase, Record, Stage, Version};
+use crate::record::{AttemptId, Executed, Phase, PhaseKind, Record, Retained, StoredRecord, Version};
 
 /// What a record means at this moment, whoever asks.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Standing<'a> {
+pub enum EffectiveState<'a> {
     /// Nothing is known, or nothing that binds: the key is free.
     Free,
     /// Its holder is believed to be alive.
@@ -35,34 +35,36 @@ pub enum Standing<'a> {
     /// Its holder is lost: it may or may not have executed.
     Lost,
     /// Executed; this is kept of the answer.
-    Completed(&'a Kept),
+    Completed(&'a Retained),
     /// Known, but no longer its answer.
     Expired(Executed),
 }
 
 /// Reads a record. Retention is looked at before all else, so that an answer is never shown longer than was promised.
-pub fn standing(found: &Found) -> Standing<'_> {
-    let Found { record, age, holder_gone } = found;
+pub fn effective_state(found: &StoredRecord) -> EffectiveState<'_> {
+    let StoredRecord { record, age, owner_lost } = found;
     match &record.phase {
-        Phase::Released { .. } => Standing::Free,
-        Phase::Completed { retention, tombstone, .. } if *age >= retention.saturating_add(*tombstone) => Standing::Free,
-        Phase::Completed { retention, .. } if age >= retention => Standing::Expired(Executed::Yes),
-        Phase::Completed { kept, .. } => Standing::Completed(kept),
-        Phase::Tombstone { keep, .. } if age >= keep => Standing::Free,
-        Phase::Tombstone { executed, .. } => Standing::Expired(*executed),
-        Phase::Unknown { .. } => Standing::Lost,
-        Phase::InFlight { lease, .. } if *holder_gone || age >= lease => Standing::Lost,
-        Phase::InFlight { lease, .. } => Standing::InFlight { age: *age, left: *lease - *age },
+        Phase::Released { .. } => EffectiveState::Free,
+        Phase::Completed { retention, tombstone, .. } if *age >= retention.saturating_add(*tombstone) => {
+            EffectiveState::Free
+        }
+        Phase::Completed { retention, .. } if age >= retention => EffectiveState::Expired(Executed::Yes),
+        Phase::Completed { kept, .. } => EffectiveState::Completed(kept),
+        Phase::Tombstone { keep, .. } if age >= keep => EffectiveState::Free,
+        Phase::Tombstone { executed, .. } => EffectiveState::Expired(*executed),
+        Phase::Unknown { .. } => EffectiveState::Lost,
+        Phase::InFlight { lease, .. } if *owner_lost || age >= lease => EffectiveState::Lost,
+        Phase::InFlight { lease, .. } => EffectiveState::InFlight { age: *age, left: *lease - *age },
     }
 }
 
 /// What becomes of a request that came with a key.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Claim<'a> {
+pub enum ClaimDecision<'a> {
     /// It may execute, as a new attempt that replaces what was found.
     Execute,
     /// It gets the first answer, or is told that there was one.
-    Replay(&'a Kept),
+    Replay(&'a Retained),
     /// Another is executing.
     InFlight {
         /// How long since its last sign of life.
@@ -79,25 +81,25 @@ pub enum Claim<'a> {
 }
 
 /// A request asks to execute. `asked` is its fingerprint, by the rules of the record that was found.
-pub fn claim<'a>(found: &'a Found, asked: &Fingerprint, guarantee: Guarantee) -> Claim<'a> {
-    let standing = standing(found);
+pub fn claim<'a>(found: &'a StoredRecord, asked: &Fingerprint, guarantee: Guarantee) -> ClaimDecision<'a> {
+    let standing = effective_state(found);
     let same = found.record.print().is_none_or(|print| print.fingerprint == *asked);
     match (standing, guarantee) {
-        (Standing::Free, _) => Claim::Execute,
-        _ if !same => Claim::Mismatch,
-        (Standing::InFlight { age, left }, _) => Claim::InFlight { age, left },
-        (Standing::Lost, Guarantee::AtMostOnce) => Claim::Unknown,
-        (Standing::Lost, Guarantee::AtLeastOnce) => Claim::Execute,
-        (Standing::Completed(kept), _) => Claim::Replay(kept),
-        (Standing::Expired(executed), _) => Claim::Expired(executed),
+        (EffectiveState::Free, _) => ClaimDecision::Execute,
+        _ if !same => ClaimDecision::Mismatch,
+        (EffectiveState::InFlight { age, left }, _) => ClaimDecision::InFlight { age, left },
+        (EffectiveState::Lost, Guarantee::AtMostOnce) => ClaimDecision::Unknown,
+        (EffectiveState::Lost, Guarantee::AtLeastOnce) => ClaimDecision::Execute,
+        (EffectiveState::Completed(kept), _) => ClaimDecision::Replay(kept),
+        (EffectiveState::Expired(executed), _) => ClaimDecision::Expired(executed),
     }
 }
 
 /// Returns the fingerprint that the request has at the target of a redirect, as long as that redirect is kept. A request with
 /// the same key that has it is the redirected one, and has a record of its own.
-pub fn redirect(found: &Found) -> Option<Fingerprint> {
-    match standing(found) {
-        Standing::Completed(Kept::Whole(reply)) => reply.redirect,
+pub fn redirect(found: &StoredRecord) -> Option<Fingerprint> {
+    match effective_state(found) {
+        EffectiveState::Completed(Retained::Response(reply)) => reply.redirect,
         _ => None,
     }
 }
@@ -105,12 +107,12 @@ pub fn redirect(found: &Found) -> Option<Fingerprint> {
 /// Returns true if an attempt that replaced this version follows one that may have executed. No response releases it: "not
 /// executed" says nothing of the earlier attempt, so that the outcome stays unknown.
 pub fn follows_unknown(over: Option<Version>) -> bool {
-    over.is_some_and(|over| matches!(over.stage, Stage::InFlight | Stage::Unknown))
+    over.is_some_and(|over| matches!(over.stage, PhaseKind::InFlight | PhaseKind::Unknown))
 }
 
 /// What becomes of the word of an attempt that ended: completed, or unknown.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Late<'a> {
+pub enum FinalizeDecision<'a> {
     /// It is written over this version.
     Write {
         /// What it replaces.
@@ -119,19 +121,19 @@ pub enum Late<'a> {
         audited: bool,
     },
     /// This attempt's end is already kept; the word changes nothing.
-    Kept(&'a Record),
+    AlreadyRecorded(&'a Record),
     /// Another attempt overtook it.
-    Overtaken(Winner<'a>),
+    Superseded(SupersededBy<'a>),
     /// Nothing is there. As long as no end of this attempt can have been kept and forgotten since, the store lost its memory of
     /// the claim, which nothing else deletes: to be inserted. Else refused.
-    Gone,
+    Missing,
 }
 
 /// What the client of an overtaken attempt gets.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Winner<'a> {
+pub enum SupersededBy<'a> {
     /// The winner's answer, or that there was one.
-    Answer(&'a Kept),
+    Response(&'a Retained),
     /// The winner is still executing.
     Running,
     /// The winner has no answer either: the client gets its own, marked `not-stored`.
@@ -139,35 +141,39 @@ pub enum Winner<'a> {
 }
 
 /// Attempt `attempt`, of a request with fingerprint `asked`, says that it executed, with an answer.
-pub fn complete<'a>(found: Option<&'a Found>, attempt: AttemptId, asked: &Fingerprint) -> Late<'a> {
-    let Some(found) = found else { return Late::Gone };
+pub fn complete<'a>(found: Option<&'a StoredRecord>, attempt: AttemptId, asked: &Fingerprint) -> FinalizeDecision<'a> {
+    let Some(found) = found else { return FinalizeDecision::Missing };
     let over = found.record.version();
     match &found.record.phase {
         _ if found.record.attempt != attempt => overtaken(found, asked),
-        Phase::InFlight { .. } | Phase::Unknown { .. } => Late::Write { over, audited: false },
-        Phase::Released { .. } => Late::Write { over, audited: true },
-        Phase::Completed { .. } | Phase::Tombstone { .. } => Late::Kept(&found.record),
+        Phase::InFlight { .. } | Phase::Unknown { .. } => FinalizeDecision::Write { over, audited: false },
+        Phase::Released { .. } => FinalizeDecision::Write { over, audited: true },
+        Phase::Completed { .. } | Phase::Tombstone { .. } => FinalizeDecision::AlreadyRecorded(&found.record),
     }
 }
 
 /// Attempt `attempt` says that it was interrupted after its first byte was sent.
-pub fn interrupt<'a>(found: Option<&'a Found>, attempt: AttemptId, asked: &Fingerprint) -> Late<'a> {
-    let Some(found) = found else { return Late::Gone };
+pub fn unknown<'a>(found: Option<&'a StoredRecord>, attempt: AttemptId, asked: &Fingerprint) -> FinalizeDecision<'a> {
+    let Some(found) = found else { return FinalizeDecision::Missing };
     let over = found.record.version();
     match &found.record.phase {
         _ if found.record.attempt != attempt => overtaken(found, asked),
-        Phase::InFlight { .. } => Late::Write { over, audited: false },
+        Phase::InFlight { .. } => FinalizeDecision::Write { over, audited: false },
         // It was declared as not executed, yet its first byte was sent: the honest state is that nobody knows.
-        Phase::Released { .. } => Late::Write { over, audited: true },
-        Phase::Unknown { .. } | Phase::Completed { .. } | Phase::Tombstone { .. } => Late::Kept(&found.record),
+        Phase::Released { .. } => FinalizeDecision::Write { over, audited: true },
+        Phase::Unknown { .. } | Phase::Completed { .. } | Phase::Tombstone { .. } => {
+            FinalizeDecision::AlreadyRecorded(&found.record)
+        }
     }
 }
 
 /// Attempt `attempt` says that the answer whose head it kept, or is about to keep, was cut on its way.
-pub fn cut(found: Option<&Found>, attempt: AttemptId) -> Option<Version> {
+pub fn truncated(found: Option<&StoredRecord>, attempt: AttemptId) -> Option<Version> {
     let found = found?;
     match &found.record.phase {
-        Phase::Completed { kept: Kept::Head(_), .. } | Phase::InFlight { .. } if found.record.attempt == attempt => {
+        Phase::Completed { kept: Retained::HeadOnly(_), .. } | Phase::InFlight { .. }
+            if found.record.attempt == attempt =>
+        {
             Some(found.record.version())
         }
         _ => None,
@@ -187,7 +193,7 @@ pub enum Release {
 
 /// Attempt `attempt` says that it sent nothing, or that its status is declared as released. `over` is what its claim was to
 /// replace, if it was more than an insert: a claim whose fate is not known may still arrive there.
-pub fn release(found: Option<&Found>, attempt: AttemptId, over: Option<Version>) -> Release {
+pub fn release(found: Option<&StoredRecord>, attempt: AttemptId, over: Option<Version>) -> Release {
     let Some(found) = found else { return Release::Insert };
     let version = found.record.version();
     match &found.record.phase {
@@ -195,7 +201,7 @@ pub fn release(found: Option<&Found>, attempt: AttemptId, over: Option<Version>)
         // What no longer binds makes place for the claim, should it still arrive: over this very version, or by an insert
         // once the sweep has removed it.
         _ if version.attempt != attempt
-            && standing(found) == Standing::Free
+            && effective_state(found) == EffectiveState::Free
             && (Some(version) == over || sweep(found) == Sweep::Forget) =>
         {
             Release::Write(version)
@@ -216,7 +222,7 @@ pub enum Renew {
 }
 
 /// Attempt `attempt` says that it is alive.
-pub fn renew(found: Option<&Found>, attempt: AttemptId) -> Renew {
+pub fn renew(found: Option<&StoredRecord>, attempt: AttemptId) -> Renew {
     match found {
         None => Renew::Insert,
         Some(found) if found.record.attempt == attempt => match found.record.phase {
@@ -239,27 +245,27 @@ pub enum Sweep {
 }
 
 /// The sweep looks at a record. It never deletes a claim or an unknown.
-pub fn sweep(found: &Found) -> Sweep {
-    match (standing(found), &found.record.phase) {
-        (Standing::Lost, Phase::InFlight { print, .. }) => Sweep::Write(Phase::Unknown { print: print.clone() }),
-        (Standing::Expired(executed), Phase::Completed { print, retention, tombstone, .. }) => {
+pub fn sweep(found: &StoredRecord) -> Sweep {
+    match (effective_state(found), &found.record.phase) {
+        (EffectiveState::Lost, Phase::InFlight { print, .. }) => Sweep::Write(Phase::Unknown { print: print.clone() }),
+        (EffectiveState::Expired(executed), Phase::Completed { print, retention, tombstone, .. }) => {
             // The tombstone ends when it was promised to, however late the sweep comes.
             let keep = retention.saturating_add(*tombstone).saturating_sub(found.age);
             Sweep::Write(Phase::Tombstone { print: print.clone(), executed, keep })
         }
-        (Standing::Free, Phase::Completed { .. } | Phase::Tombstone { .. }) => Sweep::Forget,
-        (Standing::Free, Phase::Released { keep }) if found.age >= *keep => Sweep::Forget,
+        (EffectiveState::Free, Phase::Completed { .. } | Phase::Tombstone { .. }) => Sweep::Forget,
+        (EffectiveState::Free, Phase::Released { keep }) if found.age >= *keep => Sweep::Forget,
         _ => Sweep::Leave,
     }
 }
 
-fn overtaken<'a>(found: &'a Found, asked: &Fingerprint) -> Late<'a> {
+fn overtaken<'a>(found: &'a StoredRecord, asked: &Fingerprint) -> FinalizeDecision<'a> {
     let same = found.record.print().is_none_or(|print| print.fingerprint == *asked);
-    Late::Overtaken(match standing(found) {
+    FinalizeDecision::Superseded(match effective_state(found) {
         // Released in between, the key went to another request: its answer is not this client's to see.
-        _ if !same => Winner::None,
-        Standing::Completed(kept) => Winner::Answer(kept),
-        Standing::InFlight { .. } => Winner::Running,
-        Standing::Free | Standing::Lost | Standing::Expired(_) => Winner::None,
+        _ if !same => SupersededBy::None,
+        EffectiveState::Completed(kept) => SupersededBy::Response(kept),
+        EffectiveState::InFlight { .. } => SupersededBy::Running,
+        EffectiveState::Free | EffectiveState::Lost | EffectiveState::Expired(_) => SupersededBy::None,
     })
 }

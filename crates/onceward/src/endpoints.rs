@@ -15,13 +15,13 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use tower_service::Service;
 
-use crate::engine::{Engine, Look};
+use crate::engine::{Engine, KeyStatus};
 use crate::fingerprint::Pointer;
 use crate::key::{KEY_BYTES_MAX, Key};
 use crate::layer::coding::Accepted;
 use crate::layer::{FromRecord, Hooks};
 use crate::paths;
-use crate::policy::{Keys, Missing, Policy};
+use crate::policy::{AcceptedKeys, MissingKey, Policy};
 use crate::principal::{KeySpace, Principal, ScopePart, UnidentifiedCallerError};
 use crate::problem::{Code, Problem};
 use crate::wire::{self, Outcome};
@@ -242,16 +242,16 @@ impl Shared {
         key: &Key,
         places: &[(Principal, KeySpace)],
         wait: Option<Duration>,
-    ) -> (Result<Look, Problem>, Principal) {
+    ) -> (Result<KeyStatus, Problem>, Principal) {
         let mut free = Principal::Anonymous;
         for (principal, space) in places {
             // Only where it runs is there anything to wait for.
-            match self.engine.look(key, principal, space, wait).await {
-                Ok(Look::Free) => free = *principal,
+            match self.engine.lookup(key, principal, space, wait).await {
+                Ok(KeyStatus::Free) => free = *principal,
                 look => return (look, *principal),
             }
         }
-        (Ok(Look::Free), free)
+        (Ok(KeyStatus::Free), free)
     }
 
     async fn operation(&self, head: &request::Parts) -> Response<Bytes> {
@@ -272,15 +272,15 @@ impl Shared {
         let (look, principal) = self.look(&key, &places, wait).await;
         let mut response = match (look, principal) {
             // A page that believed that nothing is known would make a new order.
-            (Ok(Look::Free), _) if needs_path => engine
+            (Ok(KeyStatus::Free), _) if needs_path => engine
                 .refusal(Code::OutcomeUnknown)
                 .detail("Keys are separate by path here. Ask with the path of the request: GET operation?path=/orders, for example.")
                 .into_response(),
-            (Ok(Look::Free), _) => engine.refusal(Code::OperationUnknown).into_response(),
+            (Ok(KeyStatus::Free), _) => engine.refusal(Code::OperationUnknown).into_response(),
             (Err(problem), _) => problem.into_response(),
             (Ok(look), Principal::Anonymous) => state_of(&look),
-            (Ok(Look::InFlight(seconds)), _) => in_flight(seconds),
-            (Ok(Look::Replay(reply)), _) => {
+            (Ok(KeyStatus::InFlight(seconds)), _) => in_flight(seconds),
+            (Ok(KeyStatus::Replay(reply)), _) => {
                 let accepted = Accepted::of(headers);
                 let decoded = match accepted.decode(&reply, engine.limits().response_body) {
                     Some(decoding) => decoding.await,
@@ -292,7 +292,7 @@ impl Shared {
                 response.extensions_mut().insert(FromRecord);
                 response
             }
-            (Ok(Look::Refused(problem)), _) => problem.into_response(),
+            (Ok(KeyStatus::Refused(problem)), _) => problem.into_response(),
         };
         if let Some(wait) = wait {
             let applied = format!("wait={}", wait.min(engine.limits().wait_max).as_secs());
@@ -312,12 +312,12 @@ fn named_path(head: &request::Parts) -> Option<String> {
 }
 
 /// What an anonymous caller is told: anybody could be asking, so the answer itself is not shown.
-fn state_of(look: &Look) -> Response<Bytes> {
+fn state_of(look: &KeyStatus) -> Response<Bytes> {
     let (outcome, executed, seconds) = match look {
-        Look::Replay(_) => (Outcome::Stored, "yes", None),
-        Look::InFlight(seconds) => (Outcome::InFlight, "unknown", Some(*seconds)),
-        Look::Refused(problem) => (problem.outcome(), problem.code().row().executed.as_str(), None),
-        Look::Free => (Outcome::Released, "unknown", None),
+        KeyStatus::Replay(_) => (Outcome::Stored, "yes", None),
+        KeyStatus::InFlight(seconds) => (Outcome::InFlight, "unknown", Some(*seconds)),
+        KeyStatus::Refused(problem) => (problem.outcome(), problem.code().row().executed.as_str(), None),
+        KeyStatus::Free => (Outcome::Released, "unknown", None),
     };
     let mut response = body(
         StatusCode::OK,
@@ -343,16 +343,16 @@ fn describe(policy: &Policy) -> Value {
     json!({
         "methods": policy.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
         "missing": match policy.missing {
-            Missing::Pass => "pass",
-            Missing::Reject => "reject",
-            Missing::Generate => "generate",
-            Missing::Derive { .. } => "derive",
+            MissingKey::Pass => "pass",
+            MissingKey::Reject => "reject",
+            MissingKey::Generate => "generate",
+            MissingKey::Derive { .. } => "derive",
         },
         "derive_window_seconds": match policy.missing {
-            Missing::Derive { window } => Some(seconds(window)),
+            MissingKey::Derive { window } => Some(seconds(window)),
             _ => None,
         },
-        "keys": match policy.keys { Keys::Any => "any", Keys::Issued => "issued" },
+        "keys": match policy.keys { AcceptedKeys::Any => "any", AcceptedKeys::Issued => "issued" },
         "form_field": policy.form_field.as_deref(),
         "key_headers": key_sources(policy),
         "fingerprint": policy.fingerprint.kind.as_str(),

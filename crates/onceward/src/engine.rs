@@ -3,17 +3,17 @@
 //! Read it from the top: [`Engine::run`] is the whole life of a request. `decide` judges, the store keeps, and what stands
 //! here is only the order of things and what becomes of each failure.
 
+mod acquire;
 mod cache;
 mod callers;
-mod caring;
-mod claiming;
-mod holding;
+mod detach;
+mod execute;
+mod finalize;
+mod init;
 mod issuing;
-mod opening;
 pub mod rules;
-mod sweeping;
+mod sweeper;
 mod waiting;
-mod writing;
 
 use std::fmt;
 use std::future::Future;
@@ -27,43 +27,43 @@ use futures_util::future::poll_immediate;
 use http::HeaderValue;
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::claim::{Claim, Held};
+use crate::claim::{Attempt, Claim};
 use crate::clock::{Clock, SystemClock};
 use crate::fingerprint::{Fingerprint, Rules};
-use crate::issued::Issuing;
+use crate::issued::IssuerConfig;
 use crate::key::Key;
 use crate::limits::Limits;
 use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::principal::{KeySpace, Principal};
 use crate::problem::{Code, Problem};
-use crate::record::{AttemptId, Found, Phase, Print, Record, Version};
-use crate::reply::{Head, Reply};
+use crate::record::{AttemptId, FingerprintWithRules, Phase, Record, StoredRecord, Version};
+use crate::reply::{Head, StoredResponse};
 use crate::secret::{HashKeys, RecordId, Secret};
-use crate::store::{Census, Error, Pending, Replaced, Store, chain};
+use crate::store::{Cas, Error, Store, StoreFuture, StoreStats, chain};
 use crate::waiters::Waiters;
 use crate::wire::Outcome;
+use acquire::{Begun, Ended, live};
 use cache::Cache;
 use callers::Callers;
-use caring::Cared;
-use claiming::{Begun, Ended, live};
-use opening::Opened;
+use detach::DetachOnDrop;
+use init::StoreSession;
 
 /// What executes at most once: the request, and how to run it.
 pub trait Operation: Send + Sized + 'static {
     /// The answer for the client that began it.
-    type Answer: Send + 'static;
+    type Response: Send + 'static;
 
     /// The request's fingerprint, by the given rules.
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
 
     /// The same, with what a record keeps besides.
-    fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> Print {
-        Print::new(self.fingerprint(rules, keys), Arc::clone(rules))
+    fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> FingerprintWithRules {
+        FingerprintWithRules::new(self.fingerprint(rules, keys), Arc::clone(rules))
     }
 
     /// Names what differs between this request and the one of a record, if the record tells.
-    fn difference(&self, _print: &Print, _keys: &HashKeys) -> Option<String> {
+    fn difference(&self, _print: &FingerprintWithRules, _keys: &HashKeys) -> Option<String> {
         None
     }
 
@@ -74,7 +74,7 @@ pub trait Operation: Send + Sized + 'static {
     }
 
     /// Executes. No client's hang-up ends it: without a caller it goes on in a task.
-    fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Answer>> + Send;
+    fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Response>> + Send;
 }
 
 /// How an execution ended.
@@ -83,25 +83,25 @@ pub struct Execution<T> {
     /// The answer for the client.
     pub answer: Result<T, Code>,
     /// What is kept of it.
-    pub end: End,
+    pub end: AttemptEnd,
 }
 
 /// What is kept of an execution.
 #[derive(Clone, Debug, PartialEq)]
-pub enum End {
+pub enum AttemptEnd {
     /// It executed, and this was its whole answer.
-    Completed(Arc<Reply>),
+    Completed(Arc<StoredResponse>),
     /// It executed, and its answer is not kept.
     NotKept(Head),
     /// It did not execute; those who waited for it get this answer.
-    Released(Option<Arc<Reply>>),
+    Released(Option<Arc<StoredResponse>>),
     /// It may or may not have executed.
     Unknown,
 }
 
 /// What a request asks.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct KeyedRequest {
     /// The key.
     pub key: Key,
     /// Who asks.
@@ -116,18 +116,18 @@ pub struct Ask {
 
 /// What a keyed request gets.
 #[derive(Debug)]
-pub enum Answer<T> {
+pub enum RunOutcome<T> {
     /// The answer of its own execution.
     Own(T, Outcome),
     /// The first answer again.
-    Replay(Arc<Reply>),
+    Replay(Arc<StoredResponse>),
     /// The answer of a released attempt that it waited for.
-    Released(Arc<Reply>),
+    Released(Arc<StoredResponse>),
     /// A refusal. Boxed, for it is rare, and answers are moved often.
     Refused(Box<Problem>),
 }
 
-impl<T> Answer<T> {
+impl<T> RunOutcome<T> {
     fn refused(problem: Problem) -> Self {
         Self::Refused(Box::new(problem))
     }
@@ -135,13 +135,13 @@ impl<T> Answer<T> {
 
 /// What became of a key, for whoever asks without a request.
 #[derive(Debug)]
-pub enum Look {
+pub enum KeyStatus {
     /// Nothing is known that binds.
     Free,
     /// An attempt is executing; ask again after so many seconds.
     InFlight(u64),
     /// The first answer.
-    Replay(Arc<Reply>),
+    Replay(Arc<StoredResponse>),
     /// A refusal says it.
     Refused(Problem),
 }
@@ -160,7 +160,7 @@ impl Engine {
             namespace: "default".to_owned(),
             limits: Limits::default(),
             secret: None,
-            issuing: Issuing::default(),
+            issuing: IssuerConfig::default(),
             observer: None,
             clock: Arc::new(SystemClock),
         }
@@ -170,24 +170,24 @@ impl Engine {
     ///
     /// All of it is polled in the caller's task, as long as the caller is there. From the moment on when a claim was sent it may go
     /// away: then a task goes on.
-    pub async fn run<O: Operation>(&self, ask: &Ask, operation: Box<O>) -> Answer<O::Answer> {
+    pub async fn run<O: Operation>(&self, ask: &KeyedRequest, operation: Box<O>) -> RunOutcome<O::Response> {
         let shared = &self.shared;
         if let Err(error) = ask.policy.check() {
             tracing::error!(route = &*ask.policy.route, %error, "a policy voids its promise");
             let problem = self.refusal(Code::StoreUnavailable).detail(error.to_string());
-            let answer = Answer::refused(problem);
+            let answer = RunOutcome::refused(problem);
             shared.observe(&ask.policy, &answer, None);
             return answer;
         }
         let keys = match shared.open().await {
             Ok(opened) => &opened.keys,
             Err(error) => {
-                let answer = Answer::refused(shared.store_refusal(None, &error));
+                let answer = RunOutcome::refused(shared.store_refusal(None, &error));
                 shared.observe(&ask.policy, &answer, None);
                 return answer;
             }
         };
-        let mut held = Held::asking(Arc::clone(shared), keys, ask, &*operation);
+        let mut held = Attempt::asking(Arc::clone(shared), keys, ask, &*operation);
         shared.notice_two_callers(ask, &held);
         let mut operation = operation;
         let other = loop {
@@ -246,8 +246,8 @@ impl Engine {
     }
 
     /// Writes whatever still executes as unknown, at once. Await [`Engine::drained`] after it.
-    pub fn give_up(&self) {
-        self.shared.give_up.send_replace(true);
+    pub fn abort(&self) {
+        self.shared.abort.send_replace(true);
     }
 
     /// How many claims are being made, executing, or being written down in this process.
@@ -276,8 +276,8 @@ impl Engine {
     /// # Errors
     ///
     /// The store's.
-    pub async fn census(&self) -> Result<Census, Error> {
-        self.shared.timed("census", self.shared.store.census()).await
+    pub async fn stats(&self) -> Result<StoreStats, Error> {
+        self.shared.timed("census", self.shared.store.stats()).await
     }
 
     /// The limits.
@@ -291,8 +291,8 @@ impl Engine {
     }
 
     /// Ends when the drain's limit is over.
-    pub(crate) async fn given_up(&self) {
-        over(&mut self.shared.give_up.subscribe()).await;
+    pub(crate) async fn aborted(&self) {
+        wait_aborted(&mut self.shared.abort.subscribe()).await;
     }
 
     pub(crate) fn observer(&self) -> Option<&dyn Observer> {
@@ -365,7 +365,7 @@ impl Engine {
 }
 
 /// Begins the life of a request, and waits for what its client is told.
-async fn begin<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Begun<O> {
+async fn begin<O: Operation>(held: &Arc<Attempt>, operation: Box<O>) -> Begun<O> {
     let mut life = live(Arc::clone(held), operation);
     // No caller goes away within a poll: what ends in its first needs nobody who cares for it.
     match poll_immediate(&mut life).await {
@@ -375,14 +375,14 @@ async fn begin<O: Operation>(held: &Arc<Held>, operation: Box<O>) -> Begun<O> {
 }
 
 /// Goes on until the client is told: when the life ends, or earlier, where patience does. Without a caller, a task goes on.
-fn go_on<O: Operation>(held: &Held, life: Boxed<'static, Ended<O>>) -> Boxed<'static, Begun<O>> {
-    let life = Cared::for_life(life);
+fn go_on<O: Operation>(held: &Attempt, life: Boxed<'static, Ended<O>>) -> Boxed<'static, Begun<O>> {
+    let life = DetachOnDrop::new(life);
     let impatience = held.impatience.listen();
     Box::pin(async move {
         tokio::select! {
             biased;
             ended = life => ended.told(),
-            Ok(problem) = impatience => Begun::Answered(Answer::Refused(problem)),
+            Ok(problem) = impatience => Begun::Answered(RunOutcome::Refused(problem)),
         }
     })
 }
@@ -400,7 +400,7 @@ pub struct Builder {
     namespace: String,
     limits: Limits,
     secret: Option<Secret>,
-    issuing: Issuing,
+    issuing: IssuerConfig,
     observer: Option<Arc<dyn Observer>>,
     clock: Arc<dyn Clock>,
 }
@@ -425,7 +425,7 @@ impl Builder {
     }
 
     /// How keys are issued.
-    pub fn issuing(mut self, issuing: Issuing) -> Self {
+    pub fn issuing(mut self, issuing: IssuerConfig) -> Self {
         self.issuing = issuing;
         self
     }
@@ -447,7 +447,7 @@ impl Builder {
         // More than a semaphore has would be no bound in any case.
         let executions = Arc::new(Semaphore::new(self.limits.executions.min(Semaphore::MAX_PERMITS)));
         // A store in this very memory answers as fast as a copy would.
-        let caches = self.limits.cache > 0 && !self.store.facts().in_process;
+        let caches = self.limits.cache > 0 && !self.store.info().in_process;
         Engine {
             shared: Arc::new(Shared {
                 cache: caches.then(|| Cache::new(self.limits.cache)),
@@ -468,7 +468,7 @@ impl Builder {
                 running: AtomicUsize::new(0),
                 idle: Notify::new(),
                 draining: AtomicBool::new(false),
-                give_up: watch::Sender::new(false),
+                abort: watch::Sender::new(false),
                 mount: OnceLock::new(),
             }),
         }
@@ -487,9 +487,9 @@ pub(crate) struct Shared {
     limits: Limits,
     namespace: String,
     secret: Option<Secret>,
-    issuing: Issuing,
+    issuing: IssuerConfig,
     observer: Option<Arc<dyn Observer>>,
-    opened: OnceCell<Opened>,
+    opened: OnceCell<StoreSession>,
     /// The store belongs to another secret now.
     is_foreign: AtomicBool,
     /// A task of some runtime sweeps.
@@ -502,7 +502,7 @@ pub(crate) struct Shared {
     running: AtomicUsize,
     idle: Notify,
     draining: AtomicBool,
-    give_up: watch::Sender<bool>,
+    abort: watch::Sender<bool>,
     mount: OnceLock<String>,
 }
 
@@ -544,13 +544,13 @@ impl Shared {
         None
     }
 
-    fn observe<T>(&self, policy: &Policy, answer: &Answer<T>, id: Option<&RecordId>) {
+    fn observe<T>(&self, policy: &Policy, answer: &RunOutcome<T>, id: Option<&RecordId>) {
         let Some(observer) = &self.observer else { return };
         let (outcome, prevented) = match answer {
-            Answer::Own(_, outcome) => (*outcome, false),
-            Answer::Replay(_) => (Outcome::Replayed, true),
-            Answer::Released(_) => (Outcome::Released, true),
-            Answer::Refused(problem) => {
+            RunOutcome::Own(_, outcome) => (*outcome, false),
+            RunOutcome::Replay(_) => (Outcome::Replayed, true),
+            RunOutcome::Released(_) => (Outcome::Released, true),
+            RunOutcome::Refused(problem) => {
                 let prevented = matches!(
                     problem.code(),
                     Code::InFlight | Code::OutcomeUnknown | Code::AnswerNotKept | Code::KeyExpired | Code::KeyReused
@@ -560,7 +560,7 @@ impl Shared {
         };
         observer.answered(&policy.route, outcome, id);
         if prevented {
-            observer.prevented(&policy.route);
+            observer.duplicate_prevented(&policy.route);
         }
     }
 
@@ -581,7 +581,7 @@ impl Shared {
     }
 
     /// Inserts, unless this process knows what is there.
-    pub(crate) async fn insert(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+    pub(crate) async fn insert(&self, id: &RecordId, record: &Record) -> Result<Option<StoredRecord>, Error> {
         if let Some(found) = self.cached(id) {
             return Ok(Some(found));
         }
@@ -590,18 +590,18 @@ impl Shared {
         Ok(found)
     }
 
-    pub(crate) async fn replace(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
-        let replaced = self.timed("replace", self.store.replace(id, over, record)).await?;
+    pub(crate) async fn compare_and_swap(&self, id: &RecordId, over: Version, record: &Record) -> Result<Cas, Error> {
+        let replaced = self.timed("replace", self.store.compare_and_swap(id, over, record)).await?;
         match (&self.cache, &replaced) {
-            (Some(cache), Replaced::Yes) => cache.note(id, record, Duration::ZERO, || self.clock.now()),
-            (_, Replaced::No(found)) => self.note(id, found.as_ref()),
-            (None, Replaced::Yes) => {}
+            (Some(cache), Cas::Swapped) => cache.note(id, record, Duration::ZERO, || self.clock.now()),
+            (_, Cas::Conflict(found)) => self.note(id, found.as_ref()),
+            (None, Cas::Swapped) => {}
         }
         Ok(replaced)
     }
 
     /// What is there, as the store says, or as it said a moment ago.
-    async fn get(&self, id: &RecordId) -> Result<Option<Found>, Error> {
+    async fn get(&self, id: &RecordId) -> Result<Option<StoredRecord>, Error> {
         if let Some(found) = self.cached(id) {
             return Ok(Some(found));
         }
@@ -623,12 +623,12 @@ impl Shared {
         Ok(removed)
     }
 
-    fn cached(&self, id: &RecordId) -> Option<Found> {
+    fn cached(&self, id: &RecordId) -> Option<StoredRecord> {
         let cache = self.cache.as_ref()?;
         cache.get(id, self.clock.now())
     }
 
-    fn note(&self, id: &RecordId, found: Option<&Found>) {
+    fn note(&self, id: &RecordId, found: Option<&StoredRecord>) {
         match (&self.cache, found) {
             (Some(cache), Some(found)) => cache.note(id, &found.record, found.age, || self.clock.now()),
             (Some(cache), None) => cache.forget(id),
@@ -636,12 +636,12 @@ impl Shared {
         }
     }
 
-    async fn meta(&self, name: &str, value: &[u8]) -> Result<bytes::Bytes, Error> {
-        self.timed("meta", self.store.meta(name, value)).await
+    async fn get_or_insert_meta(&self, name: &str, value: &[u8]) -> Result<bytes::Bytes, Error> {
+        self.timed("meta", self.store.get_or_insert_meta(name, value)).await
     }
 
     /// Asks the store, no longer than it may take. No timer is made for a store that answers at once.
-    async fn timed<T: Send + 'static>(&self, op: &'static str, mut asked: Pending<'_, T>) -> Result<T, Error> {
+    async fn timed<T: Send + 'static>(&self, op: &'static str, mut asked: StoreFuture<'_, T>) -> Result<T, Error> {
         let sent = self.observed_now();
         if let Some(answer) = poll_immediate(&mut asked).await {
             self.observe_store(op, sent, answer.is_ok());
@@ -654,10 +654,10 @@ impl Shared {
         &'a self,
         op: &'static str,
         sent: Option<Duration>,
-        mut asked: Pending<'a, T>,
-    ) -> Pending<'a, T> {
+        mut asked: StoreFuture<'a, T>,
+    ) -> StoreFuture<'a, T> {
         let until = sent.unwrap_or_else(|| self.clock.now()).saturating_add(self.limits.store_timeout);
-        Pending::new(async move {
+        StoreFuture::new(async move {
             let answer = tokio::select! {
                 biased;
                 answer = &mut asked => answer,
@@ -681,8 +681,8 @@ impl Shared {
 }
 
 /// Ends when the drain's limit is over.
-async fn over(given_up: &mut watch::Receiver<bool>) {
-    if given_up.wait_for(|given_up| *given_up).await.is_err() {
+async fn wait_aborted(aborted: &mut watch::Receiver<bool>) {
+    if aborted.wait_for(|aborted| *aborted).await.is_err() {
         // Without an engine nobody can give up any more.
         std::future::pending().await
     }

@@ -21,7 +21,7 @@ use http::header::{
 use http::{Method, Uri};
 use smallvec::SmallVec;
 
-use crate::secret::{Framed, HashKeys};
+use crate::secret::{HashKeys, LengthPrefixed};
 use crate::wire::{line, lines};
 use form::Form;
 use form_v1::Form as FormV1;
@@ -281,12 +281,12 @@ impl Rules {
         let body = match content {
             Content::Exact => keys.body_digest(request.body),
             Content::Form(form) => {
-                let mut fields = Framed::default();
+                let mut fields = LengthPrefixed::default();
                 form.frame(&mut fields);
                 keys.body_digest(fields.bytes())
             }
             Content::Json(value) => {
-                let mut values = Framed::default();
+                let mut values = LengthPrefixed::default();
                 draft.members = value.frame_root(&self.members, &mut values);
                 let digest = keys.body_digest(values.bytes());
                 draft.values = values;
@@ -316,7 +316,7 @@ impl Rules {
     }
 
     fn digest_v1(&self, kind: Kind, keys: &HashKeys, request: &Parts<'_>, authority: &[u8]) -> Fingerprint {
-        let mut framed = Framed::default();
+        let mut framed = LengthPrefixed::default();
         framed.number(FIRST_VERSION.into());
         framed.number(if kind == Kind::Form { FORM } else { EXACT });
         let form = match kind {
@@ -382,11 +382,11 @@ impl<'b> Content<'b> {
 /// The fields of a digest, and where each part ends.
 #[derive(Default)]
 struct Draft {
-    framed: Framed,
+    framed: LengthPrefixed,
     start: usize,
     ends: SmallVec<[usize; 12]>,
     /// A JSON body, and where its members stand.
-    values: Framed,
+    values: LengthPrefixed,
     members: Vec<(String, Range<usize>)>,
 }
 
@@ -455,7 +455,7 @@ fn authority<'a>(request: &Parts<'a>) -> &'a [u8] {
 }
 
 /// Path and query.
-fn target(framed: &mut Framed, uri: &Uri) {
+fn target(framed: &mut LengthPrefixed, uri: &Uri) {
     framed.field(uri.path().as_bytes());
     // "/a" and "/a?" are two targets; the number tells an empty query from none.
     match uri.query() {
@@ -468,13 +468,13 @@ fn target(framed: &mut Framed, uri: &Uri) {
 }
 
 /// A header that a rule names.
-fn header(framed: &mut Framed, headers: &HeaderMap, name: &HeaderName) {
+fn header(framed: &mut LengthPrefixed, headers: &HeaderMap, name: &HeaderName) {
     framed.field(name.as_str().as_bytes());
     values_of(framed, headers, name);
 }
 
 /// How many lines of a header there are, and each.
-fn values_of(framed: &mut Framed, headers: &HeaderMap, name: &HeaderName) {
+fn values_of(framed: &mut LengthPrefixed, headers: &HeaderMap, name: &HeaderName) {
     framed.number(lines(headers, name).count());
     lines(headers, name).for_each(|value| framed.field(value.as_bytes()));
 }

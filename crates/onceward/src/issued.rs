@@ -10,19 +10,19 @@ use std::time::Duration;
 
 use crate::key::Key;
 use crate::principal::Principal;
-use crate::secret::{Framed, HashKeys, MacKey, hex};
+use crate::secret::{HashKeys, LengthPrefixed, MacKey, hex};
 
 /// How keys are issued. [`Default`] gives the documented defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Issuing {
+pub struct IssuerConfig {
     /// How long a key may be used, from when it was issued, by the wall clock of the processes that issue and check.
     pub lifetime: Duration,
     /// Which key signs. Raised by one to rotate; keys of the one before and the one after are taken too.
     pub generation: u32,
 }
 
-impl Default for Issuing {
+impl Default for IssuerConfig {
     fn default() -> Self {
         Self { lifetime: Duration::from_secs(24 * 3600), generation: 1 }
     }
@@ -30,18 +30,18 @@ impl Default for Issuing {
 
 /// Why a key is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum InvalidKey {
     /// It was not issued here, or so long ago that its generation is gone.
-    Forged,
+    BadSignature,
     /// It was issued to another caller, or for another route.
-    Foreign,
+    WrongSubject,
     /// Its time is over.
     Expired,
 }
 
 /// To whom, and for what.
 #[derive(Clone, Copy)]
-pub(crate) struct Holder<'a> {
+pub(crate) struct Subject<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) principal: &'a Principal,
     pub(crate) route: &'a str,
@@ -52,7 +52,12 @@ const BODY: usize = 28;
 const BYTES: usize = BODY + 64;
 
 /// A key for `holder`, and when it expires, since 1970.
-pub(crate) fn issue(keys: &HashKeys, issuing: &Issuing, holder: Holder<'_>, now: Duration) -> Option<(Key, Duration)> {
+pub(crate) fn issue(
+    keys: &HashKeys,
+    issuing: &IssuerConfig,
+    holder: Subject<'_>,
+    now: Duration,
+) -> Option<(Key, Duration)> {
     let expiry = now.saturating_add(issuing.lifetime);
     let mut token = Vec::with_capacity(BYTES);
     token.extend_from_slice(&issuing.generation.to_be_bytes());
@@ -69,42 +74,42 @@ pub(crate) fn issue(keys: &HashKeys, issuing: &Issuing, holder: Holder<'_>, now:
 /// Whether a key was issued to `holder`, and still counts.
 pub(crate) fn check(
     keys: &HashKeys,
-    issuing: &Issuing,
+    issuing: &IssuerConfig,
     key: &Key,
-    holder: Holder<'_>,
+    holder: Subject<'_>,
     now: Duration,
-) -> Result<(), Refused> {
-    let token = key.as_str().strip_prefix(PREFIX).and_then(unhex).ok_or(Refused::Forged)?;
+) -> Result<(), InvalidKey> {
+    let token = key.as_str().strip_prefix(PREFIX).and_then(unhex).ok_or(InvalidKey::BadSignature)?;
     let (body, hashes) = token.split_at(BODY);
-    let generation = body[..4].try_into().map(u32::from_be_bytes).map_err(|_| Refused::Forged)?;
+    let generation = body[..4].try_into().map(u32::from_be_bytes).map_err(|_| InvalidKey::BadSignature)?;
     if generation.abs_diff(issuing.generation) > 1 {
-        return Err(Refused::Forged);
+        return Err(InvalidKey::BadSignature);
     }
     let signing = signing(keys, generation);
     let (its_seal, its_bond) = hashes.split_at(32);
     if !seal(body).verify(&signing, its_seal) {
-        return Err(Refused::Forged);
+        return Err(InvalidKey::BadSignature);
     }
     if !bond(body, holder).verify(&signing, its_bond) {
-        return Err(Refused::Foreign);
+        return Err(InvalidKey::WrongSubject);
     }
-    let expiry = body[4..12].try_into().map(u64::from_be_bytes).map_err(|_| Refused::Forged)?;
-    if now.as_secs() >= expiry { Err(Refused::Expired) } else { Ok(()) }
+    let expiry = body[4..12].try_into().map(u64::from_be_bytes).map_err(|_| InvalidKey::BadSignature)?;
+    if now.as_secs() >= expiry { Err(InvalidKey::Expired) } else { Ok(()) }
 }
 
 fn signing(keys: &HashKeys, generation: u32) -> MacKey {
     MacKey::new(blake3::keyed_hash(&keys.issuing, &generation.to_be_bytes()).as_bytes())
 }
 
-fn seal(body: &[u8]) -> Framed {
-    let mut framed = Framed::default();
+fn seal(body: &[u8]) -> LengthPrefixed {
+    let mut framed = LengthPrefixed::default();
     framed.field(b"seal");
     framed.field(body);
     framed
 }
 
-fn bond(body: &[u8], holder: Holder<'_>) -> Framed {
-    let mut framed = Framed::default();
+fn bond(body: &[u8], holder: Subject<'_>) -> LengthPrefixed {
+    let mut framed = LengthPrefixed::default();
     framed.field(b"bond");
     framed.field(body);
     framed.field(holder.namespace.as_bytes());

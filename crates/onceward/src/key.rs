@@ -28,13 +28,13 @@ impl Key {
     /// # Errors
     ///
     /// Says in one sentence what is wrong, and where.
-    pub fn parse(value: &[u8]) -> Result<Self, Invalid> {
+    pub fn parse(value: &[u8]) -> Result<Self, ParseKeyError> {
         let value = value.trim_ascii();
         match value.first() {
-            None => Err(Invalid::Empty),
+            None => Err(ParseKeyError::Empty),
             Some(b'"') => unquote(value),
             Some(_) => match value.iter().position(|byte| !is_bare_byte(*byte)) {
-                Some(at) => Err(Invalid::Byte { at }),
+                Some(at) => Err(ParseKeyError::Byte { at }),
                 None => checked(value),
             },
         }
@@ -46,14 +46,14 @@ impl Key {
     ///
     /// Besides a malformed value: two lines, of which a proxy may join or drop one, and a `Connection` header that asks
     /// the next hop to drop the key.
-    pub fn of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>, Invalid> {
+    pub fn of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>, ParseKeyError> {
         let mut lines = crate::wire::lines(headers, name);
         let Some(line) = lines.next() else { return Ok(None) };
         if lines.next().is_some() {
-            return Err(Invalid::Repeated);
+            return Err(ParseKeyError::Repeated);
         }
         if crate::wire::names_in(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case(name.as_str())) {
-            return Err(Invalid::Connection);
+            return Err(ParseKeyError::Connection);
         }
         let value = line.as_bytes();
         let is_bare = !value.is_empty() && value.len() <= KEY_BYTES_MAX && value.iter().all(|byte| is_bare_byte(*byte));
@@ -66,9 +66,9 @@ impl Key {
     /// # Errors
     ///
     /// Those of [`Key::parse`] that concern length and bytes.
-    pub fn from_text(text: &[u8]) -> Result<Self, Invalid> {
+    pub fn from_text(text: &[u8]) -> Result<Self, ParseKeyError> {
         match text.iter().position(|byte| !is_key_byte(*byte)) {
-            Some(at) => Err(Invalid::Byte { at }),
+            Some(at) => Err(ParseKeyError::Byte { at }),
             None => checked(text),
         }
     }
@@ -103,7 +103,7 @@ impl fmt::Debug for Key {
 /// Why a value is not a key. `Display` gives one sentence without the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Invalid {
+pub enum ParseKeyError {
     /// Nothing between the quotes, or nothing at all.
     Empty,
     /// More than [`KEY_BYTES_MAX`] bytes.
@@ -123,7 +123,7 @@ pub enum Invalid {
     Connection,
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for ParseKeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => write!(f, "the key is empty; send 1 to {KEY_BYTES_MAX} visible ASCII characters"),
@@ -144,7 +144,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-impl Invalid {
+impl ParseKeyError {
     /// With a capital letter and a full stop.
     #[cfg(feature = "layer")]
     pub(crate) fn sentence(self) -> String {
@@ -154,33 +154,33 @@ impl Invalid {
     }
 }
 
-impl std::error::Error for Invalid {}
+impl std::error::Error for ParseKeyError {}
 
 /// Undoes an RFC 9651 string, which starts with a quote.
-fn unquote(value: &[u8]) -> Result<Key, Invalid> {
+fn unquote(value: &[u8]) -> Result<Key, ParseKeyError> {
     let mut plain = Vec::with_capacity(value.len());
     let mut bytes = value.iter().enumerate().skip(1);
     while let Some((at, byte)) = bytes.next() {
         match byte {
             b'"' if at + 1 == value.len() => return checked(&plain),
-            b'"' => return Err(Invalid::Parameters),
+            b'"' => return Err(ParseKeyError::Parameters),
             b'\\' => match bytes.next() {
                 Some((_, escaped @ (b'"' | b'\\'))) => plain.push(*escaped),
-                _ => return Err(Invalid::Quote),
+                _ => return Err(ParseKeyError::Quote),
             },
             byte if is_key_byte(*byte) => plain.push(*byte),
-            _ => return Err(Invalid::Byte { at }),
+            _ => return Err(ParseKeyError::Byte { at }),
         }
     }
-    Err(Invalid::Quote)
+    Err(ParseKeyError::Quote)
 }
 
-fn checked(plain: &[u8]) -> Result<Key, Invalid> {
+fn checked(plain: &[u8]) -> Result<Key, ParseKeyError> {
     match plain.len() {
-        0 => Err(Invalid::Empty),
+        0 => Err(ParseKeyError::Empty),
         // Visible ASCII is always a header's value.
-        1..=KEY_BYTES_MAX => HeaderValue::from_bytes(plain).map(Key).map_err(|_| Invalid::Byte { at: 0 }),
-        _ => Err(Invalid::TooLong),
+        1..=KEY_BYTES_MAX => HeaderValue::from_bytes(plain).map(Key).map_err(|_| ParseKeyError::Byte { at: 0 }),
+        _ => Err(ParseKeyError::TooLong),
     }
 }
 

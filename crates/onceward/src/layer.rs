@@ -7,14 +7,14 @@
 //! ```
 //! use onceward::layer::IdempotencyLayer;
 //! use onceward::policy::Policy;
-//! use onceward::principal::Part;
+//! use onceward::principal::PrincipalPart;
 //! use onceward::store::MemoryStore;
 //! use tower_layer::Layer;
 //!
 //! # #[derive(Clone)] struct App;
 //! // `App` is any cloneable `tower` service over HTTP.
-//! let once = IdempotencyLayer::builder(MemoryStore::default()).principal(Part::Authorization).build();
-//! let once = once.policy_for("/orders", Policy::default().principal(Part::Authorization).require_key());
+//! let once = IdempotencyLayer::builder(MemoryStore::default()).principal(PrincipalPart::Authorization).build();
+//! let once = once.policy_for("/orders", Policy::default().principal(PrincipalPart::Authorization).require_key());
 //! let service = once.layer(App);
 //! # let _ = service;
 //! ```
@@ -26,10 +26,10 @@
 //! use onceward::layer::IdempotencyLayer;
 //! use onceward::limits::Limits;
 //! use onceward::policy::Policy;
-//! use onceward::principal::Part;
+//! use onceward::principal::PrincipalPart;
 //! use onceward::store::MemoryStore;
 //!
-//! let policy = Policy::default().principal(Part::Authorization).retention(Duration::from_secs(48 * 3600));
+//! let policy = Policy::default().principal(PrincipalPart::Authorization).retention(Duration::from_secs(48 * 3600));
 //! let limits = Limits::default().request_body(64 << 10);
 //! let once = IdempotencyLayer::builder(MemoryStore::default()).policy(policy).limits(limits).build();
 //! # let _ = once;
@@ -105,10 +105,10 @@ use tower_layer::Layer;
 use crate::clock::Clock;
 use crate::endpoints::Endpoints;
 use crate::engine::{self, Engine};
-use crate::issued::Issuing;
+use crate::issued::IssuerConfig;
 use crate::limits::Limits;
 use crate::observe::Observer;
-use crate::policy::{Fate, Keys, Missing, Policy};
+use crate::policy::{AcceptedKeys, Disposition, MissingKey, Policy};
 use crate::principal;
 use crate::secret::Secret;
 use crate::store::Store;
@@ -156,7 +156,7 @@ impl IdempotencyLayer {
         if *policy.route == *Policy::default().route {
             policy.route = path.into();
         }
-        if policy.principal == principal::Rule::Unset {
+        if policy.principal == principal::PrincipalRule::Unset {
             policy.principal = self.policy().principal.clone();
         }
         let mut registered = self.settings.registered.lock();
@@ -175,12 +175,12 @@ impl IdempotencyLayer {
 
     /// Returns a layer that refuses requests without a key.
     pub fn require_key(&self) -> Self {
-        self.with_policy(Policy { missing: Missing::Reject, ..self.policy().clone() })
+        self.with_policy(Policy { missing: MissingKey::Reject, ..self.policy().clone() })
     }
 
     /// Returns a layer that takes only keys that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
     pub fn issued_keys(&self) -> Self {
-        self.with_policy(Policy { keys: Keys::Issued, missing: Missing::Reject, ..self.policy().clone() })
+        self.with_policy(Policy { keys: AcceptedKeys::Issued, missing: MissingKey::Reject, ..self.policy().clone() })
     }
 
     fn with(&self, change: impl FnOnce(&mut Settings)) -> Self {
@@ -265,9 +265,9 @@ impl Builder {
         self
     }
 
-    /// Sets which parts of a request name the caller, such as [`Part::Authorization`](principal::Part). Keys of different callers
+    /// Sets which parts of a request name the caller, such as [`PrincipalPart::Authorization`](principal::PrincipalPart). Keys of different callers
     /// never meet. An empty list says that all callers are one.
-    pub fn principal(mut self, rule: impl Into<principal::Rule>) -> Self {
+    pub fn principal(mut self, rule: impl Into<principal::PrincipalRule>) -> Self {
         self.policy.principal = rule.into();
         self
     }
@@ -298,19 +298,22 @@ impl Builder {
         self
     }
 
-    /// Says what an error of the inner service means: [`Fate::NotSent`] or [`Fate::Released`] where it surely did not execute, so
+    /// Says what an error of the inner service means: [`Disposition::NotSent`] or [`Disposition::Released`] where it surely did not execute, so
     /// that the key is free; `None` or another where nobody knows. Errors of `tower`'s `load_shed` and of a closed `buffer` are known
     /// as not executed.
     ///
     /// ```
-    /// # use onceward::{layer::IdempotencyLayer, policy::Fate, store::MemoryStore};
+    /// # use onceward::{layer::IdempotencyLayer, policy::Disposition, store::MemoryStore};
     /// # #[derive(Debug)] struct CircuitOpen;
     /// let once = IdempotencyLayer::builder(MemoryStore::default())
-    ///     .classify_error(|_: &CircuitOpen| Some(Fate::NotSent))
+    ///     .classify_error(|_: &CircuitOpen| Some(Disposition::NotSent))
     ///     .build();
     /// # let _ = once;
     /// ```
-    pub fn classify_error<E: 'static>(mut self, classify: impl Fn(&E) -> Option<Fate> + Send + Sync + 'static) -> Self {
+    pub fn classify_error<E: 'static>(
+        mut self,
+        classify: impl Fn(&E) -> Option<Disposition> + Send + Sync + 'static,
+    ) -> Self {
         let earlier = self.hooks.classify.take();
         self.hooks.classify = Some(Arc::new(move |error| match error.downcast_ref::<E>() {
             Some(error) => classify(error),
@@ -346,7 +349,7 @@ impl Builder {
     }
 
     /// Sets how keys are issued.
-    pub fn issuing(mut self, issuing: Issuing) -> Self {
+    pub fn issuing(mut self, issuing: IssuerConfig) -> Self {
         self.engine = self.engine.issuing(issuing);
         self
     }
@@ -363,7 +366,7 @@ impl Builder {
         self
     }
 
-    /// Says that the inner service forwards, and awaits [`Claim::first_byte`](crate::claim::Claim::first_byte) itself, right before
+    /// Says that the inner service forwards, and awaits [`Claim::mark_sending`](crate::claim::Claim::mark_sending) itself, right before
     /// it writes. Otherwise calling the inner service counts as the first byte.
     pub fn forwarding(mut self) -> Self {
         self.forwarding = true;

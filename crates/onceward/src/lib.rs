@@ -9,13 +9,13 @@
 //! ```
 //! # #[cfg(all(feature = "layer", feature = "memory"))] {
 //! use onceward::layer::IdempotencyLayer;
-//! use onceward::principal::Part;
+//! use onceward::principal::PrincipalPart;
 //! use onceward::store::MemoryStore;
 //! use tower_layer::Layer;
 //!
 //! # #[derive(Clone)] struct App;
 //! // `App` is any cloneable `tower` service over HTTP. For axum there is `onceward-axum`.
-//! let once = IdempotencyLayer::builder(MemoryStore::default()).principal(Part::Authorization).build();
+//! let once = IdempotencyLayer::builder(MemoryStore::default()).principal(PrincipalPart::Authorization).build();
 //! let service = once.require_key_for("/orders").layer(App);
 //! # let _ = service;
 //! # }

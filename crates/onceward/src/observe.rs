@@ -59,7 +59,7 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn answered(&self, route: &str, outcome: Outcome, id: Option<&RecordId>);
 
     /// A duplicate was answered without an execution.
-    fn prevented(&self, route: &str);
+    fn duplicate_prevented(&self, route: &str);
 
     /// An attempt executed, and this is how long it took.
     fn executed(&self, route: &str, took: Duration);

@@ -16,7 +16,7 @@ use crate::wire::Outcome;
 /// What is done with a request without a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Missing {
+pub enum MissingKey {
     /// It passes, unprotected.
     #[default]
     Pass,
@@ -35,7 +35,7 @@ pub enum Missing {
 /// Which keys are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Keys {
+pub enum AcceptedKeys {
     /// Any that a client makes.
     #[default]
     Any,
@@ -104,9 +104,9 @@ pub struct Policy {
     /// The methods that are protected.
     pub methods: Vec<Method>,
     /// What is done without a key.
-    pub missing: Missing,
+    pub missing: MissingKey,
     /// Which keys are taken.
-    pub keys: Keys,
+    pub keys: AcceptedKeys,
     /// The field of a plain HTML form that has the key where no header does.
     pub form_field: Option<Arc<str>>,
     /// Headers that have the key as `Idempotency-Key` does, under the names that providers gave
@@ -128,7 +128,7 @@ pub struct Policy {
     /// The same for a key from a form: a browser does not ask again.
     pub form_wait: Duration,
     /// The parts of a request that name the caller.
-    pub principal: principal::Rule,
+    pub principal: principal::PrincipalRule,
     /// What else is a credential, so that a request that has it and no named part is refused.
     pub credentials: Arc<principal::Credentials>,
     /// What separates key spaces besides the principal.
@@ -172,8 +172,8 @@ impl Default for Policy {
         Self {
             route: "default".into(),
             methods: vec![Method::POST, Method::PATCH],
-            missing: Missing::Pass,
-            keys: Keys::Any,
+            missing: MissingKey::Pass,
+            keys: AcceptedKeys::Any,
             form_field: None,
             key_headers: Vec::new(),
             key_members: Vec::new(),
@@ -183,7 +183,7 @@ impl Default for Policy {
             lease: Duration::from_secs(15),
             wait: Duration::ZERO,
             form_wait: Duration::from_secs(10),
-            principal: principal::Rule::Unset,
+            principal: principal::PrincipalRule::Unset,
             credentials: Arc::default(),
             scope: principal::Scope::default(),
             keys_per_minute: None,
@@ -229,7 +229,7 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// See [`Rule::identify`](principal::Rule::identify).
+    /// See [`PrincipalRule::identify`](principal::PrincipalRule::identify).
     pub fn identify<'a>(
         &self,
         request: impl Into<RequestView<'a>>,
@@ -268,18 +268,18 @@ impl Policy {
     }
 
     /// Sets what is done without a key.
-    pub fn missing(mut self, missing: Missing) -> Self {
+    pub fn missing(mut self, missing: MissingKey) -> Self {
         self.missing = missing;
         self
     }
 
     /// Refuses requests without a key.
     pub fn require_key(self) -> Self {
-        self.missing(Missing::Reject)
+        self.missing(MissingKey::Reject)
     }
 
     /// Sets which keys are taken.
-    pub fn keys(mut self, keys: Keys) -> Self {
+    pub fn keys(mut self, keys: AcceptedKeys) -> Self {
         self.keys = keys;
         self
     }
@@ -321,7 +321,7 @@ impl Policy {
     }
 
     /// Sets who the caller is.
-    pub fn principal(mut self, principal: impl Into<principal::Rule>) -> Self {
+    pub fn principal(mut self, principal: impl Into<principal::PrincipalRule>) -> Self {
         self.principal = principal.into();
         self
     }
@@ -356,22 +356,22 @@ impl Policy {
     }
 
     /// How an attempt ended, by the head of a whole response: what the service declares, else what its status says.
-    pub fn fate(&self, status: StatusCode, headers: &HeaderMap) -> Option<Fate> {
+    pub fn disposition(&self, status: StatusCode, headers: &HeaderMap) -> Option<Disposition> {
         match Outcome::of(headers) {
-            Some(Outcome::Released | Outcome::Mismatch | Outcome::Rejected) => return Some(Fate::Released),
-            Some(Outcome::Unknown | Outcome::InFlight) => return Some(Fate::Unknown),
-            Some(Outcome::NotStored) => return Some(Fate::NotKept),
+            Some(Outcome::Released | Outcome::Mismatch | Outcome::Rejected) => return Some(Disposition::Released),
+            Some(Outcome::Unknown | Outcome::InFlight) => return Some(Disposition::Unknown),
+            Some(Outcome::NotStored) => return Some(Disposition::NotKept),
             Some(Outcome::Stored | Outcome::Replayed) => return None,
             Some(Outcome::Expired) | None => {}
         }
         // The route's own word counts first. A 503 says nothing by itself, with or without `Retry-After`: proxies give it for
         // a connection that was reset after the service had executed.
         if self.release_on.matches(status, headers) {
-            Some(Fate::Released)
+            Some(Disposition::Released)
         } else if self.unknown_on.matches(status, headers) {
-            Some(Fate::Unknown)
+            Some(Disposition::Unknown)
         } else if status.is_client_error() && headers.contains_key(RETRY_AFTER) {
-            Some(Fate::Released)
+            Some(Disposition::Released)
         } else {
             None
         }
@@ -382,7 +382,7 @@ impl Policy {
 /// its response's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Fate {
+pub enum Disposition {
     /// No byte was sent: released, and a problem for the client.
     NotSent,
     /// It may or may not have been executed.

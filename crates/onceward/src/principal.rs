@@ -25,7 +25,7 @@ pub use scope::{KeySpace, ParseScopeError, Scope, ScopePart};
 /// One part of a request that names the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Part {
+pub enum PrincipalPart {
     /// The whole `Authorization` header: fit for API keys, not for tokens that are renewed.
     Authorization,
     /// A header.
@@ -36,7 +36,7 @@ pub enum Part {
     Jwt(String),
 }
 
-impl Part {
+impl PrincipalPart {
     fn kind(&self) -> &'static str {
         match self {
             Self::Authorization => "authorization",
@@ -56,23 +56,23 @@ impl Part {
 }
 
 /// By the text of the part.
-impl Ord for Part {
+impl Ord for PrincipalPart {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.kind(), self.name()).cmp(&(other.kind(), other.name()))
     }
 }
 
-impl PartialOrd for Part {
+impl PartialOrd for PrincipalPart {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl FromStr for Part {
-    type Err = PartInvalid;
+impl FromStr for PrincipalPart {
+    type Err = ParsePartError;
 
-    fn from_str(text: &str) -> Result<Self, PartInvalid> {
-        let invalid = || PartInvalid(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, ParsePartError> {
+        let invalid = || ParsePartError(text.to_owned());
         let is_claim = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
         match text.split_once(':') {
             None if text == "authorization" => Ok(Self::Authorization),
@@ -84,7 +84,7 @@ impl FromStr for Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for PrincipalPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Authorization => f.write_str("authorization"),
@@ -95,9 +95,9 @@ impl fmt::Display for Part {
 
 /// The error of a text that names no part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartInvalid(String);
+pub struct ParsePartError(String);
 
-impl fmt::Display for PartInvalid {
+impl fmt::Display for ParsePartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -107,32 +107,32 @@ impl fmt::Display for PartInvalid {
     }
 }
 
-impl std::error::Error for PartInvalid {}
+impl std::error::Error for ParsePartError {}
 
 /// Says which parts of a request name the caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Rule {
+pub enum PrincipalRule {
     /// No rule: a request without a credential is anonymous, one with a credential is refused.
     #[default]
     Unset,
     /// These parts, together, in any order. No part at all: all callers are one.
-    Parts(Vec<Part>),
+    Parts(Vec<PrincipalPart>),
 }
 
-impl From<Part> for Rule {
-    fn from(part: Part) -> Self {
+impl From<PrincipalPart> for PrincipalRule {
+    fn from(part: PrincipalPart) -> Self {
         Self::Parts(vec![part])
     }
 }
 
-impl From<Vec<Part>> for Rule {
-    fn from(parts: Vec<Part>) -> Self {
+impl From<Vec<PrincipalPart>> for PrincipalRule {
+    fn from(parts: Vec<PrincipalPart>) -> Self {
         Self::Parts(parts)
     }
 }
 
-impl<const N: usize> From<[Part; N]> for Rule {
-    fn from(parts: [Part; N]) -> Self {
+impl<const N: usize> From<[PrincipalPart; N]> for PrincipalRule {
+    fn from(parts: [PrincipalPart; N]) -> Self {
         Self::Parts(parts.into())
     }
 }
@@ -159,7 +159,7 @@ impl Caller {
     }
 }
 
-/// A token that came with a request, checked before the layer. Put into the request's extensions for [`Part::Jwt`].
+/// A token that came with a request, checked before the layer. Put into the request's extensions for [`PrincipalPart::Jwt`].
 #[derive(Clone, Debug)]
 pub enum VerifiedToken {
     /// Its claims; its signature, times, issuer and audience were checked.
@@ -241,7 +241,7 @@ impl std::error::Error for UnidentifiedCallerError {}
 
 type Values<'h> = SmallVec<[Cow<'h, [u8]>; 1]>;
 
-impl Rule {
+impl PrincipalRule {
     /// Returns the caller.
     ///
     /// # Errors
@@ -264,7 +264,7 @@ impl Rule {
             Self::Parts(parts) if parts.is_empty() => return Ok(Principal::Named(Digest::of_parts([b""; 0]))),
             Self::Parts(parts) => parts,
         };
-        let mut found = SmallVec::<[(&Part, Values<'_>); 2]>::new();
+        let mut found = SmallVec::<[(&PrincipalPart, Values<'_>); 2]>::new();
         for part in sorted(parts) {
             found.push((part, values(part, request)?));
         }
@@ -279,16 +279,16 @@ impl Rule {
 
     /// Returns true if the rule names a cookie.
     pub fn names_a_cookie(&self) -> bool {
-        self.parts().iter().any(|part| matches!(part, Part::Cookie(_)))
+        self.parts().iter().any(|part| matches!(part, PrincipalPart::Cookie(_)))
     }
 
     /// Returns true if the rule names a claim of a token.
     pub fn names_a_claim(&self) -> bool {
-        self.parts().iter().any(|part| matches!(part, Part::Jwt(_)))
+        self.parts().iter().any(|part| matches!(part, PrincipalPart::Jwt(_)))
     }
 
     /// Returns the parts; none where no rule is set.
-    pub fn parts(&self) -> &[Part] {
+    pub fn parts(&self) -> &[PrincipalPart] {
         match self {
             Self::Unset => &[],
             Self::Parts(parts) => parts,
@@ -304,7 +304,7 @@ impl Rule {
             })
         };
         self.parts().iter().find_map(|part| {
-            let Part::Cookie(name) = part else { return None };
+            let PrincipalPart::Cookie(name) = part else { return None };
             let now = given(name).filter(|now| !now.is_empty())?;
             let mut had = cookies(request, name).map(|(_, value)| value).peekable();
             (had.peek().is_some() && had.all(|had| had != now)).then_some(name.as_str())
@@ -382,7 +382,7 @@ impl Rule {
 }
 
 /// As users type it, sorted; `unset` where no rule is set.
-impl fmt::Display for Rule {
+impl fmt::Display for PrincipalRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Parts(parts) = self else { return f.write_str("unset") };
         f.write_str("[")?;
@@ -397,18 +397,18 @@ impl fmt::Display for Rule {
 const NAMED_MAX: usize = 5;
 
 /// The parts in the order in which they are hashed, each once: an edit of their order changes no caller.
-fn sorted(parts: &[Part]) -> SmallVec<[&Part; 2]> {
-    let mut parts: SmallVec<[&Part; 2]> = parts.iter().collect();
+fn sorted(parts: &[PrincipalPart]) -> SmallVec<[&PrincipalPart; 2]> {
+    let mut parts: SmallVec<[&PrincipalPart; 2]> = parts.iter().collect();
     parts.sort_unstable();
     parts.dedup();
     parts
 }
 
-fn digest(found: &[(&Part, Values<'_>)]) -> Digest {
+fn digest(found: &[(&PrincipalPart, Values<'_>)]) -> Digest {
     let mut fields = SmallVec::<[Cow<'_, [u8]>; 6]>::new();
     for (part, values) in found {
         fields.push(match part {
-            Part::Authorization => Cow::Borrowed(b"authorization"),
+            PrincipalPart::Authorization => Cow::Borrowed(b"authorization"),
             part => Cow::Owned(part.to_string().into_bytes()),
         });
         fields.push(Cow::Owned((values.len() as u64).to_le_bytes().to_vec()));
@@ -418,12 +418,12 @@ fn digest(found: &[(&Part, Values<'_>)]) -> Digest {
 }
 
 /// Returns the values of a part. An empty value counts as an absent one, equal lines count once.
-fn values<'h>(part: &Part, request: RequestView<'h>) -> Result<Values<'h>, UnidentifiedCallerError> {
+fn values<'h>(part: &PrincipalPart, request: RequestView<'h>) -> Result<Values<'h>, UnidentifiedCallerError> {
     match part {
-        Part::Authorization => header_values(&AUTHORIZATION, request.headers),
-        Part::Header(name) => header_values(name, request.headers),
-        Part::Cookie(name) => cookie_values(name, request.headers),
-        Part::Jwt(claim) => claim_values(claim, request.extensions),
+        PrincipalPart::Authorization => header_values(&AUTHORIZATION, request.headers),
+        PrincipalPart::Header(name) => header_values(name, request.headers),
+        PrincipalPart::Cookie(name) => cookie_values(name, request.headers),
+        PrincipalPart::Jwt(claim) => claim_values(claim, request.extensions),
     }
 }
 

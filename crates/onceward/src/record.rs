@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::fingerprint::{Details, Fingerprint, Rules};
 pub use crate::problem::Executed;
-use crate::reply::{Head, Reply};
+use crate::reply::{Head, StoredResponse};
 use crate::secret::KeyHash;
 
 /// One attempt to execute: 128 random bits, never used twice.
@@ -45,7 +45,7 @@ pub enum Phase {
     /// The attempt is executing, and is believed to for `lease` from the record's last write.
     InFlight {
         /// The request.
-        print: Print,
+        print: FingerprintWithRules,
         /// How long without a sign of life.
         lease: Duration,
         /// When the attempt began, since 1970 by its claimer's wall clock: a hint for `Retry-After`, never judged.
@@ -54,9 +54,9 @@ pub enum Phase {
     /// It was executed. Never changes until `retention` ends.
     Completed {
         /// The request.
-        print: Print,
+        print: FingerprintWithRules,
         /// Its answer, or that there was one.
-        kept: Kept,
+        kept: Retained,
         /// How long the answer is kept.
         retention: Duration,
         /// How long the key is known after that.
@@ -70,12 +70,12 @@ pub enum Phase {
     /// It may or may not have been executed. Stays until it is settled.
     Unknown {
         /// The request.
-        print: Print,
+        print: FingerprintWithRules,
     },
     /// Retention is over.
     Tombstone {
         /// The request.
-        print: Print,
+        print: FingerprintWithRules,
         /// Whether it was executed.
         executed: Executed,
         /// How long the key is still known.
@@ -85,7 +85,7 @@ pub enum Phase {
 
 /// A fingerprint and the rules it was made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Print {
+pub struct FingerprintWithRules {
     /// The digest.
     pub fingerprint: Fingerprint,
     /// How a retry's is computed.
@@ -94,7 +94,7 @@ pub struct Print {
     pub details: Option<Arc<Details>>,
 }
 
-impl Print {
+impl FingerprintWithRules {
     /// A digest without details.
     pub fn new(fingerprint: Fingerprint, rules: Arc<Rules>) -> Self {
         Self { fingerprint, rules, details: None }
@@ -103,11 +103,11 @@ impl Print {
 
 /// What is kept of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum Retained {
     /// All of it.
-    Whole(Arc<Reply>),
+    Response(Arc<StoredResponse>),
     /// That there was one.
-    Head(Head),
+    HeadOnly(Head),
 }
 
 /// Which state of a record a write replaces: the attempt, and where it stood. A store compares both, and nothing else.
@@ -116,13 +116,13 @@ pub struct Version {
     /// The attempt.
     pub attempt: AttemptId,
     /// Where it stood.
-    pub stage: Stage,
+    pub stage: PhaseKind,
 }
 
 /// [`Phase`] without what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "Phase documents them")]
-pub enum Stage {
+pub enum PhaseKind {
     InFlight,
     Completed,
     Released,
@@ -132,13 +132,13 @@ pub enum Stage {
 
 /// A record as a store found it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
+pub struct StoredRecord {
     /// The record. Boxed, for most writes find none, and what they return is moved often.
     pub record: Box<Record>,
     /// How long ago it was last written, by the store's clock.
     pub age: Duration,
     /// The store knows that the process which wrote it is gone, so that no lease need be waited for.
-    pub holder_gone: bool,
+    pub owner_lost: bool,
 }
 
 impl Record {
@@ -158,7 +158,7 @@ impl Record {
     }
 
     /// The request it was made for; a released key has none.
-    pub fn print(&self) -> Option<&Print> {
+    pub fn print(&self) -> Option<&FingerprintWithRules> {
         match &self.phase {
             Phase::InFlight { print, .. }
             | Phase::Completed { print, .. }
@@ -171,7 +171,7 @@ impl Record {
     /// About how much memory it takes, in bytes.
     pub fn size(&self) -> usize {
         let reply = match &self.phase {
-            Phase::Completed { kept: Kept::Whole(reply), .. } => reply.size(),
+            Phase::Completed { kept: Retained::Response(reply), .. } => reply.size(),
             _ => 0,
         };
         let details = self.print().and_then(|print| print.details.as_ref()).map_or(0, |details| details.size());
@@ -181,13 +181,13 @@ impl Record {
 
 impl Phase {
     /// Which phase it is.
-    pub fn stage(&self) -> Stage {
+    pub fn stage(&self) -> PhaseKind {
         match self {
-            Self::InFlight { .. } => Stage::InFlight,
-            Self::Completed { .. } => Stage::Completed,
-            Self::Released { .. } => Stage::Released,
-            Self::Unknown { .. } => Stage::Unknown,
-            Self::Tombstone { .. } => Stage::Tombstone,
+            Self::InFlight { .. } => PhaseKind::InFlight,
+            Self::Completed { .. } => PhaseKind::Completed,
+            Self::Released { .. } => PhaseKind::Released,
+            Self::Unknown { .. } => PhaseKind::Unknown,
+            Self::Tombstone { .. } => PhaseKind::Tombstone,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::wire;
 /// An answer as it is kept: the status, the end-to-end headers that a replay shows (in their order, with duplicates), the
 /// body. What a replay would leave out, such as `Set-Cookie`, is not stored at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct StoredResponse {
     /// The status.
     pub status: StatusCode,
     /// The headers, in order.
@@ -21,7 +21,7 @@ pub struct Reply {
     pub redirect: Option<Fingerprint>,
 }
 
-impl Reply {
+impl StoredResponse {
     /// Keeps a whole answer.
     pub fn keep(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
         let mut kept = Vec::with_capacity(headers.len());

@@ -73,7 +73,7 @@ impl HashKeys {
 
     /// Returns the id of the record of one (namespace, principal, key space, key).
     pub fn record_id_in(&self, namespace: &str, principal: &Principal, space: &KeySpace, key: &Key) -> RecordId {
-        let mut framed = Framed::default();
+        let mut framed = LengthPrefixed::default();
         framed.field(namespace.as_bytes());
         match principal {
             _ if fault::planted("foreign-answer") => {}
@@ -93,7 +93,7 @@ impl HashKeys {
     /// The id of the record of a request that followed a redirect with the key of the first one: `target` is its fingerprint
     /// there.
     pub(crate) fn redirect_id(&self, first: &RecordId, target: &Fingerprint) -> RecordId {
-        let mut framed = Framed::default();
+        let mut framed = LengthPrefixed::default();
         framed.field(&first.0);
         framed.field(&target.0);
         RecordId(framed.hash(&self.redirect))
@@ -112,7 +112,7 @@ impl HashKeys {
     /// Returns two bytes that tell whether a part of a request is that of the request whose
     /// fingerprint is `whole`.
     pub(crate) fn hint(&self, whole: &[u8; 32], at: usize, part: &[u8]) -> [u8; 2] {
-        let mut framed = Framed::default();
+        let mut framed = LengthPrefixed::default();
         framed.field(whole);
         framed.number(at);
         framed.field(part);
@@ -169,7 +169,7 @@ impl RecordId {
 impl Digest {
     pub(crate) fn of_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         // The record id, which this goes into, is keyed; this hash needs no key of its own.
-        let mut framed = Framed::default();
+        let mut framed = LengthPrefixed::default();
         parts.into_iter().for_each(|part| framed.field(part.as_ref()));
         Self(framed.hash(&[0; 32]))
     }
@@ -179,12 +179,12 @@ impl Digest {
 ///
 /// They are gathered first, on the stack: one long update of a hash costs a fraction of many short ones.
 #[derive(Default)]
-pub(crate) struct Framed(SmallVec<[u8; GATHERED]>);
+pub(crate) struct LengthPrefixed(SmallVec<[u8; GATHERED]>);
 
 /// How many bytes of fields need no heap: those of most requests.
 const GATHERED: usize = 1024;
 
-impl Framed {
+impl LengthPrefixed {
     pub(crate) fn number(&mut self, mut number: usize) {
         while number > 0x7f {
             self.0.push(number as u8 | 0x80);

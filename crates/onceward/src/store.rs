@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::record::{Found, Record, Version};
+use crate::record::{Record, StoredRecord, Version};
 use crate::secret::RecordId;
 
 #[cfg(feature = "embedded")]
@@ -34,21 +34,21 @@ pub use redis::RedisStore;
 /// boxed future.
 ///
 /// ```
-/// use onceward::store::Pending;
+/// use onceward::store::StoreFuture;
 ///
-/// let now: Pending<'_, bool> = Pending::ready(Ok(true));
-/// let later: Pending<'_, bool> = Pending::new(async { Ok(true) });
+/// let now: StoreFuture<'_, bool> = StoreFuture::ready(Ok(true));
+/// let later: StoreFuture<'_, bool> = StoreFuture::new(async { Ok(true) });
 /// # drop((now, later));
 /// ```
 #[must_use = "an operation that is not awaited may not happen"]
-pub struct Pending<'a, T>(Inner<'a, T>);
+pub struct StoreFuture<'a, T>(Inner<'a, T>);
 
 enum Inner<'a, T> {
     Ready(Option<Result<T, Error>>),
     Boxed(Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>),
 }
 
-impl<'a, T> Pending<'a, T> {
+impl<'a, T> StoreFuture<'a, T> {
     /// Creates a future from a result that is ready.
     pub fn ready(result: Result<T, Error>) -> Self {
         Self(Inner::Ready(Some(result)))
@@ -61,9 +61,9 @@ impl<'a, T> Pending<'a, T> {
 }
 
 /// Nothing in it is structurally pinned: a ready result is moved out, and a future is in a box.
-impl<T> Unpin for Pending<'_, T> {}
+impl<T> Unpin for StoreFuture<'_, T> {}
 
-impl<T> Future for Pending<'_, T> {
+impl<T> Future for StoreFuture<'_, T> {
     type Output = Result<T, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -78,7 +78,7 @@ impl<T> Future for Pending<'_, T> {
     }
 }
 
-impl<T> Debug for Pending<'_, T> {
+impl<T> Debug for StoreFuture<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Inner::Ready(_) => "Pending::ready",
@@ -93,14 +93,15 @@ impl<T> Debug for Pending<'_, T> {
 ///
 /// 1. **Linearizable.** All operations on one id take effect one after the other, in an order that
 ///    is consistent with what callers observe. Of two racing inserts exactly one wins.
-/// 2. **Durable when it returns**, to the extent that [`Store::facts`] states. Reads return durable
+/// 2. **Durable when it returns**, to the extent that [`Store::info`] states. Reads return durable
 ///    data only: a response that could still be lost is not returned.
 /// 3. **Nothing expires by itself.** A store deletes a record only by [`Store::remove`]. It never
 ///    evicts a record whose [`due`](Record::due) time has not passed, but a full store may evict
 ///    tombstones. A backend with native TTLs may expire completed, released and tombstone records
 ///    itself, and need not return those from `due`. It must never expire an in-flight or unknown
 ///    record.
-/// 4. **Ages by one clock.** [`Found::age`] is the time since the last write of that record, by the
+/// 4. **Ages by one clock.** [`StoredRecord::age`] is the time since the last write of that record,
+///    by the
 ///    store's own clock, which must not go back. If it can only be estimated, it errs on the young
 ///    side.
 /// 5. **An error that is not [`Applied::No`] leaves the outcome unknown**: the operation may have
@@ -112,82 +113,82 @@ impl<T> Debug for Pending<'_, T> {
 pub trait Store: Debug + Send + Sync + 'static {
     /// Inserts `record` if none exists, and returns `None`. Otherwise changes nothing and returns
     /// the existing record.
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>>;
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>>;
 
     /// Replaces the record if it is still at version `over` (compare-and-swap). Its age is zero
     /// then.
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced>;
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas>;
 
     /// Returns the record, if there is one.
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>>;
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>>;
 
     /// Removes the record if it is still at version `over`. Returns true if it was removed.
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool>;
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool>;
 
     /// Returns up to `limit` records whose [`due`](Record::due) time has passed, or whose owner is
     /// known to be lost.
     ///
     /// It changes none of them. An unreadable record is left out and does not hide the others.
-    fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>>;
+    fn due<'a>(&'a self, limit: usize) -> StoreFuture<'a, Vec<(RecordId, StoredRecord)>>;
 
     /// Inserts a named value if none exists, and returns the value stored then.
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes>;
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes>;
 
     /// Counts the records by phase. Cheap enough to be called once a second.
-    fn census(&self) -> Pending<'_, Census>;
+    fn stats(&self) -> StoreFuture<'_, StoreStats>;
 
     /// Describes the store and its durability.
-    fn facts(&self) -> Facts;
+    fn info(&self) -> StoreInfo;
 }
 
 /// A shared store is a store.
 impl<S: Store + ?Sized> Store for Arc<S> {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
         (**self).insert(id, record)
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        (**self).replace(id, over, record)
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        (**self).compare_and_swap(id, over, record)
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
         (**self).get(id)
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
         (**self).remove(id, over)
     }
 
-    fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
+    fn due<'a>(&'a self, limit: usize) -> StoreFuture<'a, Vec<(RecordId, StoredRecord)>> {
         (**self).due(limit)
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        (**self).meta(name, value)
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
+        (**self).get_or_insert_meta(name, value)
     }
 
-    fn census(&self) -> Pending<'_, Census> {
-        (**self).census()
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
+        (**self).stats()
     }
 
-    fn facts(&self) -> Facts {
-        (**self).facts()
+    fn info(&self) -> StoreInfo {
+        (**self).info()
     }
 }
 
 /// Result of a compare-and-swap.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Replaced {
+pub enum Cas {
     /// The record was replaced.
-    Yes,
+    Swapped,
     /// The record was not at the expected version; the current one is returned.
-    No(Option<Found>),
+    Conflict(Option<StoredRecord>),
 }
 
 /// Numbers of records by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Census {
+pub struct StoreStats {
     /// Claims in flight.
     pub in_flight: u64,
     /// Executed requests whose response, or head, is stored.
@@ -205,7 +206,7 @@ pub struct Census {
 /// Kind and durability of a store, for `/status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Facts {
+pub struct StoreInfo {
     /// Kind of the store, as in its URL.
     pub kind: &'static str,
     /// True if records survive a kill of the process.
@@ -213,17 +214,29 @@ pub struct Facts {
     /// True if records survive a power loss of the machine.
     pub survives_power_loss: bool,
     /// Description of the durability for people, including what is not guaranteed.
-    pub promise: String,
+    pub durability: String,
     /// True if the records are in this process's memory, so that caching them is useless.
     pub in_process: bool,
     /// Reason why it takes no writes until the process is restarted; `None` while it may take them.
     pub broken: Option<String>,
 }
 
-impl Facts {
+impl StoreInfo {
     /// Creates a description.
-    pub fn new(kind: &'static str, survives_kill: bool, survives_power_loss: bool, promise: impl Into<String>) -> Self {
-        Self { kind, survives_kill, survives_power_loss, promise: promise.into(), in_process: false, broken: None }
+    pub fn new(
+        kind: &'static str,
+        survives_kill: bool,
+        survives_power_loss: bool,
+        durability: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            survives_kill,
+            survives_power_loss,
+            durability: durability.into(),
+            in_process: false,
+            broken: None,
+        }
     }
 
     /// Of a store that only a restart helps, and why.
@@ -289,7 +302,7 @@ impl Error {
     }
 
     /// Adds the underlying error.
-    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into().into());
         self
     }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::record::{AttemptId, Found};
-use crate::reply::Reply;
+use crate::record::{AttemptId, StoredRecord};
+use crate::reply::StoredResponse;
 use crate::secret::RecordId;
 use crate::store::Error;
 
@@ -16,17 +16,17 @@ use crate::store::Error;
 #[derive(Clone, Debug)]
 pub(crate) enum Ended {
     /// Released, with this answer: whoever waited gets it, and does not execute.
-    Released(Option<Arc<Reply>>),
+    Released(Option<Arc<StoredResponse>>),
     /// Something else: the store tells.
-    Look,
+    CheckStore,
 }
 
 /// What a look into the store showed.
-pub(crate) type Looked = Arc<Result<Option<Found>, Error>>;
+pub(crate) type Looked = Arc<Result<Option<StoredRecord>, Error>>;
 
 /// What all who wait for an attempt hear.
 #[derive(Clone, Debug)]
-pub(crate) enum News {
+pub(crate) enum Event {
     /// It ended, in this process.
     Ended(Ended),
     /// One of those who wait has looked.
@@ -37,17 +37,17 @@ type Slot = (RecordId, AttemptId);
 
 /// Where those are who wait for one attempt.
 #[derive(Debug)]
-struct Bench {
-    news: watch::Sender<Option<News>>,
-    turn: Turn,
+struct WaiterGroup {
+    news: watch::Sender<Option<Event>>,
+    turn: PollPermit,
 }
 
 /// Whoever holds it looks into the store, for all.
-pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;
+pub(crate) type PollPermit = Arc<tokio::sync::Mutex<()>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    slots: Mutex<HashMap<Slot, Bench>>,
+    slots: Mutex<HashMap<Slot, WaiterGroup>>,
     /// How many slots there are, so that an attempt for which nobody waits takes no lock at its end.
     count: AtomicUsize,
 }
@@ -58,7 +58,8 @@ impl Waiters {
     pub(crate) fn join(self: &Arc<Self>, id: RecordId, attempt: AttemptId, max: usize) -> Option<Waiting> {
         let mut slots = self.slots.lock();
         let slot = (id, attempt);
-        let bench = slots.entry(slot).or_insert_with(|| Bench { news: watch::Sender::new(None), turn: Arc::default() });
+        let bench =
+            slots.entry(slot).or_insert_with(|| WaiterGroup { news: watch::Sender::new(None), turn: Arc::default() });
         let waiting = (bench.news.receiver_count() < max).then(|| Waiting {
             news: bench.news.subscribe(),
             turn: Arc::clone(&bench.turn),
@@ -79,7 +80,7 @@ impl Waiters {
         }
         let mut slots = self.slots.lock();
         if let Some(bench) = slots.remove(&(id, attempt)) {
-            bench.news.send_replace(Some(News::Ended(ended())));
+            bench.news.send_replace(Some(Event::Ended(ended())));
         }
         self.count.store(slots.len(), Ordering::SeqCst);
     }
@@ -88,8 +89,8 @@ impl Waiters {
 /// A place among those who wait; given up when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    news: watch::Receiver<Option<News>>,
-    turn: Turn,
+    news: watch::Receiver<Option<Event>>,
+    turn: PollPermit,
     slot: Slot,
     waiters: Arc<Waiters>,
 }
@@ -97,15 +98,15 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// Ends when the attempt did, in this process. Pending for ever where it runs in another.
     pub(crate) async fn ended(&mut self) -> Ended {
-        let heard = self.news.wait_for(|news| matches!(news, Some(News::Ended(_)))).await.map(|news| news.clone());
+        let heard = self.news.wait_for(|news| matches!(news, Some(Event::Ended(_)))).await.map(|news| news.clone());
         match heard {
-            Ok(Some(News::Ended(ended))) => ended,
+            Ok(Some(Event::Ended(ended))) => ended,
             _ => std::future::pending().await,
         }
     }
 
     /// What is heard next.
-    pub(crate) async fn news(&mut self) -> News {
+    pub(crate) async fn news(&mut self) -> Event {
         loop {
             if self.news.changed().await.is_err() {
                 std::future::pending().await
@@ -117,7 +118,7 @@ impl Waiting {
     }
 
     /// The turn to look, to be held while looking.
-    pub(crate) fn turn(&self) -> Turn {
+    pub(crate) fn turn(&self) -> PollPermit {
         Arc::clone(&self.turn)
     }
 
@@ -125,7 +126,7 @@ impl Waiting {
     pub(crate) fn tell(&mut self, looked: &Looked) {
         let slots = self.waiters.slots.lock();
         if let Some(bench) = slots.get(&self.slot) {
-            bench.news.send_replace(Some(News::Looked(Arc::clone(looked))));
+            bench.news.send_replace(Some(Event::Looked(Arc::clone(looked))));
             // That much is known here.
             self.news.mark_unchanged();
         }

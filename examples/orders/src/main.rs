@@ -4,7 +4,7 @@ use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
 use axum::serve::ListenerExt;
 use clap::Parser;
-use onceward::{policy::Policy, principal::Rule, store::EmbeddedStore};
+use onceward::{policy::Policy, principal::PrincipalRule, store::EmbeddedStore};
 use onceward_axum::IdempotencyLayer;
 use orders::{Config, Orders};
 use tokio::{
@@ -73,7 +73,7 @@ async fn once(args: &Args) -> Result<IdempotencyLayer, String> {
     path.push("-keys");
     let store = EmbeddedStore::open(path).map_err(|error| chain(&error))?;
     // Anybody may order here, and the cookies that a browser has for localhost say nothing: all callers are one.
-    let everybody = Rule::Parts(Vec::new());
+    let everybody = PrincipalRule::Parts(Vec::new());
     let once = IdempotencyLayer::builder(store).principal(everybody).build();
     let once = once.policy_for("/orders", Policy::default().require_key());
     once.start().await.map_err(|error| chain(&error))?;

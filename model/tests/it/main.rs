@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use model::laws::*;
+use model::invariants::*;
 use model::{Action, Bounds, Protocol, State, Variant};
 use onceward::policy::Guarantee::{AtLeastOnce, AtMostOnce};
 use stateright::{Checker, HasDiscoveries, Model, Path};

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use axum::http::StatusCode;
 use axum::routing::post;
-use onceward::policy::Fate;
+use onceward::policy::Disposition;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{BoxError, ServiceBuilder};
 
@@ -51,7 +51,8 @@ impl std::error::Error for CircuitOpen {}
 
 #[tokio::test]
 async fn circuit_breaker_is_classified() {
-    let once = builder().classify_error(|error: &BoxError| error.is::<CircuitOpen>().then_some(Fate::NotSent)).build();
+    let once =
+        builder().classify_error(|error: &BoxError| error.is::<CircuitOpen>().then_some(Disposition::NotSent)).build();
     let stack = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(async |_: BoxError| StatusCode::SERVICE_UNAVAILABLE))
         .layer(once.clone())
@@ -60,5 +61,5 @@ async fn circuit_breaker_is_classified() {
         });
     let address = serve(Router::new().route("/orders", post(async || "placed")).layer(stack)).await;
     assert_eq!(send(address, &order("/orders", "order-7", &[], "tea")).await.status(), 503);
-    assert_eq!(once.engine().census().await.expect("the store answers").unknown, 0);
+    assert_eq!(once.engine().stats().await.expect("the store answers").unknown, 0);
 }

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::routing::post;
-use onceward::policy::Fate;
+use onceward::policy::Disposition;
 use onceward_axum::Claim;
 
 use crate::support::{builder, post as order, request, send, serve};
@@ -23,7 +23,7 @@ async fn handler_extracts_its_claim() {
 #[tokio::test]
 async fn handler_declares_that_it_did_nothing() {
     let place = post(async |claim: Claim| {
-        claim.declare(Fate::Released);
+        claim.declare(Disposition::Released);
         "sold out"
     });
     let address = serve(builder().build().around(Router::new().route("/orders", place))).await;

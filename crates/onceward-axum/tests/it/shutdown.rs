@@ -60,7 +60,7 @@ async fn graceful_shutdown_finishes_what_runs_with_a_client_and_without() {
     assert_eq!(soon("a response", read(stays)).await.told(), (200, "stored", "placed"));
     soon("the end", service.served).await.expect("no panic").expect("no error");
     assert_eq!(service.done.load(Ordering::SeqCst), 2);
-    let census = service.once.engine().census().await.expect("the store answers");
+    let census = service.once.engine().stats().await.expect("the store answers");
     assert_eq!((census.completed, census.unknown, census.in_flight), (2, 0, 0));
 }
 
@@ -71,7 +71,7 @@ async fn graceful_shutdown_ends_at_its_timeout_and_what_still_runs_is_unknown() 
     until("the handler", || service.begun.load(Ordering::SeqCst) == 1).await;
     drop(service.stop);
     soon("the end", service.served).await.expect("no panic").expect("no error");
-    let census = service.once.engine().census().await.expect("the store answers");
+    let census = service.once.engine().stats().await.expect("the store answers");
     assert_eq!((census.completed, census.unknown, census.in_flight), (0, 1, 0));
     drop(stays);
 }

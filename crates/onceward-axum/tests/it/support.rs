@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
-use onceward::principal::Part;
+use onceward::principal::PrincipalPart;
 use onceward::store::MemoryStore;
 use onceward_axum::{Builder, IdempotencyLayer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// A layer for which all callers are one.
 pub(crate) fn builder() -> Builder {
-    let nobody: [Part; 0] = [];
+    let nobody: [PrincipalPart; 0] = [];
     IdempotencyLayer::builder(MemoryStore::default()).principal(nobody)
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{Method, Uri};
 use onceward::policy::Policy;
-use onceward::principal::{CredentialHeaders, Credentials, Part, Rule, Scope, ScopePart};
+use onceward::principal::{CredentialHeaders, Credentials, PrincipalPart, PrincipalRule, Scope, ScopePart};
 
 use super::parse::{self, Parsed, Upstream, list, text};
-use super::source::{Invalid, Item};
+use super::source::{ConfigError, Item};
 use super::{Config, DAY, SECOND, Settings};
 
 /// How tokens are checked.
@@ -79,7 +79,7 @@ pub struct AuthorizeReplays {
 }
 
 impl Settings {
-    pub(super) fn jwt(&self) -> Result<JwtSettings, Invalid> {
+    pub(super) fn jwt(&self) -> Result<JwtSettings, ConfigError> {
         let plain = |item: &Item| text(item).map(str::to_owned);
         let secret_file = self.get("jwt.secret_file", plain)?;
         let issuer = self.get("jwt.issuer", plain)?;
@@ -95,8 +95,8 @@ impl Settings {
     }
 
     /// Puts what is said of callers into a policy.
-    pub(super) fn callers(&self, policy: &mut Policy) -> Result<(), Invalid> {
-        policy.principal = self.find("policy.principal", principal)?.unwrap_or(Rule::Unset);
+    pub(super) fn callers(&self, policy: &mut Policy) -> Result<(), ConfigError> {
+        policy.principal = self.find("policy.principal", principal)?.unwrap_or(PrincipalRule::Unset);
         let mut credentials = Credentials::default();
         if let Some(headers) = self.find("policy.credential_headers", header_names)? {
             credentials.headers = headers;
@@ -109,13 +109,13 @@ impl Settings {
         Ok(())
     }
 
-    pub(super) fn authorize_replays(&self, timeout: Duration) -> Result<Option<AuthorizeReplays>, Invalid> {
+    pub(super) fn authorize_replays(&self, timeout: Duration) -> Result<Option<AuthorizeReplays>, ConfigError> {
         let parsed = self.get("policy.authorize_replays", authorize_replays)?;
         Ok(parsed.map(|(method, target)| AuthorizeReplays { method, target, timeout }))
     }
 
     /// Checks what is said of callers, and warns of what is probably not meant.
-    pub(super) fn check_callers(&mut self, config: &Config) -> Result<(), Invalid> {
+    pub(super) fn check_callers(&mut self, config: &Config) -> Result<(), ConfigError> {
         let all = || std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
         let claims = all().any(|policy| policy.principal.names_a_claim());
         if claims && config.jwt.keys == KeySource::None && config.jwt.secret_file.is_none() {
@@ -131,7 +131,7 @@ impl Settings {
             }
         }
         let unset: Vec<&str> =
-            all().filter(|policy| policy.principal == Rule::Unset).map(|policy| &*policy.route).collect();
+            all().filter(|policy| policy.principal == PrincipalRule::Unset).map(|policy| &*policy.route).collect();
         if !unset.is_empty() {
             self.warnings.push(format!(
                 "no principal is set for {}: a keyed request that has a credential is refused with principal_unknown, and all others are one caller; write principal = [\"authorization\"], [\"header:NAME\"], [\"cookie:NAME\"] or [\"jwt:CLAIM\"] in [policy], or [] where all callers are one",
@@ -162,7 +162,7 @@ impl Settings {
 }
 
 /// The parts that name the caller.
-fn principal(item: &Item) -> Parsed<Rule> {
+fn principal(item: &Item) -> Parsed<PrincipalRule> {
     // Each of them differs from one request to the next, so that no retry would find its key.
     const CHANGING: [&str; 10] = [
         "date",
@@ -176,14 +176,14 @@ fn principal(item: &Item) -> Parsed<Rule> {
         "x-correlation-id",
         "x-request-id",
     ];
-    let parts = list(item)?.into_iter().map(|part| match part.parse::<Part>() {
-        Ok(Part::Header(name)) if CHANGING.contains(&name.as_str()) => Err(format!(
+    let parts = list(item)?.into_iter().map(|part| match part.parse::<PrincipalPart>() {
+        Ok(PrincipalPart::Header(name)) if CHANGING.contains(&name.as_str()) => Err(format!(
             "\"header:{name}\" differs from one request to the next, so that a retry would be another caller; name a header that stays the same"
         )),
         Ok(part) => Ok(part),
         Err(error) => Err(error.to_string()),
     });
-    parts.collect::<Parsed<Vec<Part>>>().map(Rule::Parts)
+    parts.collect::<Parsed<Vec<PrincipalPart>>>().map(PrincipalRule::Parts)
 }
 
 fn header_names(item: &Item) -> Parsed<CredentialHeaders> {
@@ -236,11 +236,11 @@ fn authorize_replays(item: &Item) -> Parsed<Option<(Method, String)>> {
 }
 
 fn token_source(item: &Item) -> Parsed<TokenSource> {
-    match text(item)?.trim().parse::<Part>() {
-        Ok(Part::Authorization) => Ok(TokenSource::Authorization),
-        Ok(Part::Header(name)) if name == AUTHORIZATION => Ok(TokenSource::Authorization),
-        Ok(Part::Header(name)) => Ok(TokenSource::Header(name)),
-        Ok(Part::Cookie(name)) => Ok(TokenSource::Cookie(name)),
+    match text(item)?.trim().parse::<PrincipalPart>() {
+        Ok(PrincipalPart::Authorization) => Ok(TokenSource::Authorization),
+        Ok(PrincipalPart::Header(name)) if name == AUTHORIZATION => Ok(TokenSource::Authorization),
+        Ok(PrincipalPart::Header(name)) => Ok(TokenSource::Header(name)),
+        Ok(PrincipalPart::Cookie(name)) => Ok(TokenSource::Cookie(name)),
         _ => Err(format!(
             "{item} does not say where the token is; write \"authorization\", \"header:NAME\" or \"cookie:NAME\""
         )),

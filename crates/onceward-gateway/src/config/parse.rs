@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName};
 use http::{HeaderValue, Method, Uri};
 use onceward::fingerprint::{Hosts, Kind, Pointer};
-use onceward::policy::{CloseDelimited, Guarantee, JsonPointer, Keys, Missing, StatusSet, Stream};
+use onceward::policy::{AcceptedKeys, CloseDelimited, Guarantee, JsonPointer, MissingKey, StatusSet, Stream};
 #[cfg(feature = "redis")]
 use onceward::store::redis;
 use onceward::wire;
@@ -364,15 +364,19 @@ pub(crate) fn trusted_proxies(item: &Item) -> Parsed<TrustedProxies> {
 }
 
 /// What is done without a key; `window` is how long a derived one counts, if that is said.
-pub(crate) fn missing(item: &Item, window: Option<Duration>) -> Parsed<Missing> {
-    let derive = Missing::Derive { window: window.unwrap_or_default() };
-    let all =
-        [("pass", Missing::Pass), ("reject", Missing::Reject), ("generate", Missing::Generate), ("derive", derive)];
+pub(crate) fn missing(item: &Item, window: Option<Duration>) -> Parsed<MissingKey> {
+    let derive = MissingKey::Derive { window: window.unwrap_or_default() };
+    let all = [
+        ("pass", MissingKey::Pass),
+        ("reject", MissingKey::Reject),
+        ("generate", MissingKey::Generate),
+        ("derive", derive),
+    ];
     one_of(item, &all)
 }
 
-pub(crate) fn keys(item: &Item) -> Parsed<Keys> {
-    one_of(item, &[("any", Keys::Any), ("issued", Keys::Issued)])
+pub(crate) fn keys(item: &Item) -> Parsed<AcceptedKeys> {
+    one_of(item, &[("any", AcceptedKeys::Any), ("issued", AcceptedKeys::Issued)])
 }
 
 /// The name of a form's field; empty means that there is none.

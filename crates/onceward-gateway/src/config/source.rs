@@ -60,13 +60,13 @@ impl fmt::Display for Origin {
 
 /// A setting that is unknown, or whose value is wrong. `Display` gives one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Invalid {
+pub struct ConfigError {
     setting: String,
     what: String,
     origin: Option<Origin>,
 }
 
-impl Invalid {
+impl ConfigError {
     pub(crate) fn new(setting: impl Into<String>, what: impl Into<String>, origin: Origin) -> Self {
         Self { setting: setting.into(), what: what.into(), origin: Some(origin) }
     }
@@ -77,7 +77,7 @@ impl Invalid {
     }
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // One line whatever a value has in it.
         let what = self.what.replace(['\n', '\r'], " ");
@@ -88,7 +88,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-impl std::error::Error for Invalid {}
+impl std::error::Error for ConfigError {}
 
 /// A value before it is parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,11 +184,11 @@ static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
 
 impl File {
     /// Reads a TOML document, without judging values.
-    pub(crate) fn parse(text: &str, path: &str) -> Result<Self, Invalid> {
+    pub(crate) fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
         let origin = |at: usize| Origin::File { path: path.into(), line: line_of(text, at) };
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            Invalid::new("not TOML", error.message(), origin(at))
+            ConfigError::new("not TOML", error.message(), origin(at))
         })?;
         let known: &[String] = &KNOWN;
         let mut file = Self::default();
@@ -209,7 +209,7 @@ impl File {
                     }
                 }
                 _ if is_section => {
-                    return Err(Invalid::new(
+                    return Err(ConfigError::new(
                         name,
                         format!("is a section; write [{name}] above its settings"),
                         origin(at),
@@ -235,8 +235,8 @@ fn routes(
     known: &[String],
     origin: &impl Fn(usize) -> Origin,
     at: usize,
-) -> Result<Vec<Layer>, Invalid> {
-    let not_tables = || Invalid::new("route", "is a list of tables; write [[route]] above each", origin(at));
+) -> Result<Vec<Layer>, ConfigError> {
+    let not_tables = || ConfigError::new("route", "is a list of tables; write [[route]] above each", origin(at));
     let mut routes = Vec::new();
     for route in value.as_array().ok_or_else(not_tables)?.iter() {
         let mut layer = Layer::new();
@@ -257,7 +257,7 @@ fn routes(
             layer.insert(path, Value { name, item: Item::of(value.get_ref()), origin: origin(at) });
         }
         if !layer.contains_key("path") {
-            return Err(Invalid::new(
+            return Err(ConfigError::new(
                 "route",
                 "has no path; write path = \"/orders\", for example",
                 origin(route.span().start),
@@ -299,7 +299,7 @@ fn check_known(
     section: Option<&str>,
     known: &[String],
     origin: impl FnOnce() -> Origin,
-) -> Result<(), Invalid> {
+) -> Result<(), ConfigError> {
     if known.iter().any(|known| known == path) {
         return Ok(());
     }
@@ -321,7 +321,7 @@ fn check_known(
         None => format!("unknown setting; there are {}, route", names.join(", ")),
     };
     // A quoted name may have anything in it.
-    Err(Invalid::new(path.escape_debug().to_string(), what, origin()))
+    Err(ConfigError::new(path.escape_debug().to_string(), what, origin()))
 }
 
 fn line_of(text: &str, at: usize) -> usize {

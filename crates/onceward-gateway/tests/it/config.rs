@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use onceward::limits::Limits;
-use onceward::policy::{Guarantee, Missing, Policy};
-use onceward::principal::{Part, Rule};
+use onceward::policy::{Guarantee, MissingKey, Policy};
+use onceward::principal::{PrincipalPart, PrincipalRule};
 use onceward_gateway::config::{Config, Given, Host, Origin, StoreUrl, TrustedProxies, defaults};
 use proptest::prelude::*;
 
@@ -337,8 +337,8 @@ fn the_environment_speaks_of_every_setting() {
     assert_eq!(config.admin.token.as_deref(), Some("s3cret"));
     assert_eq!(config.policy.lease, Duration::from_secs(1));
     assert_eq!(config.policy.methods, ["POST", "PUT"]);
-    let parts = vec![Part::Header("x-user".parse().unwrap()), Part::Cookie("sid".into())];
-    assert_eq!(config.policy.principal, Rule::Parts(parts));
+    let parts = vec![PrincipalPart::Header("x-user".parse().unwrap()), PrincipalPart::Cookie("sid".into())];
+    assert_eq!(config.policy.principal, PrincipalRule::Parts(parts));
     assert_eq!(config.policy.unknown_on.to_string(), "502, 520-527");
     assert_eq!((config.limits.waiters_per_key, config.limits.request_body), (3, 4096));
     assert_eq!(config.store, StoreUrl::Memory { bytes_max: 64 << 20 });
@@ -353,9 +353,12 @@ fn the_environment_speaks_of_every_setting() {
 
 #[test]
 fn no_principal_is_not_the_same_as_an_unset_one() {
-    assert_eq!(with_upstream("").unwrap().policy.principal, Rule::Unset);
-    assert_eq!(with_upstream("[policy]\nprincipal = []").unwrap().policy.principal, Rule::Parts(vec![]));
-    assert_eq!(of_environment(&[("ONCEWARD_POLICY_PRINCIPAL", "[]")]).unwrap().policy.principal, Rule::Parts(vec![]));
+    assert_eq!(with_upstream("").unwrap().policy.principal, PrincipalRule::Unset);
+    assert_eq!(with_upstream("[policy]\nprincipal = []").unwrap().policy.principal, PrincipalRule::Parts(vec![]));
+    assert_eq!(
+        of_environment(&[("ONCEWARD_POLICY_PRINCIPAL", "[]")]).unwrap().policy.principal,
+        PrincipalRule::Parts(vec![])
+    );
     // A variable that nobody filled says neither that all callers are one nor that nothing is protected.
     for (name, setting) in [("ONCEWARD_POLICY_PRINCIPAL", "principal"), ("ONCEWARD_POLICY_METHODS", "methods")] {
         for empty in ["", " "] {
@@ -373,9 +376,9 @@ fn a_route_says_otherwise_than_the_policy() {
     .unwrap();
     let (path, policy) = &config.routes[0];
     assert_eq!((path.as_str(), &*policy.route), ("/orders/{id}", "/orders/{id}"));
-    assert_eq!((policy.missing, policy.guarantee), (Missing::Reject, Guarantee::AtLeastOnce));
+    assert_eq!((policy.missing, policy.guarantee), (MissingKey::Reject, Guarantee::AtLeastOnce));
     assert_eq!(policy.lease, Duration::from_secs(5));
-    assert_eq!((config.policy.missing, &*config.policy.route), (Missing::Pass, "default"));
+    assert_eq!((config.policy.missing, &*config.policy.route), (MissingKey::Pass, "default"));
     assert!(config.routes[1].1.methods.is_empty());
     let origin = Origin::File { path: "onceward.toml".into(), line: 6 };
     assert!(config.sources.contains(&("route.missing".into(), "\"reject\"".into(), origin)));

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::fingerprint::{Fingerprint, Rules};
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
+use onceward::record::{AttemptId, FingerprintWithRules, Phase, Record, Retained};
+use onceward::reply::StoredResponse;
 use onceward::secret::KeyHash;
 
-fn print() -> Print {
-    Print::new(Fingerprint([1; 32]), Arc::new(Rules::default()))
+fn print() -> FingerprintWithRules {
+    FingerprintWithRules::new(Fingerprint([1; 32]), Arc::new(Rules::default()))
 }
 
 /// A claim.
@@ -20,8 +20,12 @@ pub(crate) fn claim(attempt: AttemptId) -> Record {
 
 /// Its answer, with a body of so many bytes.
 pub(crate) fn completed(attempt: AttemptId, bytes: usize, retention: Duration, tombstone: Duration) -> Record {
-    let reply =
-        Reply { status: http::StatusCode::CREATED, headers: Vec::new(), body: vec![4; bytes].into(), redirect: None };
-    let phase = Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
+    let reply = StoredResponse {
+        status: http::StatusCode::CREATED,
+        headers: Vec::new(),
+        body: vec![4; bytes].into(),
+        redirect: None,
+    };
+    let phase = Phase::Completed { print: print(), kept: Retained::Response(Arc::new(reply)), retention, tombstone };
     Record { key_hash: KeyHash([2; 32]), attempt, phase }
 }

@@ -11,8 +11,8 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 
 use super::{AUTO, COMPLETED, EXACT, FORM, IN_FLIGHT, JSON, RELEASED, SAME_HOSTS, TOMBSTONE, UNKNOWN, damaged, tag};
 use crate::fingerprint::{Details, Fingerprint, Hosts, Kind, Members, Pointer, Rules, VERSION};
-use crate::record::{AttemptId, Executed, Kept, Phase, Print, Record};
-use crate::reply::{Head, Reply};
+use crate::record::{AttemptId, Executed, FingerprintWithRules, Phase, Record, Retained};
+use crate::reply::{Head, StoredResponse};
 use crate::secret::KeyHash;
 use crate::store::Error;
 
@@ -102,17 +102,17 @@ impl<'b> Fields<'b> {
 
     /// The answer that belongs to an attempt, and how long it is kept.
     #[cfg(feature = "redis")]
-    pub(super) fn answer_of(&self, attempt: AttemptId) -> Result<(Kept, Duration), Error> {
+    pub(super) fn answer_of(&self, attempt: AttemptId) -> Result<(Retained, Duration), Error> {
         if self.stage != u64::from(COMPLETED) || self.attempt != attempt.0 {
             return Err(Error::unreadable("the answer is another's than its record says"));
         }
         Ok((self.kept()?, Duration::from_millis(self.retention_ms)))
     }
 
-    fn kept(&self) -> Result<Kept, Error> {
+    fn kept(&self) -> Result<Retained, Error> {
         match (self.reply, self.head) {
-            (Some(fields), None) => Ok(Kept::Whole(Arc::new(reply(&self.whole, fields)?))),
-            (None, Some(fields)) => head(fields).map(Kept::Head),
+            (Some(fields), None) => Ok(Retained::Response(Arc::new(reply(&self.whole, fields)?))),
+            (None, Some(fields)) => head(fields).map(Retained::HeadOnly),
             _ => Err(damaged("answer")),
         }
     }
@@ -169,7 +169,7 @@ impl<'b> Construction<'b> {
         array(self.fingerprint, "fingerprint").map(Fingerprint)
     }
 
-    fn print(&self, first: Option<(Fingerprint, Kind)>) -> Result<Print, Error> {
+    fn print(&self, first: Option<(Fingerprint, Kind)>) -> Result<FingerprintWithRules, Error> {
         let kind = self.kind()?;
         let hosts = match self.hosts {
             0 => Hosts::Distinct,
@@ -186,7 +186,7 @@ impl<'b> Construction<'b> {
         let headers = headers.map_err(|_| damaged("fingerprint's rules"))?;
         let version = u8::try_from(self.version).map_err(|_| unknown_rules())?;
         let details = Details { first, parts: self.parts.to_vec(), members: self.members.to_vec() };
-        Ok(Print {
+        Ok(FingerprintWithRules {
             fingerprint: self.fingerprint()?,
             rules: Arc::new(Rules { version, kind, headers, hosts, members }),
             details: (details != Details::default()).then(|| Arc::new(details)),
@@ -204,7 +204,7 @@ fn pointers(texts: &[&[u8]]) -> Result<Vec<Pointer>, Error> {
 }
 
 /// Reads the newest construction that is known.
-fn print(fields: &[u8]) -> Result<Print, Error> {
+fn print(fields: &[u8]) -> Result<FingerprintWithRules, Error> {
     let own = Construction::read(fields)?;
     if let Some(newer) = own.newer.map(Construction::read).transpose()?
         && newer.version == u64::from(VERSION)
@@ -214,7 +214,7 @@ fn print(fields: &[u8]) -> Result<Print, Error> {
     own.print(None)
 }
 
-fn reply(whole: &Bytes, fields: &[u8]) -> Result<Reply, Error> {
+fn reply(whole: &Bytes, fields: &[u8]) -> Result<StoredResponse, Error> {
     let (mut number, mut headers, mut body, mut redirect) = (0, Vec::new(), Bytes::new(), None);
     each(fields, |tag, field| {
         match tag {
@@ -226,7 +226,7 @@ fn reply(whole: &Bytes, fields: &[u8]) -> Result<Reply, Error> {
         }
         Ok(())
     })?;
-    Ok(Reply { status: status(number)?, headers, body, redirect })
+    Ok(StoredResponse { status: status(number)?, headers, body, redirect })
 }
 
 fn header(whole: &Bytes, fields: &[u8]) -> Result<(HeaderName, HeaderValue), Error> {
@@ -282,7 +282,7 @@ impl<'b> Field<'b> {
 
 /// Hands on each field with its number. Of kinds that no version ever wrote nothing is known but where they end.
 fn each<'b>(mut rest: &'b [u8], mut take: impl FnMut(u32, Field<'b>) -> Result<(), Error>) -> Result<(), Error> {
-    let unreadable = |error: DecodeError| damaged("fields").because(error);
+    let unreadable = |error: DecodeError| damaged("fields").with_source(error);
     while !rest.is_empty() {
         let (tag, kind) = decode_key(&mut rest).map_err(unreadable)?;
         let field = match kind {

@@ -7,8 +7,8 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use super::COMPLETED;
 use super::{AUTO, EXACT, FORM, JSON, SAME_HOSTS, executed_number, ms, number, tag};
 use crate::fingerprint::{Details, FIRST_VERSION, Fingerprint, Hosts, Kind, Members, Rules};
-use crate::record::{Kept, Phase, Print, Record};
-use crate::reply::Reply;
+use crate::record::{FingerprintWithRules, Phase, Record, Retained};
+use crate::reply::StoredResponse;
 
 /// Writes the fields of a record, in their order, without gathering them first: what is zero or empty is left out.
 pub(super) struct Writer<'b>(pub(super) &'b mut Vec<u8>);
@@ -51,8 +51,8 @@ impl Writer<'_> {
         }
     }
 
-    fn print(&mut self, print: &Print) {
-        let Print { fingerprint, rules, details } = print;
+    fn print(&mut self, print: &FingerprintWithRules) {
+        let FingerprintWithRules { fingerprint, rules, details } = print;
         let mut fields = Vec::with_capacity(128);
         let mut writer = Writer(&mut fields);
         match details.as_ref().and_then(|details| details.first) {
@@ -96,10 +96,10 @@ impl Writer<'_> {
         rules.headers.iter().for_each(|name| self.whole_piece(tag::print::HEADER, name.as_str().as_bytes()));
     }
 
-    fn kept(&mut self, kept: &Kept) {
+    fn kept(&mut self, kept: &Retained) {
         match kept {
-            Kept::Whole(reply) => self.reply(reply),
-            Kept::Head(head) => {
+            Retained::Response(reply) => self.reply(reply),
+            Retained::HeadOnly(head) => {
                 let status = u64::from(head.status.as_u16());
                 let location = head.location.as_ref().map_or(0, |location| piece_length(location.len()));
                 self.begin(tag::HEAD, number_length(status) + location);
@@ -111,7 +111,7 @@ impl Writer<'_> {
         }
     }
 
-    fn reply(&mut self, reply: &Reply) {
+    fn reply(&mut self, reply: &StoredResponse) {
         let status = u64::from(reply.status.as_u16());
         let header_length = |name: &HeaderName, value: &HeaderValue| {
             piece_length(name.as_str().len()) + if value.is_empty() { 0 } else { piece_length(value.len()) }

@@ -10,11 +10,11 @@ use std::time::Duration;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Table;
 
-use crate::record::{Found, Kept, Phase, Record};
+use crate::record::{Phase, Record, Retained, StoredRecord};
 use crate::secret::RecordId;
 
 /// How long a copy is believed without asking the store.
-const BELIEVED: Duration = Duration::from_secs(10);
+const MAX_AGE: Duration = Duration::from_secs(10);
 
 /// What a copy takes besides its record, in bytes: its places in the table, and what is said of its age.
 const ENTRY_OVERHEAD: usize = 160;
@@ -50,20 +50,20 @@ impl Cache {
     }
 
     /// What is completed, as the store would tell it at `now`.
-    pub(super) fn get(&self, id: &RecordId, now: Duration) -> Option<Found> {
+    pub(super) fn get(&self, id: &RecordId, now: Duration) -> Option<StoredRecord> {
         let copy = self.copies.get(id)?;
         let since = now.saturating_sub(copy.read);
-        if since >= BELIEVED {
+        if since >= MAX_AGE {
             self.forget(id);
             return None;
         }
-        Some(Found { record: Box::new(copy.record.clone()), age: copy.age + since, holder_gone: false })
+        Some(StoredRecord { record: Box::new(copy.record.clone()), age: copy.age + since, owner_lost: false })
     }
 
     /// Takes note of what is in the store; what is not an answer that is kept whole is no longer told.
     pub(super) fn note(&self, id: &RecordId, record: &Record, age: Duration, now: impl FnOnce() -> Duration) {
         match &record.phase {
-            Phase::Completed { kept: Kept::Whole(_), .. } => {
+            Phase::Completed { kept: Retained::Response(_), .. } => {
                 self.copies.insert(*id, Arc::new(Copy { record: record.clone(), read: now(), age }));
             }
             _ => self.forget(id),

@@ -6,10 +6,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
-use super::{Ask, Engine, Shared};
-use crate::claim::Held;
+use super::{Engine, KeyedRequest, Shared};
+use crate::claim::Attempt;
 use crate::observe::PrincipalChange;
-use crate::principal::{Principal, Rule, UnidentifiedCallerError};
+use crate::principal::{Principal, PrincipalRule, UnidentifiedCallerError};
 
 /// Upper bound on callers whose new keys are counted. Whose count is evicted begins at zero.
 const RATES_MAX: usize = 65_536;
@@ -59,7 +59,7 @@ impl Callers {
 
 impl Shared {
     /// Takes one of the new keys that the caller may send. Else returns after how many seconds it may.
-    pub(super) fn take_new_key(&self, held: &Held) -> Result<(), u64> {
+    pub(super) fn take_new_key(&self, held: &Attempt) -> Result<(), u64> {
         let Some((bucket, most)) = rate_of(held) else { return Ok(()) };
         let now = self.clock.now();
         let mut rates = self.callers.rates.lock();
@@ -75,7 +75,7 @@ impl Shared {
     }
 
     /// Gives back what was taken for a key that turned out not to be new.
-    pub(super) fn give_new_key_back(&self, held: &Held) {
+    pub(super) fn give_new_key_back(&self, held: &Attempt) {
         let Some((bucket, most)) = rate_of(held) else { return };
         let mut rates = self.callers.rates.lock();
         if let Some(mut rate) = rates.get_mut(&bucket) {
@@ -85,8 +85,8 @@ impl Shared {
 
     /// Reports a request whose key and content another caller sent within minutes: a credential was likely renewed, and a
     /// retry executed again.
-    pub(super) fn notice_two_callers(&self, ask: &Ask, held: &Held) {
-        if matches!(&ask.policy.principal, Rule::Parts(parts) if parts.is_empty()) {
+    pub(super) fn notice_two_callers(&self, ask: &KeyedRequest, held: &Attempt) {
+        if matches!(&ask.policy.principal, PrincipalRule::Parts(parts) if parts.is_empty()) {
             return;
         }
         let mut request = held.key_hash.0;
@@ -114,7 +114,7 @@ impl Shared {
 }
 
 /// The table's key, and the most keys a minute. `None`: not limited.
-fn rate_of(held: &Held) -> Option<((Principal, u32), f64)> {
+fn rate_of(held: &Attempt) -> Option<((Principal, u32), f64)> {
     let most = held.policy.keys_per_minute?.get();
     let is_one_for_all = held.policy.principal.parts().is_empty();
     let is_named = matches!(held.principal, Principal::Named(_));

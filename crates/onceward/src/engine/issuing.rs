@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::Engine;
-use crate::issued::{self, Holder, Issuing};
+use crate::issued::{self, IssuerConfig, Subject};
 use crate::key::Key;
 use crate::policy::Policy;
 use crate::principal::Principal;
@@ -15,7 +15,7 @@ impl Engine {
     pub(crate) async fn issue(&self, principal: &Principal, policy: &Policy) -> Result<(Key, String), Problem> {
         let keys = self.hash_keys().await?;
         let shared = &self.shared;
-        let holder = Holder { namespace: &shared.namespace, principal, route: &policy.route };
+        let holder = Subject { namespace: &shared.namespace, principal, route: &policy.route };
         let issued = issued::issue(keys, &shared.issuing, holder, shared.clock.wall());
         let (key, expiry) = issued.ok_or_else(|| self.refusal(Code::StoreUnavailable))?;
         Ok((key, httpdate::fmt_http_date(UNIX_EPOCH + expiry)))
@@ -25,12 +25,12 @@ impl Engine {
     pub(crate) async fn check_issued(&self, key: &Key, principal: &Principal, policy: &Policy) -> Result<(), Problem> {
         let keys = self.hash_keys().await?;
         let shared = &self.shared;
-        let holder = Holder { namespace: &shared.namespace, principal, route: &policy.route };
+        let holder = Subject { namespace: &shared.namespace, principal, route: &policy.route };
         issued::check(keys, &shared.issuing, key, holder, shared.clock.wall()).map_err(|refused| {
             self.refusal(match refused {
-                issued::Refused::Forged => Code::KeyForged,
-                issued::Refused::Foreign => Code::KeyForeign,
-                issued::Refused::Expired => Code::IssuedKeyExpired,
+                issued::InvalidKey::BadSignature => Code::KeyForged,
+                issued::InvalidKey::WrongSubject => Code::KeyForeign,
+                issued::InvalidKey::Expired => Code::IssuedKeyExpired,
             })
         })
     }
@@ -41,7 +41,7 @@ impl Engine {
         Ok(&opened.keys)
     }
 
-    pub(crate) fn issuing(&self) -> &Issuing {
+    pub(crate) fn issuing(&self) -> &IssuerConfig {
         &self.shared.issuing
     }
 

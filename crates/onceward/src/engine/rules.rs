@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Engine;
 use crate::policy::Policy;
-use crate::principal::{Rule, Scope};
+use crate::principal::{PrincipalRule, Scope};
 use crate::secret::Digest;
 use crate::store::Error;
 
@@ -59,7 +59,7 @@ impl Engine {
         let mut changes = Vec::new();
         for policy in policies {
             // Who had no rule had no named callers, whose keys could be forgotten.
-            let principal = (policy.principal != Rule::Unset).then(|| principal_digest(&policy.principal));
+            let principal = (policy.principal != PrincipalRule::Unset).then(|| principal_digest(&policy.principal));
             let scope = Some(scope_digest(&policy.scope));
             let both =
                 [("principal", principal, policy.principal.to_string()), ("scope", scope, policy.scope.to_string())];
@@ -91,12 +91,12 @@ impl Engine {
         // A name of a fixed length: what stores take as one is bounded.
         let place = Digest::of_parts([shared.namespace.as_bytes(), route.as_bytes()]);
         let name = format!("rule-{setting}-{generation}-{}", crate::secret::hex(&place.0[..16]));
-        let kept = shared.meta(&name, &digest.0).await.map_err(PinRulesError::Store)?;
+        let kept = shared.get_or_insert_meta(&name, &digest.0).await.map_err(PinRulesError::Store)?;
         Ok(kept == digest.0.as_slice())
     }
 }
 
-fn principal_digest(rule: &Rule) -> Digest {
+fn principal_digest(rule: &PrincipalRule) -> Digest {
     Digest::of_parts([b"onceward v1 principal rule".as_slice(), rule.to_string().as_bytes()])
 }
 

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use futures_util::future::poll_immediate;
 
-use super::claiming::Other;
-use super::{Answer, Boxed, Engine, Look, Operation, Shared};
-use crate::decide::{self, Standing};
+use super::acquire::Other;
+use super::{Boxed, Engine, KeyStatus, Operation, RunOutcome, Shared};
+use crate::decide::{self, EffectiveState};
 use crate::key::Key;
 use crate::principal::{KeySpace, Principal};
 use crate::problem::{Code, Problem};
-use crate::record::{Kept, Phase, Record};
+use crate::record::{Phase, Record, Retained};
 use crate::secret::RecordId;
-use crate::waiters::{Ended, News, Waiting};
+use crate::waiters::{Ended, Event, Waiting};
 
 impl Engine {
     /// What became of a key: as a request would be told, without a request. Waits as long as `wait` says, at most
@@ -22,13 +22,13 @@ impl Engine {
     /// # Errors
     ///
     /// A problem, where the store does not tell.
-    pub async fn look(
+    pub async fn lookup(
         &self,
         key: &Key,
         principal: &Principal,
         space: &KeySpace,
         wait: Option<Duration>,
-    ) -> Result<Look, Problem> {
+    ) -> Result<KeyStatus, Problem> {
         let shared = &self.shared;
         let opened = shared.open().await.map_err(|error| shared.store_refusal(None, &error))?;
         let id = opened.keys.record_id_in(&shared.namespace, principal, space, key);
@@ -36,26 +36,28 @@ impl Engine {
         let mut looked = Arc::new(shared.get(&id).await);
         loop {
             let found = looked.as_ref().as_ref().map_err(|error| shared.store_refusal(Some(&id), error))?;
-            let Some(found) = found else { return Ok(Look::Free) };
-            return Ok(match decide::standing(found) {
-                Standing::Free => Look::Free,
-                Standing::InFlight { age, left } => {
+            let Some(found) = found else { return Ok(KeyStatus::Free) };
+            return Ok(match decide::effective_state(found) {
+                EffectiveState::Free => KeyStatus::Free,
+                EffectiveState::InFlight { age, left } => {
                     let joined = || shared.waiters.join(id, found.record.attempt, shared.limits.waiters_per_key);
                     if shared.clock.now() < until
                         && let Some(mut waiting) = joined()
                     {
                         looked = match shared.hear(&id, &mut waiting, poll_pause(), until).await {
-                            Some(News::Looked(looked)) => looked,
-                            Some(News::Ended(_)) | None => Arc::new(shared.get(&id).await),
+                            Some(Event::Looked(looked)) => looked,
+                            Some(Event::Ended(_)) | None => Arc::new(shared.get(&id).await),
                         };
                         continue;
                     }
-                    Look::InFlight(shared.retry_after(&found.record, age, left))
+                    KeyStatus::InFlight(shared.retry_after(&found.record, age, left))
                 }
-                Standing::Lost => Look::Refused(shared.problem(Code::OutcomeUnknown, &id)),
-                Standing::Completed(Kept::Whole(reply)) => Look::Replay(Arc::clone(reply)),
-                Standing::Completed(Kept::Head(head)) => Look::Refused(shared.not_kept(&id, head)),
-                Standing::Expired(executed) => Look::Refused(shared.problem(Code::KeyExpired, &id).executed(executed)),
+                EffectiveState::Lost => KeyStatus::Refused(shared.problem(Code::OutcomeUnknown, &id)),
+                EffectiveState::Completed(Retained::Response(reply)) => KeyStatus::Replay(Arc::clone(reply)),
+                EffectiveState::Completed(Retained::HeadOnly(head)) => KeyStatus::Refused(shared.not_kept(&id, head)),
+                EffectiveState::Expired(executed) => {
+                    KeyStatus::Refused(shared.problem(Code::KeyExpired, &id).executed(executed))
+                }
             });
         }
     }
@@ -67,11 +69,11 @@ impl Shared {
         &self,
         other: Box<Other<O>>,
         wait: Duration,
-    ) -> Boxed<'_, Answer<O::Answer>> {
+    ) -> Boxed<'_, RunOutcome<O::Response>> {
         Box::pin(self.wait_for(other, wait))
     }
 
-    async fn wait_for<O: Operation>(&self, other: Box<Other<O>>, wait: Duration) -> Answer<O::Answer> {
+    async fn wait_for<O: Operation>(&self, other: Box<Other<O>>, wait: Duration) -> RunOutcome<O::Response> {
         let Other { asked, operation, mut found, mut age, mut left } = *other;
         let id = asked.id;
         let wait = wait.min(self.limits.wait_max);
@@ -84,10 +86,10 @@ impl Shared {
         let mut pause = Duration::ZERO;
         while let Some(place) = &mut waiting {
             let looked = match self.hear(&id, place, pause, until).await {
-                Some(News::Looked(looked)) => looked,
-                Some(News::Ended(Ended::Released(Some(reply)))) => return Answer::Released(reply),
+                Some(Event::Looked(looked)) => looked,
+                Some(Event::Ended(Ended::Released(Some(reply)))) => return RunOutcome::Released(reply),
                 // Its place is gone with the attempt; what it left is in the store.
-                Some(News::Ended(Ended::Released(None) | Ended::Look)) => {
+                Some(Event::Ended(Ended::Released(None) | Ended::CheckStore)) => {
                     waiting = self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key);
                     pause = Duration::ZERO;
                     continue;
@@ -98,23 +100,23 @@ impl Shared {
                 Ok(Some(now)) => {
                     let fingerprint = asked.fingerprint_for(&now.record, &*operation);
                     match decide::claim(now, &fingerprint, asked.policy.guarantee) {
-                        decide::Claim::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
+                        decide::ClaimDecision::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
                         // Released by this process: the answer that it was released with is on its way to us.
-                        decide::Claim::Execute if now.record.attempt == found.record.attempt => {
+                        decide::ClaimDecision::Execute if now.record.attempt == found.record.attempt => {
                             if let Some(Ended::Released(Some(reply))) = poll_immediate(place.ended()).await {
-                                return Answer::Released(reply);
+                                return RunOutcome::Released(reply);
                             }
                             let told =
                                 self.clock.sleep_until(self.clock.now().saturating_add(Duration::from_millis(50)));
                             tokio::select! {
                                 ended = place.ended() => if let Ended::Released(Some(reply)) = ended {
-                                    return Answer::Released(reply);
+                                    return RunOutcome::Released(reply);
                                 },
                                 () = told => {}
                             }
-                            return self.told(&id, decide::Claim::Execute);
+                            return self.told(&id, decide::ClaimDecision::Execute);
                         }
-                        decide::Claim::Mismatch => return asked.mismatch(&now.record, &*operation),
+                        decide::ClaimDecision::Mismatch => return asked.mismatch(&now.record, &*operation),
                         judged => return self.told(&id, judged),
                     }
                     if now.record.attempt != found.record.attempt {
@@ -122,8 +124,8 @@ impl Shared {
                         found = now.clone();
                     }
                 }
-                Ok(None) => return self.told(&id, decide::Claim::Execute),
-                Err(error) => return Answer::refused(self.store_refusal(Some(&id), error)),
+                Ok(None) => return self.told(&id, decide::ClaimDecision::Execute),
+                Err(error) => return RunOutcome::refused(self.store_refusal(Some(&id), error)),
             }
             if self.clock.now() >= until {
                 break;
@@ -131,12 +133,12 @@ impl Shared {
             pause = poll_pause();
         }
         let seconds = self.retry_after(&found.record, age, left);
-        Answer::refused(self.problem(Code::InFlight, &id).retry_after(seconds))
+        RunOutcome::refused(self.problem(Code::InFlight, &id).retry_after(seconds))
     }
 
     /// What a waiter hears next: how the attempt ended in this process, or what the store says, where one of those who wait
     /// looks for all. Nothing, where its time is over.
-    async fn hear(&self, id: &RecordId, place: &mut Waiting, pause: Duration, until: Duration) -> Option<News> {
+    async fn hear(&self, id: &RecordId, place: &mut Waiting, pause: Duration, until: Duration) -> Option<Event> {
         let turn = place.turn();
         let look = async {
             // Whoever goes away within its turn leaves it to another.
@@ -157,7 +159,7 @@ impl Shared {
         };
         place.tell(&looked);
         drop(mine);
-        Some(News::Looked(looked))
+        Some(Event::Looked(looked))
     }
 
     /// The attempt's age by its claimer's clock, at least 1 s, at most what is left of the lease.

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 
 use super::coding;
-use crate::secret::Framed;
+use crate::secret::LengthPrefixed;
 
 /// Fields that frameworks add against cross-site request forgery, which are drawn anew for each
 /// page, by their exact names. They are no part of what a person entered. `docs/fingerprints.md`
@@ -132,7 +132,7 @@ impl Form {
     }
 
     /// Adds the fields to a digest, in their order, without those of [`CSRF_FIELDS`].
-    pub(crate) fn frame(&self, into: &mut Framed) {
+    pub(crate) fn frame(&self, into: &mut LengthPrefixed) {
         let is_csrf = |field: &&Field| !field.is_file && CSRF_FIELDS.iter().any(|name| name.as_bytes() == field.name);
         let fields = || self.fields.iter().filter(|field| !is_csrf(field));
         into.number(fields().count());

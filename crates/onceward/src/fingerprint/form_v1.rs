@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
-use crate::secret::Framed;
+use crate::secret::LengthPrefixed;
 
 /// A form that was read.
 pub(super) struct Form {
@@ -40,7 +40,7 @@ impl Form {
     }
 
     /// Adds the fields to a digest, in their order.
-    pub(super) fn frame(&self, into: &mut Framed) {
+    pub(super) fn frame(&self, into: &mut LengthPrefixed) {
         into.number(self.fields.len());
         for field in &self.fields {
             into.number(field.headers.len());

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 
 use super::{Members, Pointer, coding};
-use crate::secret::Framed;
+use crate::secret::LengthPrefixed;
 
 /// The deepest nesting that is read.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -140,7 +140,7 @@ impl Value<'_> {
 
     /// Adds to a digest what the rules choose of a document. Returns the name of each member of it,
     /// and where it stands.
-    pub(crate) fn frame_root(mut self, members: &Members, into: &mut Framed) -> Vec<(String, Range<usize>)> {
+    pub(crate) fn frame_root(mut self, members: &Members, into: &mut LengthPrefixed) -> Vec<(String, Range<usize>)> {
         match members {
             Members::Only(pointers) if !pointers.is_empty() => {
                 let mut named = Vec::with_capacity(pointers.len());
@@ -175,7 +175,7 @@ impl Value<'_> {
         named
     }
 
-    fn frame(&self, into: &mut Framed) {
+    fn frame(&self, into: &mut LengthPrefixed) {
         match self {
             Self::Null => into.number(NULL),
             Self::Bool(false) => into.number(FALSE),

@@ -32,7 +32,7 @@ pin_project! {
         /// Passed on as it comes.
         Passed { #[pin] body: B },
         /// Boxed, so that a body that is passed on is not made larger by what only those with a key have.
-        Taken { taken: Box<Taken> },
+        Taken { taken: Box<BodySource> },
     }
 }
 
@@ -52,15 +52,15 @@ impl fmt::Display for AbandonedError {
 impl Error for AbandonedError {}
 
 /// What was taken of a body before it was handed on.
-enum Taken {
+enum BodySource {
     /// All of it.
-    Whole { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
+    Buffered { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
     /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
-    Begun { prefix: Option<Bytes>, rest: mpsc::Receiver<Piece> },
+    Streaming { prefix: Option<Bytes>, rest: mpsc::Receiver<Chunk> },
 }
 
 /// What is read of an answer that is handed on as it comes.
-pub(crate) enum Piece {
+pub(crate) enum Chunk {
     Frame(Frame<Bytes>),
     Cut(BoxError),
     End,
@@ -74,7 +74,7 @@ impl<B: http_body::Body> Body<B> {
     }
 
     pub(crate) fn buffered(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
-        Self::taken(Taken::Whole { data: Some(data).filter(|data| !data.is_empty()), trailers })
+        Self::taken(BodySource::Buffered { data: Some(data).filter(|data| !data.is_empty()), trailers })
     }
 
     /// Returns the body itself where it was passed on untouched.
@@ -89,11 +89,11 @@ impl<B: http_body::Body> Body<B> {
         }
     }
 
-    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Piece>) -> Self {
-        Self::taken(Taken::Begun { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest })
+    pub(crate) fn spilled(prefix: Bytes, rest: mpsc::Receiver<Chunk>) -> Self {
+        Self::taken(BodySource::Streaming { prefix: Some(prefix).filter(|prefix| !prefix.is_empty()), rest })
     }
 
-    fn taken(taken: Taken) -> Self {
+    fn taken(taken: BodySource) -> Self {
         Self { kind: Inner::Taken { taken: Box::new(taken) } }
     }
 }
@@ -119,7 +119,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Inner::Passed { body } => body.is_end_stream(),
-            Inner::Taken { taken } => matches!(**taken, Taken::Whole { data: None, trailers: None }),
+            Inner::Taken { taken } => matches!(**taken, BodySource::Buffered { data: None, trailers: None }),
         }
     }
 
@@ -127,29 +127,31 @@ where
         match &self.kind {
             Inner::Passed { body } => body.size_hint(),
             Inner::Taken { taken } => match &**taken {
-                Taken::Whole { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
-                Taken::Begun { .. } => SizeHint::default(),
+                BodySource::Buffered { data, .. } => {
+                    SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+                }
+                BodySource::Streaming { .. } => SizeHint::default(),
             },
         }
     }
 }
 
-impl Taken {
+impl BodySource {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
-            Self::Whole { data, trailers } => Poll::Ready(
+            Self::Buffered { data, trailers } => Poll::Ready(
                 data.take()
                     .map(Frame::data)
                     .or_else(|| trailers.take().map(|trailers| Frame::trailers(*trailers)))
                     .map(Ok),
             ),
-            Self::Begun { prefix, rest } => match prefix.take() {
+            Self::Streaming { prefix, rest } => match prefix.take() {
                 Some(prefix) => Poll::Ready(Some(Ok(Frame::data(prefix)))),
                 None => match ready!(rest.poll_recv(context)) {
-                    Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
-                    Some(Piece::Cut(error)) => Poll::Ready(Some(Err(error))),
-                    Some(Piece::End) => Poll::Ready(None),
-                    Some(Piece::Panicked(panic)) => resume_unwind(panic),
+                    Some(Chunk::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
+                    Some(Chunk::Cut(error)) => Poll::Ready(Some(Err(error))),
+                    Some(Chunk::End) => Poll::Ready(None),
+                    Some(Chunk::Panicked(panic)) => resume_unwind(panic),
                     // The task that read it ended before it. A clean end would pass a part for the whole; with an error the server
                     // cuts the connection, so that no graceful shutdown waits for it.
                     None => Poll::Ready(Some(Err(AbandonedError.into()))),
@@ -164,8 +166,8 @@ impl<B: http_body::Body> fmt::Debug for Body<B> {
         f.write_str(match &self.kind {
             Inner::Passed { .. } => "Body::Passed",
             Inner::Taken { taken } => match **taken {
-                Taken::Whole { .. } => "Body::Buffered",
-                Taken::Begun { .. } => "Body::Spilled",
+                BodySource::Buffered { .. } => "Body::Buffered",
+                BodySource::Streaming { .. } => "Body::Spilled",
             },
         })
     }
@@ -177,11 +179,11 @@ pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
 }
 
 /// How reading a body ended.
-pub(crate) enum Read<P> {
+pub(crate) enum ReadBody<P> {
     /// All of it.
-    Whole(Bytes, Option<Box<HeaderMap>>),
+    Complete(Bytes, Option<Box<HeaderMap>>),
     /// More than the limit: what was read, and the rest.
-    Larger(Bytes, Pin<P>),
+    TooLarge(Bytes, Pin<P>),
     /// It was truncated, or something refused the rest of it.
     Failed(BoxError),
     /// It brought nothing for too long.
@@ -199,7 +201,7 @@ pub(crate) struct Patience<'a> {
 }
 
 /// Reads a body, up to `limit` bytes. A body of one piece is not copied.
-pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<Patience<'_>>) -> Read<P>
+pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<Patience<'_>>) -> ReadBody<P>
 where
     P: DerefMut,
     P::Target: http_body::Body + Sized,
@@ -226,10 +228,10 @@ where
             });
             stalled.as_mut().poll(context).map(|()| None)
         });
-        let Some(come) = come.await else { return Read::Stalled };
+        let Some(come) = come.await else { return ReadBody::Stalled };
         match come {
             None => break,
-            Some(Err(error)) => return Read::Failed(error.into()),
+            Some(Err(error)) => return ReadBody::Failed(error.into()),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     let data = into_bytes(data);
@@ -244,14 +246,14 @@ where
                         more.extend_from_slice(&data);
                     }
                     if first.len() + more.len() > limit {
-                        return Read::Larger(if more.is_empty() { first } else { more.into() }, body);
+                        return ReadBody::TooLarge(if more.is_empty() { first } else { more.into() }, body);
                     }
                 }
                 Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             },
         }
     }
-    Read::Whole(if more.is_empty() { first } else { more.into() }, trailers)
+    ReadBody::Complete(if more.is_empty() { first } else { more.into() }, trailers)
 }
 
 /// The next frame of a body.

@@ -9,7 +9,7 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, Head
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::engine::Boxed;
-use crate::reply::Reply;
+use crate::reply::StoredResponse;
 use crate::wire;
 
 /// A decoder gives way to other tasks after this many bytes.
@@ -53,7 +53,11 @@ impl Accepted {
 
     /// Returns the response as the request accepts it: decoded, where its coding is excluded and can be undone within `limit`
     /// bytes; else `None`.
-    pub(crate) fn decode(&self, reply: &Arc<Reply>, limit: usize) -> Option<Boxed<'static, Option<Arc<Reply>>>> {
+    pub(crate) fn decode(
+        &self,
+        reply: &Arc<StoredResponse>,
+        limit: usize,
+    ) -> Option<Boxed<'static, Option<Arc<StoredResponse>>>> {
         let codings = codings(&reply.headers);
         if codings.is_empty() || codings.iter().all(|coding| self.takes(coding)) {
             return None;
@@ -61,7 +65,11 @@ impl Accepted {
         let reply = Arc::clone(reply);
         Some(Box::pin(async move {
             let body = decoded(&codings, reply.body.clone(), limit).await?;
-            Some(Arc::new(Reply { headers: headers_of_decoded(&reply.headers, body.len()), body, ..(*reply).clone() }))
+            Some(Arc::new(StoredResponse {
+                headers: headers_of_decoded(&reply.headers, body.len()),
+                body,
+                ..(*reply).clone()
+            }))
         }))
     }
 }

@@ -8,7 +8,7 @@ use tower::buffer::error::Closed;
 use tower::load_shed::error::Overloaded;
 
 use super::body::BoxError;
-use crate::policy::Fate;
+use crate::policy::Disposition;
 use crate::problem::Code;
 
 /// Why the body of a request could not be read.
@@ -61,12 +61,12 @@ impl BodyFailure {
 
 /// Recognises the errors by which `tower`'s own layers refuse a request that they did not hand on: of `load_shed` and of a closed
 /// `buffer`. Looks at the error itself and not at its sources, for a handler that executed may return what another service said.
-pub(super) fn fate_of(error: &dyn Any) -> Option<Fate> {
+pub(super) fn fate_of(error: &dyn Any) -> Option<Disposition> {
     let is_unsent = match error.downcast_ref::<BoxError>() {
         Some(boxed) => boxed.is::<Overloaded>() || boxed.is::<Closed>(),
         None => error.is::<Overloaded>() || error.is::<Closed>(),
     };
-    is_unsent.then_some(Fate::NotSent)
+    is_unsent.then_some(Disposition::NotSent)
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use http::{Extensions, Uri, request};
 
 use super::failure;
-use crate::policy::Fate;
+use crate::policy::Disposition;
 use crate::principal::Caller;
 
 type UriOf = dyn for<'a> Fn(&'a request::Parts) -> &'a Uri + Send + Sync;
 type PrincipalOf = dyn Fn(&request::Parts) -> Option<Vec<u8>> + Send + Sync;
-type Classify = dyn Fn(&dyn Any) -> Option<Fate> + Send + Sync;
+type Classify = dyn Fn(&dyn Any) -> Option<Disposition> + Send + Sync;
 
 /// The closures that were given to the builder, and the extensions that must not be there.
 #[derive(Clone, Default)]
@@ -46,7 +46,7 @@ impl Hooks {
     }
 
     /// How an attempt ended whose inner service returned an error.
-    pub(super) fn fate_of<E: 'static>(&self, error: &E) -> Option<Fate> {
+    pub(super) fn fate_of<E: 'static>(&self, error: &E) -> Option<Disposition> {
         let own = self.classify.as_ref().and_then(|classify| classify(error));
         own.or_else(|| failure::fate_of(error))
     }

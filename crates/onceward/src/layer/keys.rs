@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::HeaderName;
 
-use crate::engine::{Ask, Engine};
+use crate::engine::{Engine, KeyedRequest};
 use crate::fingerprint::form::{self, Form};
 use crate::fingerprint::{Fingerprint, JsonError, Rules, json};
-use crate::key::{Invalid, Key};
-use crate::policy::{Keys, Missing, Policy};
+use crate::key::{Key, ParseKeyError};
+use crate::policy::{AcceptedKeys, MissingKey, Policy};
 use crate::principal::{Principal, RequestView};
 use crate::problem::{Code, Problem};
 use crate::secret::{HashKeys, hex};
@@ -41,7 +41,7 @@ pub(super) fn are_sent(policy: &Policy, headers: &HeaderMap) -> bool {
 /// Why the key of a request's headers is refused.
 pub(super) enum SentError {
     /// The header of this name is malformed.
-    Invalid(HeaderName, Invalid),
+    Invalid(HeaderName, ParseKeyError),
     /// Two headers name two keys.
     Differ,
 }
@@ -59,13 +59,13 @@ pub(super) fn sent(policy: &Policy, headers: &HeaderMap) -> Result<Option<Key>, 
 /// Returns true if the policy wants a key for a request whose headers have none.
 ///
 /// A request without a key is never refused because its caller cannot be told: without a key it could not log in.
-pub(super) fn are_wanted(policy: &Policy, request: RequestView<'_>) -> bool {
+pub(super) fn key_required(policy: &Policy, request: RequestView<'_>) -> bool {
     may_have_key(policy, request.headers)
         || match policy.missing {
-            Missing::Pass => false,
-            Missing::Reject => true,
-            Missing::Generate => policy.identify(request).is_ok(),
-            Missing::Derive { .. } => matches!(policy.identify(request), Ok(Principal::Named(_))),
+            MissingKey::Pass => false,
+            MissingKey::Reject => true,
+            MissingKey::Generate => policy.identify(request).is_ok(),
+            MissingKey::Derive { .. } => matches!(policy.identify(request), Ok(Principal::Named(_))),
         }
 }
 
@@ -93,19 +93,19 @@ impl Source {
 
     fn without_key(policy: &Policy) -> Option<Self> {
         match policy.missing {
-            Missing::Pass | Missing::Reject => None,
-            Missing::Generate => Some(Self::Generated),
-            Missing::Derive { window } => Some(Self::Derived(window)),
+            MissingKey::Pass | MissingKey::Reject => None,
+            MissingKey::Generate => Some(Self::Generated),
+            MissingKey::Derive { window } => Some(Self::Derived(window)),
         }
     }
 }
 
 /// What a key turned out to be, once the body was read.
-pub(super) enum Settled {
+pub(super) enum KeyChoice {
     /// The one that the request came with.
-    Sent,
+    FromRequest,
     /// Another; whether the upstream is told it, and the client.
-    Made { upstream: bool, client: bool },
+    Generated { upstream: bool, client: bool },
     /// There is none, and none is needed.
     None,
 }
@@ -124,9 +124,9 @@ impl Known<'_> {
     pub(super) async fn settle(
         &self,
         engine: &Engine,
-        ask: &mut Ask,
+        ask: &mut KeyedRequest,
         derived: impl Fn(&Rules, &HashKeys) -> (u8, Fingerprint),
-    ) -> Result<Settled, Problem> {
+    ) -> Result<KeyChoice, Problem> {
         let found = match self.source {
             Source::Body => self.in_body(engine, ask).map_err(|problem| *problem)?,
             _ => None,
@@ -135,22 +135,22 @@ impl Known<'_> {
             (Some(_), _) if self.unidentified.is_some() => {
                 return Err(self.unidentified.clone().unwrap_or_else(|| engine.refusal(Code::PrincipalUnknown)));
             }
-            (None, Source::Body) if self.unidentified.is_some() && ask.policy.missing != Missing::Reject => {
-                return Ok(Settled::None);
+            (None, Source::Body) if self.unidentified.is_some() && ask.policy.missing != MissingKey::Reject => {
+                return Ok(KeyChoice::None);
             }
             (Some(key), _) => {
                 ask.key = key;
-                Settled::Made { upstream: true, client: false }
+                KeyChoice::Generated { upstream: true, client: false }
             }
-            (None, Source::Header) => Settled::Sent,
+            (None, Source::Header) => KeyChoice::FromRequest,
             (None, Source::Body) => match (Source::without_key(&ask.policy), ask.policy.missing) {
-                (None, Missing::Reject) => return Err(engine.refusal(Code::KeyMissing)),
-                (None, _) => return Ok(Settled::None),
+                (None, MissingKey::Reject) => return Err(engine.refusal(Code::KeyMissing)),
+                (None, _) => return Ok(KeyChoice::None),
                 (Some(source), _) => self.make(source, engine, ask, derived).await?,
             },
             (None, source) => self.make(source, engine, ask, derived).await?,
         };
-        if ask.policy.keys == Keys::Issued && !matches!(settled, Settled::None) {
+        if ask.policy.keys == AcceptedKeys::Issued && !matches!(settled, KeyChoice::None) {
             engine.check_issued(&ask.key, &ask.principal, &ask.policy).await?;
         }
         Ok(settled)
@@ -158,7 +158,7 @@ impl Known<'_> {
 
     /// Finds the key in the body. What cannot be read where the key could be is refused: it may be
     /// a retry.
-    fn in_body(&self, engine: &Engine, ask: &mut Ask) -> Result<Option<Key>, Box<Problem>> {
+    fn in_body(&self, engine: &Engine, ask: &mut KeyedRequest) -> Result<Option<Key>, Box<Problem>> {
         if has_field(&ask.policy, self.headers) {
             let key = self.in_form(engine, &ask.policy)?;
             // A browser shows the refusal, and nobody asks again.
@@ -175,7 +175,7 @@ impl Known<'_> {
         let form = Form::read(self.headers, self.body);
         let unreadable = || Box::new(engine.refusal(Code::FormUnreadable));
         let values = form.as_ref().and_then(|form| form.values(name)).ok_or_else(unreadable)?;
-        let parsed: Result<Vec<Key>, Invalid> = values.into_iter().map(Key::parse).collect();
+        let parsed: Result<Vec<Key>, ParseKeyError> = values.into_iter().map(Key::parse).collect();
         let keys = parsed.map_err(|invalid| Box::new(engine.refusal(Code::KeyInvalid).detail(invalid.sentence())))?;
         match keys.windows(2).any(|pair| pair[0] != pair[1]) {
             true => Err(Box::new(engine.refusal(Code::KeysDiffer))),
@@ -211,15 +211,15 @@ impl Known<'_> {
         &self,
         source: Source,
         engine: &Engine,
-        ask: &mut Ask,
+        ask: &mut KeyedRequest,
         derived: impl Fn(&Rules, &HashKeys) -> (u8, Fingerprint),
-    ) -> Result<Settled, Problem> {
+    ) -> Result<KeyChoice, Problem> {
         let Source::Derived(window) = source else {
             ask.key = random();
-            return Ok(Settled::Made { upstream: true, client: true });
+            return Ok(KeyChoice::Generated { upstream: true, client: true });
         };
         if ask.principal == Principal::Anonymous {
-            return Ok(Settled::None);
+            return Ok(KeyChoice::None);
         }
         let (version, print) = derived(&ask.policy.fingerprint, engine.hash_keys().await?);
         ask.key = Key::visible(format!("s{version}-{}", hex(&print.0)));
@@ -227,7 +227,7 @@ impl Known<'_> {
         let policy = Policy { retention: window, tombstone: Duration::ZERO, ..(*ask.policy).clone() };
         ask.policy = Arc::new(policy);
         // It comes again with the same request when the window is over, so that it must not bind the upstream for longer.
-        Ok(Settled::Made { upstream: false, client: false })
+        Ok(KeyChoice::Generated { upstream: false, client: false })
     }
 }
 

@@ -20,32 +20,34 @@ use tokio::sync::{mpsc, oneshot};
 use tower_service::Service;
 use tracing::Instrument;
 
-use super::body::{Body, BoxError, Patience, Piece, Read, into_bytes, next, read};
+use super::body::{Body, BoxError, Chunk, Patience, ReadBody, into_bytes, next, read};
 use super::coding::{Accepted, decoded_body};
 use super::dialect::Dialect;
 use super::failure::BodyFailure;
 use super::future::ResponseFuture;
 use super::hooks::Hooks;
-use super::keys::{self, Known, SentError, Settled, Source};
+use super::keys::{self, KeyChoice, Known, SentError, Source};
 use super::redirect::SentRequest;
 use super::routes::Routes;
 use crate::claim::{Claim, LaterEnd};
-use crate::engine::{Answer, Ask, Boxed, End, Engine, Execution, Operation};
+use crate::engine::{AttemptEnd, Boxed, Engine, Execution, KeyedRequest, Operation, RunOutcome};
 use crate::fault;
 use crate::fingerprint::{Fingerprint, Parts, Rules};
 use crate::limits::Limits;
 use crate::observe::PrincipalChange;
-use crate::policy::{CloseDelimited, EndsWithConnection, Fate, JsonPointer, Keys, Missing, Policy, Stream};
+use crate::policy::{
+    AcceptedKeys, CloseDelimited, Disposition, EndsWithConnection, JsonPointer, MissingKey, Policy, Stream,
+};
 use crate::principal::{Principal, RequestView, UnidentifiedCallerError};
 use crate::problem::{Code, Problem, page};
-use crate::record::Print;
-use crate::reply::Reply;
+use crate::record::FingerprintWithRules;
+use crate::reply::StoredResponse;
 use crate::secret::HashKeys;
 use crate::wire::{self, Outcome};
 
 /// How long the body of a request with a key may bring nothing. It is read whole before anything happens, so that a client that
 /// stops in the middle would hold its part of the process for ever.
-const STALLED: Duration = Duration::from_secs(60);
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the body of a request with a key may take as a whole.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -80,9 +82,9 @@ impl Settings {
     fn is_keyed(&self, policy: &Policy, method: &Method, request: RequestView<'_>) -> bool {
         let in_another_case = policy.differs_in_case(method);
         (policy.covers(method) || in_another_case)
-            && (in_another_case && policy.missing != Missing::Pass
+            && (in_another_case && policy.missing != MissingKey::Pass
                 || keys::are_sent(policy, request.headers)
-                || keys::are_wanted(policy, request))
+                || keys::key_required(policy, request))
     }
 
     /// Whether the request is not this layer's to claim: a layer of the same engine outside of it has the claim, or it goes to the
@@ -148,14 +150,14 @@ where
 
 /// What the engine says, as a response.
 fn answer<R: http_body::Body, E>(
-    ask: &Ask,
+    ask: &KeyedRequest,
     limits: &Limits,
     dialect: Dialect,
-    answer: Answer<Result<Box<Response<Body<R>>>, E>>,
+    answer: RunOutcome<Result<Box<Response<Body<R>>>, E>>,
 ) -> Result<Response<Body<R>>, E> {
     let mut response = match answer {
-        Answer::Own(response, outcome) => return response.map(|response| labelled(*response, outcome)),
-        Answer::Replay(reply) => {
+        RunOutcome::Own(response, outcome) => return response.map(|response| with_outcome_header(*response, outcome)),
+        RunOutcome::Replay(reply) => {
             let mut response = reply.replay();
             let headers = response.headers_mut();
             headers.insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Replayed.value());
@@ -163,13 +165,13 @@ fn answer<R: http_body::Body, E>(
             response.extensions_mut().insert(FromRecord);
             response.map(|body| Body::buffered(body, None))
         }
-        Answer::Released(reply) => {
+        RunOutcome::Released(reply) => {
             let mut response = reply.replay();
             response.extensions_mut().insert(FromRecord);
             response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Released.value());
             response.map(|body| Body::buffered(body, None))
         }
-        Answer::Refused(problem) => refusal(*problem, dialect, false),
+        RunOutcome::Refused(problem) => refusal(*problem, dialect, false),
     };
     // The preference had a say: this is not the answer of the request's own execution.
     if let Some(wait) = ask.wait
@@ -212,7 +214,7 @@ struct Call<S, B> {
 impl<S, B> Call<S, B> {
     /// What the request asks, or why it is refused before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
-    fn ask(&mut self) -> Result<Ask, Problem> {
+    fn ask(&mut self) -> Result<KeyedRequest, Problem> {
         let sent = keys::sent(&self.policy, &self.head.headers);
         if let (Ok(None), Some(source)) = (&sent, Source::instead(&self.policy, &self.head.headers)) {
             self.source = source;
@@ -250,7 +252,8 @@ impl<S, B> Call<S, B> {
             return Err(refused(Code::RequestTooLarge));
         }
         let space = policy.key_space(&head.method, hooks.uri(head), &head.headers);
-        let ask = Ask { key, principal, space, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) };
+        let ask =
+            KeyedRequest { key, principal, space, policy: Arc::clone(policy), wait: wire::prefer_wait(&head.headers) };
         self.unidentified = unidentified;
         Ok(ask)
     }
@@ -268,7 +271,7 @@ impl<S, B> Call<S, B> {
     }
 
     /// Finds or makes the key of a request whose body was read.
-    fn settle<'a>(&'a self, ask: &'a mut Ask) -> Boxed<'a, Result<Settled, Problem>> {
+    fn settle<'a>(&'a self, ask: &'a mut KeyedRequest) -> Boxed<'a, Result<KeyChoice, Problem>> {
         // The inner service stays behind: it need not be fit to be shared between threads.
         let Self { head, body, settings, source, unidentified, .. } = self;
         let unidentified = unidentified.clone();
@@ -343,7 +346,11 @@ where
 
     /// What becomes of a request with a key.
     #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
-    fn run(mut self: Box<Self>, ask: Ask, body: B) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
+    fn run(
+        mut self: Box<Self>,
+        ask: KeyedRequest,
+        body: B,
+    ) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
         async move {
             let mut body = pin!(body);
             if let Err(failure) = self.read_body(body.as_mut()).await {
@@ -356,28 +363,31 @@ where
     /// Reads the body of the request, up to the limit.
     async fn read_body(&mut self, body: Pin<&mut B>) -> Result<(), Unread> {
         let engine = &self.settings.engine;
-        let patience = Some(Patience { clock: &**engine.clock(), idle: STALLED, whole: BODY_TIMEOUT });
+        let patience = Some(Patience { clock: &**engine.clock(), idle: BODY_IDLE_TIMEOUT, whole: BODY_TIMEOUT });
         let most = self.policy.request_body.unwrap_or(engine.limits().request_body);
         match read(body, most, patience).await {
-            Read::Whole(body, trailers) => {
+            ReadBody::Complete(body, trailers) => {
                 (self.body, self.trailers) = (body, trailers);
                 Ok(())
             }
-            Read::Larger(..) => Err(Unread::Larger),
-            Read::Stalled => Err(Unread::Failed(BodyFailure::Truncated)),
-            Read::Failed(error) => Err(Unread::Failed(BodyFailure::of(&error))),
+            ReadBody::TooLarge(..) => Err(Unread::Larger),
+            ReadBody::Stalled => Err(Unread::Failed(BodyFailure::Truncated)),
+            ReadBody::Failed(error) => Err(Unread::Failed(BodyFailure::of(&error))),
         }
     }
 
     /// Runs a request whose body was read.
     #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
-    fn run_read(self: Box<Self>, ask: Ask) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
+    fn run_read(
+        self: Box<Self>,
+        ask: KeyedRequest,
+    ) -> impl Future<Output = Result<Response<Body<R>>, S::Error>> + Send {
         async move {
             if let Err(error) = ask.policy.fingerprint.check(&self.head.headers, &self.body) {
                 let problem = self.early(keys::unreadable_json(&self.settings.engine, error));
                 return Ok(refusal(problem, self.dialect, false));
             }
-            if self.source != Source::Header || ask.policy.keys == Keys::Issued {
+            if self.source != Source::Header || ask.policy.keys == AcceptedKeys::Issued {
                 return self.settle_and_run(ask).await;
             }
             let (settings, dialect) = (Arc::clone(&self.settings), self.dialect);
@@ -411,18 +421,21 @@ where
     }
 
     /// The same if the key is issued here, or stands elsewhere than in its header, or is to be made. Boxed, for it is rare.
-    fn settle_and_run(mut self: Box<Self>, mut ask: Ask) -> Boxed<'static, Result<Response<Body<R>>, S::Error>> {
+    fn settle_and_run(
+        mut self: Box<Self>,
+        mut ask: KeyedRequest,
+    ) -> Boxed<'static, Result<Response<Body<R>>, S::Error>> {
         Box::pin(async move {
             let mut shown = None;
             match self.settle(&mut ask).await {
-                Ok(Settled::Sent) => {}
-                Ok(Settled::Made { upstream, client }) => {
+                Ok(KeyChoice::FromRequest) => {}
+                Ok(KeyChoice::Generated { upstream, client }) => {
                     if upstream && ask.policy.forward_key {
                         self.head.headers.insert(wire::IDEMPOTENCY_KEY, ask.key.header_value());
                     }
                     shown = client.then(|| ask.key.header_value());
                 }
-                Ok(Settled::None) => return self.pass().await,
+                Ok(KeyChoice::None) => return self.pass().await,
                 Err(problem) => return Ok(refusal(self.early(problem), self.dialect, false)),
             }
             let (settings, dialect) = (Arc::clone(&self.settings), self.dialect);
@@ -533,7 +546,7 @@ where
     R::Error: Into<BoxError>,
 {
     /// Boxed, for it is moved often on its way to the client.
-    type Answer = Result<Box<Response<Body<R>>>, S::Error>;
+    type Response = Result<Box<Response<Body<R>>>, S::Error>;
 
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
         let Self { head, body, settings, .. } = self;
@@ -544,21 +557,24 @@ where
         !self.settings.forwarding
     }
 
-    fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> Print {
+    fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> FingerprintWithRules {
         let Self { head, body, settings, .. } = self;
         let (fingerprint, details) = rules.fingerprint_with_details(keys, &parts(&settings.hooks, head, body));
-        Print { details: details.map(Arc::new), ..Print::new(fingerprint, Arc::clone(rules)) }
+        FingerprintWithRules {
+            details: details.map(Arc::new),
+            ..FingerprintWithRules::new(fingerprint, Arc::clone(rules))
+        }
     }
 
-    fn difference(&self, print: &Print, keys: &HashKeys) -> Option<String> {
+    fn difference(&self, print: &FingerprintWithRules, keys: &HashKeys) -> Option<String> {
         let Self { head, body, settings, .. } = self;
         let details = print.details.as_ref()?;
         print.rules.difference(keys, &parts(&settings.hooks, head, body), &print.fingerprint, details)
     }
 
-    async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Answer> {
-        if !self.settings.forwarding && claim.first_byte().await.is_err() {
-            return Execution { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
+    async fn execute(self: Box<Self>, claim: Claim) -> Execution<Self::Response> {
+        if !self.settings.forwarding && claim.mark_sending().await.is_err() {
+            return Execution { answer: Err(Code::UpstreamUnreachable), end: AttemptEnd::Released(None) };
         }
         let policy = Arc::clone(&self.policy);
         // Kept only where a cookie names the caller.
@@ -568,8 +584,8 @@ where
             Ok(response) => response,
             Err(error) => {
                 let end = match settings.hooks.fate_of(&error) {
-                    Some(Fate::NotSent | Fate::Released) => End::Released(None),
-                    Some(Fate::Unknown | Fate::NotKept) | None => End::Unknown,
+                    Some(Disposition::NotSent | Disposition::Released) => AttemptEnd::Released(None),
+                    Some(Disposition::Unknown | Disposition::NotKept) | None => AttemptEnd::Unknown,
                 };
                 return Execution { answer: Ok(Err(error)), end };
             }
@@ -582,8 +598,8 @@ where
         }
         let fate = claim
             .declared()
-            .or_else(|| head.extensions.get::<Fate>().copied())
-            .or_else(|| policy.fate(head.status, &head.headers));
+            .or_else(|| head.extensions.get::<Disposition>().copied())
+            .or_else(|| policy.disposition(head.status, &head.headers));
         let response_limit = settings.engine.limits().response_body;
         let length = declared_length(&head.headers);
         let known = length.or_else(|| http_body::Body::size_hint(&body).exact());
@@ -591,7 +607,7 @@ where
             let (status, headers) = (head.status, head.headers.clone());
             Keeper { status, headers, data: BytesMut::new(), limit: response_limit, end: claim.end_later() }
         };
-        let spilled = |prefix, rest, keeper| spill(prefix, rest, &claim, &settings.engine, fate, keeper);
+        let spilled = |prefix, rest, keeper| stream_in_background(prefix, rest, &claim, &settings.engine, fate, keeper);
         let (whole, body) = match flow(&policy, &head, known, response_limit) {
             Flow::Passes => (None, spilled(Bytes::new(), Box::pin(body), None)),
             Flow::IsKeptLater if fate.is_none() => {
@@ -599,18 +615,18 @@ where
             }
             Flow::IsKeptLater => (None, spilled(Bytes::new(), Box::pin(body), None)),
             Flow::IsHeld => match read(Box::pin(body), response_limit, None).await {
-                Read::Whole(data, _)
+                ReadBody::Complete(data, _)
                     if length.is_some_and(|length| length != data.len() as u64 && carries_body(head.status)) =>
                 {
-                    return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
+                    return Execution { answer: Err(Code::UpstreamLost), end: AttemptEnd::Unknown };
                 }
-                Read::Whole(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
-                Read::Larger(prefix, rest) => (None, spilled(prefix, rest, None)),
-                Read::Failed(_) | Read::Stalled if fault::planted("partial-kept") => {
+                ReadBody::Complete(data, trailers) => (Some(data.clone()), Body::buffered(data, trailers)),
+                ReadBody::TooLarge(prefix, rest) => (None, spilled(prefix, rest, None)),
+                ReadBody::Failed(_) | ReadBody::Stalled if fault::planted("partial-kept") => {
                     (Some(Bytes::new()), Body::buffered(Bytes::new(), None))
                 }
-                Read::Failed(_) | Read::Stalled => {
-                    return Execution { answer: Err(Code::UpstreamLost), end: End::Unknown };
+                ReadBody::Failed(_) | ReadBody::Stalled => {
+                    return Execution { answer: Err(Code::UpstreamLost), end: AttemptEnd::Unknown };
                 }
             },
         };
@@ -632,15 +648,21 @@ where
                 _ => false,
             };
             if is_sent_again || says_released {
-                fate = Some(Fate::Released);
+                fate = Some(Disposition::Released);
             }
         }
-        let keep = |data: &Bytes| Arc::new(Reply { redirect, ..Reply::keep(head.status, &head.headers, data.clone()) });
+        let keep = |data: &Bytes| {
+            Arc::new(StoredResponse { redirect, ..StoredResponse::keep(head.status, &head.headers, data.clone()) })
+        };
         let end = match (fate, &whole) {
-            (Some(Fate::NotSent | Fate::Released), whole) => End::Released(whole.as_ref().map(keep)),
-            (Some(Fate::Unknown), _) => End::Unknown,
-            (None, Some(whole)) => End::Completed(keep(whole)),
-            (Some(Fate::NotKept), _) | (None, None) => End::NotKept(Reply::head(head.status, &head.headers)),
+            (Some(Disposition::NotSent | Disposition::Released), whole) => {
+                AttemptEnd::Released(whole.as_ref().map(keep))
+            }
+            (Some(Disposition::Unknown), _) => AttemptEnd::Unknown,
+            (None, Some(whole)) => AttemptEnd::Completed(keep(whole)),
+            (Some(Disposition::NotKept), _) | (None, None) => {
+                AttemptEnd::NotKept(StoredResponse::head(head.status, &head.headers))
+            }
         };
         Execution { answer: Ok(Ok(Box::new(Response::from_parts(head, body)))), end }
     }
@@ -687,8 +709,8 @@ impl Keeper {
     fn take(mut self, data: Option<&Bytes>) -> Option<Self> {
         let data = data.map_or(&[][..], |data| data);
         if self.data.len() + data.len() > self.limit {
-            let head = Reply::head(self.status, &self.headers);
-            drop(self.end.send(End::NotKept(head)));
+            let head = StoredResponse::head(self.status, &self.headers);
+            drop(self.end.send(AttemptEnd::NotKept(head)));
             return None;
         }
         self.data.extend_from_slice(data);
@@ -697,14 +719,14 @@ impl Keeper {
 
     /// Stores what was collected. The future resolves once it is stored.
     fn keep(self) -> oneshot::Receiver<()> {
-        let reply = Reply::keep(self.status, &self.headers, self.data.freeze());
-        self.end.send(End::Completed(Arc::new(reply)))
+        let reply = StoredResponse::keep(self.status, &self.headers, self.data.freeze());
+        self.end.send(AttemptEnd::Completed(Arc::new(reply)))
     }
 }
 
 /// Decodes a stored response whose coding the request excludes.
-async fn recode<T>(answered: &mut Answer<T>, accepted: &Accepted, limits: &Limits) {
-    if let Answer::Replay(reply) | Answer::Released(reply) = answered
+async fn recode<T>(answered: &mut RunOutcome<T>, accepted: &Accepted, limits: &Limits) {
+    if let RunOutcome::Replay(reply) | RunOutcome::Released(reply) = answered
         && let Some(decoding) = accepted.decode(reply, limits.response_body)
         && let Some(decoded) = decoding.await
     {
@@ -737,32 +759,32 @@ fn without_key(policy: &Policy, headers: &HeaderMap) -> HeaderMap {
 /// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is
 /// read to its end, or as long as an answer is listened for. What breaks off was not executed to its end, as far as anybody
 /// knows.
-fn spill<R>(
+fn stream_in_background<R>(
     prefix: Bytes,
     mut rest: Pin<Box<R>>,
     claim: &Claim,
     engine: &Engine,
-    fate: Option<Fate>,
+    fate: Option<Disposition>,
     mut keeper: Option<Keeper>,
 ) -> Body<R>
 where
     R: http_body::Body + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let (sender, receiver) = mpsc::channel::<Piece>(4);
+    let (sender, receiver) = mpsc::channel::<Chunk>(4);
     let (claim, engine) = (claim.clone(), engine.clone());
     let running = engine.running();
     let reading = async move {
         let _running = running;
         let clock = Arc::clone(engine.clock());
-        let mut given_up = std::pin::pin!(engine.given_up());
+        let mut aborted = std::pin::pin!(engine.aborted());
         // Where nobody listens any longer, it is read for so long.
         let listen_on = || clock.sleep_until(clock.now().saturating_add(engine.limits().capture_timeout));
         let mut alone = None;
         let cut = loop {
             let frame = tokio::select! {
                 biased;
-                () = &mut given_up => break None,
+                () = &mut aborted => break None,
                 () = async { match alone.as_mut() { Some(deadline) => deadline.await, None => sender.closed().await } } => {
                     if alone.is_some() {
                         break None;
@@ -776,28 +798,28 @@ where
                 }
             };
             let piece = match frame {
-                Ok(Some(Ok(frame))) => Piece::Frame(frame),
-                Ok(Some(Err(error))) => break Some(Piece::Cut(error)),
-                Ok(None) => Piece::End,
-                Err(panic) => break Some(Piece::Panicked(panic)),
+                Ok(Some(Ok(frame))) => Chunk::Frame(frame),
+                Ok(Some(Err(error))) => break Some(Chunk::Cut(error)),
+                Ok(None) => Chunk::End,
+                Err(panic) => break Some(Chunk::Panicked(panic)),
             };
-            if let Piece::Frame(frame) = &piece {
+            if let Chunk::Frame(frame) = &piece {
                 keeper = keeper.and_then(|keeper| keeper.take(frame.data_ref()));
             }
-            let ended = matches!(piece, Piece::End);
+            let ended = matches!(piece, Chunk::End);
             // The client sees the end once a retry would be a replay, unless the store takes its time.
             if ended && let Some(keeper) = keeper.take() {
                 let stored = keeper.keep();
                 tokio::select! {
                     _ = stored => {}
                     () = clock.sleep_until(clock.now().saturating_add(engine.limits().store_timeout)) => {}
-                    () = &mut given_up => {}
+                    () = &mut aborted => {}
                 }
             }
             if alone.is_none() {
                 let sent = tokio::select! {
                     biased;
-                    () = &mut given_up => break None,
+                    () = &mut aborted => break None,
                     sent = sender.send(piece) => sent,
                 };
                 if sent.is_err() {
@@ -810,8 +832,8 @@ where
         };
         // A response that was recorded without its body is now known to be truncated. One that was to be stored is unknown
         // as soon as its keeper is gone.
-        if keeper.take().is_none() && matches!(fate, None | Some(Fate::NotKept)) {
-            claim.tell_cut().await;
+        if keeper.take().is_none() && matches!(fate, None | Some(Disposition::NotKept)) {
+            claim.mark_truncated().await;
         }
         if let Some(piece) = cut {
             // An error only says that the client went away.
@@ -833,7 +855,7 @@ fn parts<'a>(hooks: &Hooks, head: &'a request::Parts, body: &'a Bytes) -> Parts<
 }
 
 /// Marks the answer of a request's own execution.
-fn labelled<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcome) -> Response<Body<R>> {
+fn with_outcome_header<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcome) -> Response<Body<R>> {
     // What an upstream that speaks the same language said of its own key is not what happened here.
     if wire::line(response.headers(), &wire::IDEMPOTENCY_REPLAYED).is_some() {
         let headers = wire::without(response.headers(), |name| *name == wire::IDEMPOTENCY_REPLAYED);

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use http::header::{HOST, HeaderMap};
 use http::{Method, Uri};
 
-use crate::secret::Framed;
+use crate::secret::LengthPrefixed;
 use crate::wire::line;
 
 /// A part of a scope.
@@ -97,7 +97,7 @@ impl Scope {
         if self.0.is_empty() {
             return KeySpace::default();
         }
-        let mut framed = Framed::default();
+        let mut framed = LengthPrefixed::default();
         for part in &self.0 {
             framed.field(part.as_str().as_bytes());
             match part {

@@ -25,8 +25,8 @@
 //!
 //! let dir = tempfile::tempdir()?;
 //! let store = EmbeddedStore::open(dir.path().join("keys"))?;
-//! assert_eq!(store.census().await?.in_flight, 0);
-//! assert!(store.facts().survives_power_loss);
+//! assert_eq!(store.stats().await?.in_flight, 0);
+//! assert!(store.info().survives_power_loss);
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! # }).unwrap();
 //! # fn tokio_test<T>(test: impl Future<Output = T>) -> T {
@@ -68,9 +68,9 @@ use self::row::{EncodedRow, State, read_claim_key};
 use self::shared::{Claims, Shared};
 use self::time::Time;
 use self::writer::{Write, WriteOp, Writer};
-use super::{Census, Error, Facts, Pending, Replaced, Store};
+use super::{Cas, Error, Store, StoreFuture, StoreInfo, StoreStats};
 use crate::clock::{Clock, SystemClock};
-use crate::record::{Found, Record, Version};
+use crate::record::{Record, StoredRecord, Version};
 use crate::secret::RecordId;
 
 /// Upper bound on queued writes, in units of [`CAPACITY_UNIT`]; further callers wait for capacity.
@@ -162,7 +162,7 @@ impl EmbeddedStore {
         self.engine.as_ref().ok_or_else(|| Error::refused("the store is closed"))
     }
 
-    fn find(&self, id: &RecordId) -> Result<Option<Found>, Error> {
+    fn find(&self, id: &RecordId) -> Result<Option<StoredRecord>, Error> {
         let row = self.engine()?.row(id)?;
         Ok(row.map(|row| row.found(self.shared.time.now(), self.shared.boot)))
     }
@@ -187,7 +187,7 @@ fn open_engine(data_dir: &DataDir) -> Result<(Engine, State), Error> {
     let map_error = |error| match error {
         CheckError::Damaged(what) => data_dir.damaged(&what),
         CheckError::Io(error) => {
-            Error::refused(format!("the data directory {} cannot be read", data_dir.path.display())).because(error)
+            Error::refused(format!("the data directory {} cannot be read", data_dir.path.display())).with_source(error)
         }
     };
     tables::check(&data_dir.data()).map_err(map_error)?;
@@ -232,13 +232,13 @@ fn spawn(
         drop(ends);
     });
     thread.map(|handle| handle.thread().clone()).map_err(|error| {
-        Error::refused(format!("the store in {} could not start a thread", shared.path.display())).because(error)
+        Error::refused(format!("the store in {} could not start a thread", shared.path.display())).with_source(error)
     })
 }
 
 impl Store for EmbeddedStore {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Pending::new(async move {
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(async move {
             // Stored records are durable: a replay need not wait for a sync.
             if let Some(found) = self.find(id)? {
                 return Ok(Some(found));
@@ -248,41 +248,41 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Pending::new(async move {
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        StoreFuture::new(async move {
             let row = EncodedRow::new(id, record);
             self.write(|tx| WriteOp::Replace { id: *id, over, row, tx }).await
         })
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        Pending::new(async move { self.find(id) })
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(async move { self.find(id) })
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Pending::new(async move { self.write(|tx| WriteOp::Remove { id: *id, over, tx }).await })
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
+        StoreFuture::new(async move { self.write(|tx| WriteOp::Remove { id: *id, over, tx }).await })
     }
 
-    fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
+    fn due<'a>(&'a self, limit: usize) -> StoreFuture<'a, Vec<(RecordId, StoredRecord)>> {
         let shared = self.shared.clone();
         let scan = move || match &*shared.engine.read() {
             Some(engine) => due::due(engine, &shared, limit),
             None => Err(Error::refused("the store is closed")),
         };
-        Pending::new(async move {
+        StoreFuture::new(async move {
             // The scan may read many records from a cold disk.
             match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => match runtime.spawn_blocking(scan).await {
                     Ok(result) => result,
-                    Err(error) => Err(Error::refused("the scan for due records failed").because(error)),
+                    Err(error) => Err(Error::refused("the scan for due records failed").with_source(error)),
                 },
                 Err(_) => scan(),
             }
         })
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        Pending::new(async move {
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
+        StoreFuture::new(async move {
             if let Some(value) = self.engine()?.named(name)? {
                 return Ok(value);
             }
@@ -291,13 +291,13 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn census(&self) -> Pending<'_, Census> {
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
         let census = *self.shared.census.lock();
-        Pending::ready(Ok(census))
+        StoreFuture::ready(Ok(census))
     }
 
-    fn facts(&self) -> Facts {
-        Facts::new(
+    fn info(&self) -> StoreInfo {
+        StoreInfo::new(
             "embedded",
             true,
             true,

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Census, Error, Facts, Pending, Replaced, Store};
+use super::{Cas, Error, Store, StoreFuture, StoreInfo, StoreStats};
 use crate::clock::{Clock, SystemClock};
-use crate::record::{Found, Record, Stage, Version};
+use crate::record::{PhaseKind, Record, StoredRecord, Version};
 use crate::secret::RecordId;
 
 const SHARDS: usize = 64;
@@ -30,7 +30,7 @@ const ENTRY_OVERHEAD: usize = 128;
 /// use onceward::store::{MemoryStore, Store};
 ///
 /// let store = MemoryStore::new(64 << 20);
-/// assert!(!store.facts().survives_kill);
+/// assert!(!store.info().survives_kill);
 /// ```
 pub struct MemoryStore {
     shards: Box<[Mutex<Shard>]>,
@@ -56,7 +56,7 @@ impl MemoryStore {
         &self.shards[usize::from(id.0[0]) % SHARDS]
     }
 
-    fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+    fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<StoredRecord>, Error> {
         let now = self.clock.now();
         let size = record.size() + ENTRY_OVERHEAD;
         let mut shard = self.shard(id).lock();
@@ -80,7 +80,7 @@ impl MemoryStore {
         Ok(None)
     }
 
-    fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Replaced {
+    fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Cas {
         let now = self.clock.now();
         let mut shard = self.shard(id).lock();
         let Shard { entries, due, tombstones, counts } = &mut *shard;
@@ -92,9 +92,9 @@ impl MemoryStore {
                 entry.record = record.clone();
                 entry.written = now;
                 entry.list(id, due, tombstones, counts);
-                Replaced::Yes
+                Cas::Swapped
             }
-            other => Replaced::No(other.map(|entry| entry.found(now))),
+            other => Cas::Conflict(other.map(|entry| entry.found(now))),
         }
     }
 
@@ -109,9 +109,9 @@ impl MemoryStore {
         }
     }
 
-    fn due_now(&self, limit: usize) -> Vec<(RecordId, Found)> {
+    fn due_now(&self, limit: usize) -> Vec<(RecordId, StoredRecord)> {
         let now = self.clock.now();
-        let mut due: Vec<(Duration, RecordId, Found)> = Vec::new();
+        let mut due: Vec<(Duration, RecordId, StoredRecord)> = Vec::new();
         for shard in &self.shards {
             shard.lock().collect_due(now, limit, &mut due);
         }
@@ -128,7 +128,7 @@ impl MemoryStore {
             let mut shard = self.shards[at].lock();
             while self.bytes.load(Ordering::Relaxed) + size > self.bytes_max {
                 let Some(id) = shard.tombstones.pop_front() else { break };
-                if shard.entries.get(&id).is_some_and(|entry| entry.record.phase.stage() == Stage::Tombstone) {
+                if shard.entries.get(&id).is_some_and(|entry| entry.record.phase.stage() == PhaseKind::Tombstone) {
                     self.bytes.fetch_sub(shard.take(&id), Ordering::Relaxed);
                 }
             }
@@ -157,48 +157,48 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Pending::ready(self.insert_now(id, record))
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::ready(self.insert_now(id, record))
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Pending::ready(Ok(self.replace_now(id, over, record)))
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        StoreFuture::ready(Ok(self.replace_now(id, over, record)))
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
         let now = self.clock.now();
-        Pending::ready(Ok(self.shard(id).lock().entries.get(id).map(|entry| entry.found(now))))
+        StoreFuture::ready(Ok(self.shard(id).lock().entries.get(id).map(|entry| entry.found(now))))
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Pending::ready(Ok(self.remove_now(id, over)))
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
+        StoreFuture::ready(Ok(self.remove_now(id, over)))
     }
 
-    fn due(&self, limit: usize) -> Pending<'_, Vec<(RecordId, Found)>> {
-        Pending::ready(Ok(self.due_now(limit)))
+    fn due(&self, limit: usize) -> StoreFuture<'_, Vec<(RecordId, StoredRecord)>> {
+        StoreFuture::ready(Ok(self.due_now(limit)))
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
         let mut meta = self.meta.lock();
         let kept = meta.entry(name.to_owned()).or_insert_with(|| Bytes::copy_from_slice(value));
-        Pending::ready(Ok(kept.clone()))
+        StoreFuture::ready(Ok(kept.clone()))
     }
 
-    fn census(&self) -> Pending<'_, Census> {
-        let mut census = Census { bytes: self.bytes.load(Ordering::Relaxed) as u64, ..Census::default() };
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
+        let mut census = StoreStats { bytes: self.bytes.load(Ordering::Relaxed) as u64, ..StoreStats::default() };
         for shard in &self.shards {
             let counts = shard.lock().counts;
-            census.in_flight += counts[Stage::InFlight as usize];
-            census.completed += counts[Stage::Completed as usize];
-            census.released += counts[Stage::Released as usize];
-            census.unknown += counts[Stage::Unknown as usize];
-            census.tombstones += counts[Stage::Tombstone as usize];
+            census.in_flight += counts[PhaseKind::InFlight as usize];
+            census.completed += counts[PhaseKind::Completed as usize];
+            census.released += counts[PhaseKind::Released as usize];
+            census.unknown += counts[PhaseKind::Unknown as usize];
+            census.tombstones += counts[PhaseKind::Tombstone as usize];
         }
-        Pending::ready(Ok(census))
+        StoreFuture::ready(Ok(census))
     }
 
-    fn facts(&self) -> Facts {
-        Facts::new(
+    fn info(&self) -> StoreInfo {
+        StoreInfo::new(
             "memory",
             false,
             false,
@@ -219,7 +219,7 @@ struct Shard {
     due: Due,
     /// Ids in the order in which they became tombstones. A hint, too.
     tombstones: VecDeque<RecordId>,
-    /// Record counts, indexed by [`Stage`].
+    /// Record counts, indexed by [`PhaseKind`].
     counts: [u64; 5],
 }
 
@@ -237,9 +237,9 @@ const FIRST_ENTRIES: usize = 28;
 const FIRST_DUE: usize = 16;
 
 impl Entry {
-    fn found(&self, now: Duration) -> Found {
+    fn found(&self, now: Duration) -> StoredRecord {
         // The clock may have been read before another thread's write.
-        Found { record: Box::new(self.record.clone()), age: now.saturating_sub(self.written), holder_gone: false }
+        StoredRecord { record: Box::new(self.record.clone()), age: now.saturating_sub(self.written), owner_lost: false }
     }
 
     fn due(&self) -> Option<Duration> {
@@ -253,7 +253,7 @@ impl Entry {
     fn list(&mut self, id: &RecordId, due: &mut Due, tombstones: &mut VecDeque<RecordId>, counts: &mut [u64; 5]) {
         let stage = self.record.phase.stage();
         counts[stage as usize] += 1;
-        if stage == Stage::Tombstone {
+        if stage == PhaseKind::Tombstone {
             tombstones.push_back(*id);
         }
         if let Some(at) = self.due().map(|at| at.as_secs()).filter(|at| *at < self.listed) {
@@ -289,7 +289,7 @@ impl Shard {
     }
 
     /// Collects due records, oldest first, and reschedules those that are due later than indexed.
-    fn collect_due(&mut self, now: Duration, limit: usize, due: &mut Vec<(Duration, RecordId, Found)>) {
+    fn collect_due(&mut self, now: Duration, limit: usize, due: &mut Vec<(Duration, RecordId, StoredRecord)>) {
         let Self { entries, due: lists, .. } = self;
         let (mut left, mut next) = (limit, 0);
         while left > 0

@@ -53,10 +53,10 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{Census, Error, Facts, Pending, Replaced, Store};
+use super::{Cas, Error, Store, StoreFuture, StoreInfo, StoreStats};
 use crate::clock::{Clock, SystemClock};
 use crate::codec;
-use crate::record::{Found, Phase, Record, Stage, Version};
+use crate::record::{Phase, PhaseKind, Record, StoredRecord, Version};
 use crate::secret::RecordId;
 use batch::Batcher;
 use connect::Connect;
@@ -141,7 +141,7 @@ impl PostgresStore {
     /// Rejects claims while the server breaks a guarantee. Attempts in flight still complete.
     fn check_writable(&self, record: &Record) -> Result<(), Error> {
         match self.connect.safety_violation() {
-            Some(why) if record.phase.stage() == Stage::InFlight => Err(Error::refused(why)),
+            Some(why) if record.phase.stage() == PhaseKind::InFlight => Err(Error::refused(why)),
             _ => Ok(()),
         }
     }
@@ -166,7 +166,7 @@ impl PostgresStore {
         run_over(&self.slow, text, params).await
     }
 
-    async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+    async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<StoredRecord>, Error> {
         if let Err(refused) = self.check_writable(record) {
             // A known record is still returned.
             return self.get_now(id).await?.map_or(Err(refused), |found| Ok(Some(found)));
@@ -186,7 +186,7 @@ impl PostgresStore {
         Err(Error::unavailable("the record was inserted and removed too often by others"))
     }
 
-    async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
+    async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Cas, Error> {
         // A new attempt id makes it a claim; the same one a renewal or a completion.
         if over.attempt != record.attempt {
             self.check_writable(record)?;
@@ -197,25 +197,25 @@ impl PostgresStore {
             let there = match self.run(id, &operation, &mut maybe_applied).await? {
                 None => None,
                 Some(row) => match self.found(id, &row)? {
-                    None => return Ok(Replaced::Yes),
+                    None => return Ok(Cas::Swapped),
                     there => there,
                 },
             };
             match there {
                 // It was replaced by a statement whose response was lost.
                 Some(there) if maybe_applied && *there.record == *record && there.record.version() != over => {
-                    return Ok(Replaced::Yes);
+                    return Ok(Cas::Swapped);
                 }
                 // Locked, or replaced after the statement's snapshot: the next read decides.
                 Some(there) if there.record.version() == over => {}
-                there => return Ok(Replaced::No(there)),
+                there => return Ok(Cas::Conflict(there)),
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         Err(Error::unavailable("the PostgreSQL row is locked by another transaction"))
     }
 
-    async fn get_now(&self, id: &RecordId) -> Result<Option<Found>, Error> {
+    async fn get_now(&self, id: &RecordId) -> Result<Option<StoredRecord>, Error> {
         let row = self.run(id, &Operation::Get, &mut false).await?;
         row.map_or(Ok(None), |row| self.found(id, &row))
     }
@@ -235,7 +235,7 @@ impl PostgresStore {
         Err(Error::unavailable("the PostgreSQL row is locked by another transaction"))
     }
 
-    async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
+    async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, StoredRecord)>, Error> {
         for _ in 0..DUE_REFRESH_BATCHES {
             let listed = self.run_slow(REFRESH_DUE, &[]).await?;
             if listed.first().is_none_or(|row| row.get::<_, i64>(0) < 1000) {
@@ -276,8 +276,8 @@ impl PostgresStore {
     }
 
     /// Decodes a row; `None` if its record is NULL.
-    fn found(&self, id: &RecordId, row: &Row) -> Result<Option<Found>, Error> {
-        let unreadable = |error| Error::unreadable("a PostgreSQL row could not be decoded").because(error);
+    fn found(&self, id: &RecordId, row: &Row) -> Result<Option<StoredRecord>, Error> {
+        let unreadable = |error| Error::unreadable("a PostgreSQL row could not be decoded").with_source(error);
         let Some(bytes) = row.try_get::<_, Option<&[u8]>>(0).map_err(unreadable)? else { return Ok(None) };
         let (micros, started): (i64, i64) = (row.try_get(1).map_err(unreadable)?, row.try_get(2).map_err(unreadable)?);
         let record = codec::decode(id, &Bytes::copy_from_slice(bytes))?;
@@ -286,7 +286,7 @@ impl PostgresStore {
         if matches!(record.phase, Phase::InFlight { .. }) {
             age = age.min(self.connect.observed_for(started));
         }
-        Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
+        Ok(Some(StoredRecord { record: Box::new(record), age, owner_lost: false }))
     }
 }
 
@@ -361,36 +361,36 @@ impl Drop for PostgresStore {
 }
 
 impl Store for PostgresStore {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Pending::new(self.insert_now(id, record))
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(self.insert_now(id, record))
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Pending::new(self.replace_now(id, over, record))
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        StoreFuture::new(self.replace_now(id, over, record))
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        Pending::new(self.get_now(id))
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(self.get_now(id))
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Pending::new(self.remove_now(id, over))
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
+        StoreFuture::new(self.remove_now(id, over))
     }
 
-    fn due(&self, limit: usize) -> Pending<'_, Vec<(RecordId, Found)>> {
-        Pending::new(self.due_now(limit))
+    fn due(&self, limit: usize) -> StoreFuture<'_, Vec<(RecordId, StoredRecord)>> {
+        StoreFuture::new(self.due_now(limit))
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        Pending::new(self.meta_now(name, value))
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
+        StoreFuture::new(self.meta_now(name, value))
     }
 
-    fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.stats.census(self.batcher.timeout))
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
+        StoreFuture::new(self.stats.stats(self.batcher.timeout))
     }
 
-    fn facts(&self) -> Facts {
-        self.connect.server().facts()
+    fn info(&self) -> StoreInfo {
+        self.connect.server().info()
     }
 }
 
@@ -407,7 +407,9 @@ impl Retries {
         if next == Reaction::Fail || self.0 as usize == TRIES {
             return Err(match *maybe_applied {
                 false => error,
-                true => Error::unavailable("the connection to PostgreSQL was lost before it responded").because(error),
+                true => {
+                    Error::unavailable("the connection to PostgreSQL was lost before it responded").with_source(error)
+                }
             });
         }
         tokio::time::sleep(Duration::from_millis(10) * 4_u32.pow(self.0 - 1)).await;

@@ -50,9 +50,9 @@ use bytes::Bytes;
 use redis::Value;
 use tokio::task::AbortHandle;
 
-use super::{Applied, Census, Error, Facts, Pending, Replaced, Store};
+use super::{Applied, Cas, Error, Store, StoreFuture, StoreInfo, StoreStats};
 use crate::clock::{Clock, SystemClock};
-use crate::record::{Found, Phase, Record, Stage, Version};
+use crate::record::{Phase, PhaseKind, Record, StoredRecord, Version};
 use crate::secret::RecordId;
 use batch::Batcher;
 use connection::{ConnectionManager, RedisReply};
@@ -122,9 +122,9 @@ impl RedisStore {
         Ok(Self { connections, scripts, writes, sweep_index, tasks })
     }
 
-    async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<Found>, Error> {
+    async fn insert_now(&self, id: &RecordId, record: &Record) -> Result<Option<StoredRecord>, Error> {
         let sent = self.sent(id, record);
-        if record.phase.stage() == Stage::Completed {
+        if record.phase.stage() == PhaseKind::Completed {
             if let Some(violation) = self.connections.safety_violation() {
                 return Err(Error::refused(violation));
             }
@@ -163,7 +163,7 @@ impl RedisStore {
         if found == sent.record {
             // Our own claim: it was sent twice, or its response was lost.
             self.track(id, record);
-            return Ok(Some(Found { record: Box::new(record.clone()), age: Duration::ZERO, holder_gone: false }));
+            return Ok(Some(StoredRecord { record: Box::new(record.clone()), age: Duration::ZERO, owner_lost: false }));
         }
         if let Some(found) = self.completed(id, &found).await? {
             return Ok(Some(found));
@@ -178,7 +178,7 @@ impl RedisStore {
 
     /// Returns the record that a claim found if it is completed and its response has certainly not
     /// expired.
-    async fn completed(&self, id: &RecordId, found: &Bytes) -> Result<Option<Found>, Error> {
+    async fn completed(&self, id: &RecordId, found: &Bytes) -> Result<Option<StoredRecord>, Error> {
         match RecordHeader::of(found) {
             RecordHeader::Inline(ends) => {
                 let left = self.connections.now_ms().map(|now| Duration::from_millis(ends.saturating_sub(now)));
@@ -208,23 +208,23 @@ impl RedisStore {
         EncodedRecord::new(id, record, self.connections.options.inline_max, || self.connections.now_ms())
     }
 
-    async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Replaced, Error> {
+    async fn replace_now(&self, id: &RecordId, over: Version, record: &Record) -> Result<Cas, Error> {
         Ok(match self.put(id, Some(over), self.sent(id, record)).await? {
             Put::Done => {
                 match (over.stage, record.phase.stage()) {
                     (before, now) if before == now => {}
-                    (Stage::InFlight, Stage::Completed) => {}
+                    (PhaseKind::InFlight, PhaseKind::Completed) => {}
                     (before, now) => {
                         self.unmark(id, before).await;
                         self.track(id, record);
-                        if now == Stage::Unknown {
+                        if now == PhaseKind::Unknown {
                             self.mark("SADD", id).await;
                         }
                     }
                 }
-                Replaced::Yes
+                Cas::Swapped
             }
-            Put::Found(found) => Replaced::No(found),
+            Put::Found(found) => Cas::Conflict(found),
         })
     }
 
@@ -247,7 +247,7 @@ impl RedisStore {
         }
     }
 
-    async fn read(&self, id: &RecordId) -> Result<Option<Found>, Error> {
+    async fn read(&self, id: &RecordId) -> Result<Option<StoredRecord>, Error> {
         let reply = self.connections.run(&self.scripts.read, &[&record_key(id)], &[]).await?;
         self.resolve(id, reply).await
     }
@@ -257,7 +257,7 @@ impl RedisStore {
     /// In a cluster, a missing external response may be mid-migration (its slot is moving).
     /// The read is then repeated with both keys named, which only a node that owns both will
     /// execute.
-    async fn resolve(&self, id: &RecordId, reply: Value) -> Result<Option<Found>, Error> {
+    async fn resolve(&self, id: &RecordId, reply: Value) -> Result<Option<StoredRecord>, Error> {
         if self.connections.options.kind == Kind::Cluster && misses_response(&reply) {
             let (record, response) = (record_key(id), response_key(id));
             let reply = Box::pin(self.connections.run(&self.scripts.read, &[&record, &response], &[])).await?;
@@ -268,7 +268,7 @@ impl RedisStore {
 
     /// Decodes a script result: record, remaining TTL in ms, whether the response is available,
     /// external response.
-    fn decode(&self, id: &RecordId, value: Value) -> Result<Option<Found>, Error> {
+    fn decode(&self, id: &RecordId, value: Value) -> Result<Option<StoredRecord>, Error> {
         let other_form = || Error::unreadable("the Redis server returned a reply of an unexpected type");
         let (record, left, is_kept, external) = match value {
             Value::Int(0) => return Ok(None),
@@ -293,7 +293,7 @@ impl RedisStore {
         Ok(Some(found))
     }
 
-    async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
+    async fn due_now(&self, limit: usize) -> Result<Vec<(RecordId, StoredRecord)>, Error> {
         self.sweep_index.run_once(&self.connections, &self.scripts).await?;
         let mut due = Vec::new();
         // Untracked and rescheduled entries make room for others. The bound is for a set that is
@@ -341,14 +341,14 @@ impl RedisStore {
         }
     }
 
-    async fn count_records(&self) -> Result<Census, Error> {
+    async fn count_records(&self) -> Result<StoreStats, Error> {
         let mut count = redis::cmd("EVAL");
         count.arg(self.scripts.count.text).arg(0).arg(COUNTED_KEYS_MAX);
-        let mut census = Census::default();
+        let mut census = StoreStats::default();
         let mut uncounted = 0;
         for counts in self.connections.execute_on_all(&count).await? {
             let counts: Vec<u64> = redis::from_redis_value(counts)
-                .map_err(|error| Error::unavailable("the Redis server returned no counts").because(error))?;
+                .map_err(|error| Error::unavailable("the Redis server returned no counts").with_source(error))?;
             match counts.as_slice() {
                 [in_flight, completed, released, unknown, tombstones, bytes] => {
                     census.in_flight += in_flight;
@@ -367,7 +367,7 @@ impl RedisStore {
             census.in_flight = sweep_index::in_flight(&self.connections, &self.scripts).await?;
             let unknown = self.connections.execute_plain(redis::cmd("SCARD").arg(UNKNOWN)).await?;
             census.unknown = redis::from_redis_value(unknown)
-                .map_err(|error| Error::unavailable("the Redis server returned no counts").because(error))?;
+                .map_err(|error| Error::unavailable("the Redis server returned no counts").with_source(error))?;
             // An estimate, as the docs say: most other records are completed or tombstones.
             census.completed += uncounted.saturating_sub(census.in_flight + census.unknown);
             census.bytes = self.connections.servers(|servers| servers.0.iter().map(|server| server.memory_bytes).sum());
@@ -385,8 +385,8 @@ impl RedisStore {
         }
     }
 
-    async fn unmark(&self, id: &RecordId, stage: Stage) {
-        if stage == Stage::Unknown {
+    async fn unmark(&self, id: &RecordId, stage: PhaseKind) {
+        if stage == PhaseKind::Unknown {
             self.mark("SREM", id).await;
         }
     }
@@ -413,7 +413,7 @@ async fn watch(connections: Arc<ConnectionManager>) {
 /// Result of a compare-and-swap.
 enum Put {
     Done,
-    Found(Option<Found>),
+    Found(Option<StoredRecord>),
 }
 
 /// Returns true if a script found a record whose external response is missing.
@@ -438,39 +438,44 @@ fn bytes(value: Value) -> Result<Bytes, Error> {
 }
 
 impl Store for RedisStore {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Pending::new(self.insert_now(id, record))
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(self.insert_now(id, record))
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Pending::new(self.replace_now(id, over, record))
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        StoreFuture::new(self.replace_now(id, over, record))
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        Pending::new(self.read(id))
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(self.read(id))
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Pending::new(self.remove_now(id, over))
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
+        StoreFuture::new(self.remove_now(id, over))
     }
 
-    fn due(&self, limit: usize) -> Pending<'_, Vec<(RecordId, Found)>> {
-        Pending::new(self.due_now(limit))
+    fn due(&self, limit: usize) -> StoreFuture<'_, Vec<(RecordId, StoredRecord)>> {
+        StoreFuture::new(self.due_now(limit))
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        Pending::new(self.meta_now(name, value))
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
+        StoreFuture::new(self.meta_now(name, value))
     }
 
-    fn census(&self) -> Pending<'_, Census> {
-        Pending::new(self.count_records())
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
+        StoreFuture::new(self.count_records())
     }
 
-    fn facts(&self) -> Facts {
+    fn info(&self) -> StoreInfo {
         let options = &self.connections.options;
         self.connections.servers(|servers| {
             // The gateway being killed is meant: the server is another process.
-            Facts::new(options.name(), true, servers.survives_power_loss(), servers.durability_summary(&options.kind))
+            StoreInfo::new(
+                options.name(),
+                true,
+                servers.survives_power_loss(),
+                servers.durability_summary(&options.kind),
+            )
         })
     }
 }

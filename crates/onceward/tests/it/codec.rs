@@ -8,8 +8,8 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use onceward::codec::{VERSION, decode, encode};
 use onceward::fingerprint::{self, Details, FIRST_VERSION, Fingerprint, Hosts, Kind, Members, Rules};
-use onceward::record::{AttemptId, Executed, Kept, Phase, Print, Record};
-use onceward::reply::{Head, Reply};
+use onceward::record::{AttemptId, Executed, FingerprintWithRules, Phase, Record, Retained};
+use onceward::reply::{Head, StoredResponse};
 use onceward::secret::{KeyHash, RecordId};
 use proptest::prelude::*;
 
@@ -22,8 +22,8 @@ fn record(phase: Phase) -> Record {
     Record { key_hash: KeyHash([0x22; 32]), attempt: AttemptId([0x33; 16]), phase }
 }
 
-fn print() -> Print {
-    Print::new(Fingerprint([0x44; 32]), first(Kind::Exact))
+fn print() -> FingerprintWithRules {
+    FingerprintWithRules::new(Fingerprint([0x44; 32]), first(Kind::Exact))
 }
 
 /// Rules of the first construction.
@@ -33,7 +33,7 @@ fn first(kind: Kind) -> Arc<Rules> {
 }
 
 /// A fingerprint as it is made today, beside which stands what an older process compares.
-fn current() -> Print {
+fn current() -> FingerprintWithRules {
     let pointers = vec!["/sent_at".parse().expect("a pointer"), "/meta/a~1b".parse().expect("a pointer")];
     let mut rules = Rules { kind: Kind::Json, ..(*first(Kind::Json)).clone() };
     rules.version = fingerprint::VERSION;
@@ -44,10 +44,13 @@ fn current() -> Print {
         parts: (0..14).collect(),
         members: vec![0xa0, 0xa1, 0xb0, 0xb1],
     };
-    Print { details: Some(Arc::new(details)), ..Print::new(Fingerprint([0x55; 32]), Arc::new(rules)) }
+    FingerprintWithRules {
+        details: Some(Arc::new(details)),
+        ..FingerprintWithRules::new(Fingerprint([0x55; 32]), Arc::new(rules))
+    }
 }
 
-fn completed(kept: Kept) -> Record {
+fn completed(kept: Retained) -> Record {
     record(Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
 }
 
@@ -55,17 +58,17 @@ fn whole() -> Record {
     let header = |name: &'static str, value: &[u8]| {
         (HeaderName::from_static(name), HeaderValue::from_bytes(value).expect("a value"))
     };
-    let reply = Reply {
+    let reply = StoredResponse {
         status: StatusCode::CREATED,
         headers: vec![header("content-type", b"text/plain"), header("x-dup", b"a"), header("x-dup", b"\xe9\xff")],
         body: Bytes::from_static(b"made\n"),
         redirect: None,
     };
-    completed(Kept::Whole(Arc::new(reply)))
+    completed(Retained::Response(Arc::new(reply)))
 }
 
 fn head(status: StatusCode, location: Option<&str>) -> Record {
-    completed(Kept::Head(Head { status, location: location.map(str::to_owned) }))
+    completed(Retained::HeadOnly(Head { status, location: location.map(str::to_owned) }))
 }
 
 fn tombstone(executed: Executed) -> Record {
@@ -119,7 +122,7 @@ fn golden() -> Vec<(&'static str, Record, &'static str, &'static str)> {
         ),
         (
             "unknown, a form",
-            record(Phase::Unknown { print: Print { rules: first(Kind::Form), ..print() } }),
+            record(Phase::Unknown { print: FingerprintWithRules { rules: first(Kind::Form), ..print() } }),
             "017265ed8bbd47341908041210333333333333333333333333333333331a20222222222222222222222222222222222222222222222222222222222222222222300a204444444444444444444444444444444444444444444444444444444444444444100118022208782d74656e616e74",
             "7a84b52717a2f73c",
         ),
@@ -200,9 +203,13 @@ fn record_of_a_construction_to_come_is_one_of_the_first_beside_it() {
 /// Beyond 240 bytes the checksum is made in another way; by another program, too.
 #[test]
 fn the_checksum_of_a_large_record_stays_as_well() {
-    let reply =
-        Reply { status: StatusCode::OK, headers: Vec::new(), body: Bytes::from(vec![b'x'; 2000]), redirect: None };
-    let bytes = encode(&ID, &completed(Kept::Whole(Arc::new(reply))));
+    let reply = StoredResponse {
+        status: StatusCode::OK,
+        headers: Vec::new(),
+        body: Bytes::from(vec![b'x'; 2000]),
+        redirect: None,
+    };
+    let bytes = encode(&ID, &completed(Retained::Response(Arc::new(reply))));
     assert_eq!(hex(&bytes[1..9]), "1c8e5c387f0d9f33");
 }
 
@@ -374,7 +381,7 @@ fn values() -> impl Strategy<Value = HeaderValue> {
     prop::collection::vec(byte, 0..40).prop_map(|value| HeaderValue::from_bytes(&value).expect("a value"))
 }
 
-fn prints() -> impl Strategy<Value = Print> {
+fn prints() -> impl Strategy<Value = FingerprintWithRules> {
     let kind = || prop::sample::select(Kind::ALL.to_vec());
     let pointers = || prop::collection::vec("(/[a-z0-9]{0,5}){1,3}", 1..3);
     let members = prop_oneof![
@@ -396,28 +403,31 @@ fn prints() -> impl Strategy<Value = Print> {
         (any::<[u8; 32]>(), prop::collection::vec(names(), 0..4), first_kind).prop_map(
             |(fingerprint, headers, kind)| {
                 let rules = Rules { version: FIRST_VERSION, kind, headers, ..Rules::default() };
-                Print::new(Fingerprint(fingerprint), Arc::new(rules))
+                FingerprintWithRules::new(Fingerprint(fingerprint), Arc::new(rules))
             }
         ),
-        (any::<[u8; 32]>(), rules, prop::option::of(details)).prop_map(|(fingerprint, rules, details)| Print {
-            details: details.map(Arc::new),
-            ..Print::new(Fingerprint(fingerprint), Arc::new(rules))
+        (any::<[u8; 32]>(), rules, prop::option::of(details)).prop_map(|(fingerprint, rules, details)| {
+            FingerprintWithRules {
+                details: details.map(Arc::new),
+                ..FingerprintWithRules::new(Fingerprint(fingerprint), Arc::new(rules))
+            }
         }),
     ]
 }
 
-fn kept() -> impl Strategy<Value = Kept> {
+fn kept() -> impl Strategy<Value = Retained> {
     let status = || (100..=999_u16).prop_map(|status| StatusCode::from_u16(status).expect("a status"));
     let headers = prop::collection::vec((names(), values()), 0..8);
     let body = prop::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from);
     prop_oneof![
-        (status(), headers, body).prop_map(|(status, headers, body)| Kept::Whole(Arc::new(Reply {
+        (status(), headers, body).prop_map(|(status, headers, body)| Retained::Response(Arc::new(StoredResponse {
             status,
             headers,
             body,
             redirect: None,
         }))),
-        (status(), prop::option::of(".{0,30}")).prop_map(|(status, location)| Kept::Head(Head { status, location })),
+        (status(), prop::option::of(".{0,30}"))
+            .prop_map(|(status, location)| Retained::HeadOnly(Head { status, location })),
     ]
 }
 

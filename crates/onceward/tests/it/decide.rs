@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use onceward::decide::{self, Claim, Late, Release, Renew, Standing, Sweep, Winner};
+use onceward::decide::{self, ClaimDecision, EffectiveState, FinalizeDecision, Release, Renew, SupersededBy, Sweep};
 use onceward::fingerprint::Fingerprint;
 use onceward::policy::Guarantee::{self, AtLeastOnce, AtMostOnce};
-use onceward::record::{AttemptId, Executed, Found, Kept, Phase, Print, Record, Stage, Version};
-use onceward::reply::{Head, Reply};
+use onceward::record::{
+    AttemptId, Executed, FingerprintWithRules, Phase, PhaseKind, Record, Retained, StoredRecord, Version,
+};
+use onceward::reply::{Head, StoredResponse};
 use onceward::secret::KeyHash;
 
 const TEA: Fingerprint = Fingerprint([1; 32]);
@@ -32,54 +34,58 @@ fn before(duration: Duration) -> Duration {
     duration - Duration::from_nanos(1)
 }
 
-fn print() -> Print {
-    Print::new(TEA, Arc::default())
+fn print() -> FingerprintWithRules {
+    FingerprintWithRules::new(TEA, Arc::default())
 }
 
-fn whole() -> Kept {
-    let reply =
-        Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from_static(b"made"), redirect: None };
-    Kept::Whole(Arc::new(reply))
+fn whole() -> Retained {
+    let reply = StoredResponse {
+        status: StatusCode::CREATED,
+        headers: Vec::new(),
+        body: Bytes::from_static(b"made"),
+        redirect: None,
+    };
+    Retained::Response(Arc::new(reply))
 }
 
-fn head() -> Kept {
-    Kept::Head(Head { status: StatusCode::CREATED, location: Some("/orders/7".to_owned()) })
+fn head() -> Retained {
+    Retained::HeadOnly(Head { status: StatusCode::CREATED, location: Some("/orders/7".to_owned()) })
 }
 
-fn found(phase: Phase, age: Duration) -> Found {
-    Found { record: Box::new(Record { key_hash: KeyHash([3; 32]), attempt: A, phase }), age, holder_gone: false }
+fn found(phase: Phase, age: Duration) -> StoredRecord {
+    StoredRecord { record: Box::new(Record { key_hash: KeyHash([3; 32]), attempt: A, phase }), age, owner_lost: false }
 }
 
-fn claimed(age: Duration) -> Found {
+fn claimed(age: Duration) -> StoredRecord {
     found(Phase::InFlight { print: print(), lease: LEASE, began: Duration::ZERO }, age)
 }
 
-fn gone(age: Duration) -> Found {
-    Found { holder_gone: true, ..claimed(age) }
+fn gone(age: Duration) -> StoredRecord {
+    StoredRecord { owner_lost: true, ..claimed(age) }
 }
 
-fn completed(kept: Kept, age: Duration) -> Found {
+fn completed(kept: Retained, age: Duration) -> StoredRecord {
     found(Phase::Completed { print: print(), kept, retention: RETENTION, tombstone: TOMBSTONE }, age)
 }
 
-fn released(age: Duration) -> Found {
+fn released(age: Duration) -> StoredRecord {
     found(Phase::Released { keep: KEEP }, age)
 }
 
-fn unknown(age: Duration) -> Found {
+fn unknown(age: Duration) -> StoredRecord {
     found(Phase::Unknown { print: print() }, age)
 }
 
-fn tombstone(executed: Executed, age: Duration) -> Found {
+fn tombstone(executed: Executed, age: Duration) -> StoredRecord {
     found(Phase::Tombstone { print: print(), executed, keep: TOMBSTONE }, age)
 }
 
-fn at(stage: Stage) -> Version {
+fn at(stage: PhaseKind) -> Version {
     Version { attempt: A, stage }
 }
 
 /// Each phase at each age that a boundary lies beside.
-fn everything() -> Vec<(&'static str, Found)> {
+fn everything() -> Vec<(&'static str, StoredRecord)> {
     let forgotten = RETENTION + TOMBSTONE;
     vec![
         ("a claim, just made", claimed(Duration::ZERO)),
@@ -109,45 +115,53 @@ fn everything() -> Vec<(&'static str, Found)> {
 fn what_a_record_means() {
     let (whole, head) = (whole(), head());
     for (rule, found, want) in [
-        ("a claim is believed", claimed(s(0)), Standing::InFlight { age: s(0), left: LEASE }),
-        ("and less and less long", claimed(s(14)), Standing::InFlight { age: s(14), left: s(1) }),
+        ("a claim is believed", claimed(s(0)), EffectiveState::InFlight { age: s(0), left: LEASE }),
+        ("and less and less long", claimed(s(14)), EffectiveState::InFlight { age: s(14), left: s(1) }),
         (
             "until its lease is over",
             claimed(before(LEASE)),
-            Standing::InFlight { age: before(LEASE), left: Duration::from_nanos(1) },
+            EffectiveState::InFlight { age: before(LEASE), left: Duration::from_nanos(1) },
         ),
-        ("a lease is over when it is", claimed(LEASE), Standing::Lost),
-        ("a lost claim stays lost", claimed(s(1 << 40)), Standing::Lost),
-        ("no lease is waited for where the holder is gone", gone(s(0)), Standing::Lost),
-        ("an answer is shown", completed(whole.clone(), s(0)), Standing::Completed(&whole)),
-        ("until retention ends", completed(whole.clone(), before(RETENTION)), Standing::Completed(&whole)),
-        ("and not a moment longer", completed(whole.clone(), RETENTION), Standing::Expired(Executed::Yes)),
+        ("a lease is over when it is", claimed(LEASE), EffectiveState::Lost),
+        ("a lost claim stays lost", claimed(s(1 << 40)), EffectiveState::Lost),
+        ("no lease is waited for where the holder is gone", gone(s(0)), EffectiveState::Lost),
+        ("an answer is shown", completed(whole.clone(), s(0)), EffectiveState::Completed(&whole)),
+        ("until retention ends", completed(whole.clone(), before(RETENTION)), EffectiveState::Completed(&whole)),
+        ("and not a moment longer", completed(whole.clone(), RETENTION), EffectiveState::Expired(Executed::Yes)),
         ("the key is known after that", completed(whole.clone(), before(RETENTION + TOMBSTONE)), {
-            Standing::Expired(Executed::Yes)
+            EffectiveState::Expired(Executed::Yes)
         }),
-        ("until the tombstone ends, swept or not", completed(whole.clone(), RETENTION + TOMBSTONE), Standing::Free),
-        ("a head is shown alike", completed(head.clone(), before(RETENTION)), Standing::Completed(&head)),
-        ("and ends alike", completed(head.clone(), RETENTION), Standing::Expired(Executed::Yes)),
-        ("a released key is free", released(s(0)), Standing::Free),
-        ("however old", released(KEEP), Standing::Free),
-        ("an unknown is lost", unknown(s(0)), Standing::Lost),
-        ("for ever", unknown(s(1 << 40)), Standing::Lost),
-        ("a tombstone says that it ran", tombstone(Executed::Yes, s(0)), Standing::Expired(Executed::Yes)),
-        ("or that nobody knows", tombstone(Executed::Unknown, before(TOMBSTONE)), Standing::Expired(Executed::Unknown)),
-        ("or that it did not", tombstone(Executed::No, s(0)), Standing::Expired(Executed::No)),
-        ("until it ends", tombstone(Executed::Yes, TOMBSTONE), Standing::Free),
+        (
+            "until the tombstone ends, swept or not",
+            completed(whole.clone(), RETENTION + TOMBSTONE),
+            EffectiveState::Free,
+        ),
+        ("a head is shown alike", completed(head.clone(), before(RETENTION)), EffectiveState::Completed(&head)),
+        ("and ends alike", completed(head.clone(), RETENTION), EffectiveState::Expired(Executed::Yes)),
+        ("a released key is free", released(s(0)), EffectiveState::Free),
+        ("however old", released(KEEP), EffectiveState::Free),
+        ("an unknown is lost", unknown(s(0)), EffectiveState::Lost),
+        ("for ever", unknown(s(1 << 40)), EffectiveState::Lost),
+        ("a tombstone says that it ran", tombstone(Executed::Yes, s(0)), EffectiveState::Expired(Executed::Yes)),
+        (
+            "or that nobody knows",
+            tombstone(Executed::Unknown, before(TOMBSTONE)),
+            EffectiveState::Expired(Executed::Unknown),
+        ),
+        ("or that it did not", tombstone(Executed::No, s(0)), EffectiveState::Expired(Executed::No)),
+        ("until it ends", tombstone(Executed::Yes, TOMBSTONE), EffectiveState::Free),
     ] {
-        assert_eq!(decide::standing(&found), want, "{rule}");
+        assert_eq!(decide::effective_state(&found), want, "{rule}");
     }
 }
 
 #[test]
 fn a_holder_that_is_gone_matters_to_claims_alone() {
     for (rule, found) in everything() {
-        let gone = Found { holder_gone: true, ..found.clone() };
+        let gone = StoredRecord { owner_lost: true, ..found.clone() };
         match found.record.phase {
-            Phase::InFlight { .. } => assert_eq!(decide::standing(&gone), Standing::Lost, "{rule}"),
-            _ => assert_eq!(decide::standing(&gone), decide::standing(&found), "{rule}"),
+            Phase::InFlight { .. } => assert_eq!(decide::effective_state(&gone), EffectiveState::Lost, "{rule}"),
+            _ => assert_eq!(decide::effective_state(&gone), decide::effective_state(&found), "{rule}"),
         }
     }
 }
@@ -155,48 +169,54 @@ fn a_holder_that_is_gone_matters_to_claims_alone() {
 #[test]
 fn what_becomes_of_a_request() {
     let (whole, head) = (whole(), head());
-    let running = |age: Duration| Claim::InFlight { age, left: LEASE - age };
-    let expired = Claim::Expired(Executed::Yes);
+    let running = |age: Duration| ClaimDecision::InFlight { age, left: LEASE - age };
+    let expired = ClaimDecision::Expired(Executed::Yes);
     let forgotten = RETENTION + TOMBSTONE;
     for (rule, found, asked, guarantee, want) in [
         ("a duplicate of a running request does not execute", claimed(s(3)), TEA, AtMostOnce, running(s(3))),
         ("nor where running twice is harmless", claimed(s(3)), TEA, AtLeastOnce, running(s(3))),
         ("nor at the last moment of the lease", claimed(before(LEASE)), TEA, AtLeastOnce, running(before(LEASE))),
-        ("a lost holder leaves an unknown", claimed(LEASE), TEA, AtMostOnce, Claim::Unknown),
-        ("and is taken over where that is harmless", claimed(LEASE), TEA, AtLeastOnce, Claim::Execute),
-        ("a dead process's claim is unknown at once", gone(s(0)), TEA, AtMostOnce, Claim::Unknown),
-        ("and is taken over at once", gone(s(0)), TEA, AtLeastOnce, Claim::Execute),
-        ("an unknown is never executed again", unknown(s(1 << 40)), TEA, AtMostOnce, Claim::Unknown),
-        ("unless that is harmless", unknown(s(0)), TEA, AtLeastOnce, Claim::Execute),
-        ("a retry gets the answer", completed(whole.clone(), s(0)), TEA, AtMostOnce, Claim::Replay(&whole)),
-        ("whatever the guarantee", completed(whole.clone(), s(0)), TEA, AtLeastOnce, Claim::Replay(&whole)),
-        ("until retention ends", completed(whole.clone(), before(RETENTION)), TEA, AtMostOnce, Claim::Replay(&whole)),
-        ("or that there was one", completed(head.clone(), s(0)), TEA, AtMostOnce, Claim::Replay(&head)),
+        ("a lost holder leaves an unknown", claimed(LEASE), TEA, AtMostOnce, ClaimDecision::Unknown),
+        ("and is taken over where that is harmless", claimed(LEASE), TEA, AtLeastOnce, ClaimDecision::Execute),
+        ("a dead process's claim is unknown at once", gone(s(0)), TEA, AtMostOnce, ClaimDecision::Unknown),
+        ("and is taken over at once", gone(s(0)), TEA, AtLeastOnce, ClaimDecision::Execute),
+        ("an unknown is never executed again", unknown(s(1 << 40)), TEA, AtMostOnce, ClaimDecision::Unknown),
+        ("unless that is harmless", unknown(s(0)), TEA, AtLeastOnce, ClaimDecision::Execute),
+        ("a retry gets the answer", completed(whole.clone(), s(0)), TEA, AtMostOnce, ClaimDecision::Replay(&whole)),
+        ("whatever the guarantee", completed(whole.clone(), s(0)), TEA, AtLeastOnce, ClaimDecision::Replay(&whole)),
+        (
+            "until retention ends",
+            completed(whole.clone(), before(RETENTION)),
+            TEA,
+            AtMostOnce,
+            ClaimDecision::Replay(&whole),
+        ),
+        ("or that there was one", completed(head.clone(), s(0)), TEA, AtMostOnce, ClaimDecision::Replay(&head)),
         ("after retention it is not executed", completed(whole.clone(), RETENTION), TEA, AtMostOnce, expired.clone()),
         ("not even where that is harmless", completed(whole.clone(), RETENTION), TEA, AtLeastOnce, expired.clone()),
         ("until the tombstone ends", completed(whole.clone(), before(forgotten)), TEA, AtMostOnce, expired.clone()),
-        ("then the key is new", completed(whole.clone(), forgotten), TEA, AtMostOnce, Claim::Execute),
+        ("then the key is new", completed(whole.clone(), forgotten), TEA, AtMostOnce, ClaimDecision::Execute),
         ("a tombstone refuses", tombstone(Executed::Yes, s(0)), TEA, AtLeastOnce, expired),
         ("and says what it knows", tombstone(Executed::Unknown, s(0)), TEA, AtMostOnce, {
-            Claim::Expired(Executed::Unknown)
+            ClaimDecision::Expired(Executed::Unknown)
         }),
-        ("until it ends", tombstone(Executed::Yes, TOMBSTONE), TEA, AtMostOnce, Claim::Execute),
-        ("a released key executes", released(s(0)), TEA, AtMostOnce, Claim::Execute),
+        ("until it ends", tombstone(Executed::Yes, TOMBSTONE), TEA, AtMostOnce, ClaimDecision::Execute),
+        ("a released key executes", released(s(0)), TEA, AtMostOnce, ClaimDecision::Execute),
         // Another request.
-        ("a reused key is refused while in flight", claimed(s(3)), RUM, AtMostOnce, Claim::Mismatch),
-        ("while lost", claimed(LEASE), RUM, AtMostOnce, Claim::Mismatch),
-        ("and does not take over", claimed(LEASE), RUM, AtLeastOnce, Claim::Mismatch),
-        ("nor from the dead", gone(s(0)), RUM, AtLeastOnce, Claim::Mismatch),
-        ("nor from an unknown", unknown(s(0)), RUM, AtLeastOnce, Claim::Mismatch),
-        ("nor sees an unknown", unknown(s(0)), RUM, AtMostOnce, Claim::Mismatch),
-        ("nor an answer", completed(whole.clone(), s(0)), RUM, AtMostOnce, Claim::Mismatch),
-        ("nor a head", completed(head.clone(), s(0)), RUM, AtLeastOnce, Claim::Mismatch),
-        ("nor that there was one", completed(whole.clone(), RETENTION), RUM, AtMostOnce, Claim::Mismatch),
-        ("nor a tombstone", tombstone(Executed::Yes, s(0)), RUM, AtMostOnce, Claim::Mismatch),
+        ("a reused key is refused while in flight", claimed(s(3)), RUM, AtMostOnce, ClaimDecision::Mismatch),
+        ("while lost", claimed(LEASE), RUM, AtMostOnce, ClaimDecision::Mismatch),
+        ("and does not take over", claimed(LEASE), RUM, AtLeastOnce, ClaimDecision::Mismatch),
+        ("nor from the dead", gone(s(0)), RUM, AtLeastOnce, ClaimDecision::Mismatch),
+        ("nor from an unknown", unknown(s(0)), RUM, AtLeastOnce, ClaimDecision::Mismatch),
+        ("nor sees an unknown", unknown(s(0)), RUM, AtMostOnce, ClaimDecision::Mismatch),
+        ("nor an answer", completed(whole.clone(), s(0)), RUM, AtMostOnce, ClaimDecision::Mismatch),
+        ("nor a head", completed(head.clone(), s(0)), RUM, AtLeastOnce, ClaimDecision::Mismatch),
+        ("nor that there was one", completed(whole.clone(), RETENTION), RUM, AtMostOnce, ClaimDecision::Mismatch),
+        ("nor a tombstone", tombstone(Executed::Yes, s(0)), RUM, AtMostOnce, ClaimDecision::Mismatch),
         // Retention is looked at before the fingerprint, which is looked at before the lease.
-        ("a forgotten key is anybody's", completed(whole.clone(), forgotten), RUM, AtMostOnce, Claim::Execute),
-        ("so is an ended tombstone's", tombstone(Executed::Yes, TOMBSTONE), RUM, AtMostOnce, Claim::Execute),
-        ("and a released one", released(s(0)), RUM, AtMostOnce, Claim::Execute),
+        ("a forgotten key is anybody's", completed(whole.clone(), forgotten), RUM, AtMostOnce, ClaimDecision::Execute),
+        ("so is an ended tombstone's", tombstone(Executed::Yes, TOMBSTONE), RUM, AtMostOnce, ClaimDecision::Execute),
+        ("and a released one", released(s(0)), RUM, AtMostOnce, ClaimDecision::Execute),
     ] {
         assert_eq!(decide::claim(&found, &asked, guarantee), want, "{rule}");
     }
@@ -208,14 +228,14 @@ fn nothing_else_lets_a_request_execute_or_see_an_answer() {
     let mut executed = 0;
     for (rule, found) in everything() {
         for (asked, guarantee) in [(TEA, AtMostOnce), (RUM, AtMostOnce), (TEA, AtLeastOnce), (RUM, AtLeastOnce)] {
-            let standing = decide::standing(&found);
+            let standing = decide::effective_state(&found);
             match decide::claim(&found, &asked, guarantee) {
-                Claim::Execute => {
+                ClaimDecision::Execute => {
                     executed += 1;
-                    let taken_over = standing == Standing::Lost && guarantee == AtLeastOnce && asked == TEA;
-                    assert!(standing == Standing::Free || taken_over, "{rule}");
+                    let taken_over = standing == EffectiveState::Lost && guarantee == AtLeastOnce && asked == TEA;
+                    assert!(standing == EffectiveState::Free || taken_over, "{rule}");
                 }
-                Claim::Mismatch => assert!(asked == RUM && standing != Standing::Free, "{rule}"),
+                ClaimDecision::Mismatch => assert!(asked == RUM && standing != EffectiveState::Free, "{rule}"),
                 _ => assert_eq!(asked, TEA, "{rule}"),
             }
         }
@@ -226,15 +246,15 @@ fn nothing_else_lets_a_request_execute_or_see_an_answer() {
 #[test]
 fn a_late_completion_meets() {
     let forgotten = RETENTION + TOMBSTONE;
-    let write = |stage, audited| Late::Write { over: at(stage), audited };
+    let write = |stage, audited| FinalizeDecision::Write { over: at(stage), audited };
     // The same attempt.
     for (rule, found, want) in [
-        ("its own claim", claimed(s(3)), write(Stage::InFlight, false)),
-        ("its own claim, past its lease", claimed(LEASE), write(Stage::InFlight, false)),
-        ("its own claim, of a process before a restart", gone(s(0)), write(Stage::InFlight, false)),
-        ("its own unknown", unknown(s(1 << 40)), write(Stage::Unknown, false)),
-        ("its own release, which an auditor should see", released(s(0)), write(Stage::Released, true)),
-        ("its own release, at its end", released(KEEP), write(Stage::Released, true)),
+        ("its own claim", claimed(s(3)), write(PhaseKind::InFlight, false)),
+        ("its own claim, past its lease", claimed(LEASE), write(PhaseKind::InFlight, false)),
+        ("its own claim, of a process before a restart", gone(s(0)), write(PhaseKind::InFlight, false)),
+        ("its own unknown", unknown(s(1 << 40)), write(PhaseKind::Unknown, false)),
+        ("its own release, which an auditor should see", released(s(0)), write(PhaseKind::Released, true)),
+        ("its own release, at its end", released(KEEP), write(PhaseKind::Released, true)),
     ] {
         assert_eq!(decide::complete(Some(&found), A, &TEA), want, "{rule}");
     }
@@ -244,41 +264,41 @@ fn a_late_completion_meets() {
         ("its own head", completed(head(), s(0))),
         ("its own tombstone", tombstone(Executed::Yes, s(0))),
     ] {
-        assert_eq!(decide::complete(Some(&found), A, &TEA), Late::Kept(&found.record), "{rule}");
+        assert_eq!(decide::complete(Some(&found), A, &TEA), FinalizeDecision::AlreadyRecorded(&found.record), "{rule}");
     }
-    assert_eq!(decide::complete(None, A, &TEA), Late::Gone);
+    assert_eq!(decide::complete(None, A, &TEA), FinalizeDecision::Missing);
     // Another attempt overtook it.
     let (whole, head) = (whole(), head());
     for (rule, found, winner) in [
-        ("a winner who runs", claimed(s(3)), Winner::Running),
-        ("a winner who was lost", claimed(LEASE), Winner::None),
-        ("a winner who is gone", gone(s(0)), Winner::None),
-        ("a winner's answer", completed(whole.clone(), s(0)), Winner::Answer(&whole)),
-        ("a winner's head", completed(head.clone(), s(0)), Winner::Answer(&head)),
-        ("a winner's answer that is shown no more", completed(whole.clone(), RETENTION), Winner::None),
-        ("a winner's answer that is forgotten", completed(whole.clone(), forgotten), Winner::None),
-        ("a winner who was released", released(s(0)), Winner::None),
-        ("a winner of whom nobody knows", unknown(s(0)), Winner::None),
-        ("a winner's tombstone", tombstone(Executed::Yes, s(0)), Winner::None),
+        ("a winner who runs", claimed(s(3)), SupersededBy::Running),
+        ("a winner who was lost", claimed(LEASE), SupersededBy::None),
+        ("a winner who is gone", gone(s(0)), SupersededBy::None),
+        ("a winner's answer", completed(whole.clone(), s(0)), SupersededBy::Response(&whole)),
+        ("a winner's head", completed(head.clone(), s(0)), SupersededBy::Response(&head)),
+        ("a winner's answer that is shown no more", completed(whole.clone(), RETENTION), SupersededBy::None),
+        ("a winner's answer that is forgotten", completed(whole.clone(), forgotten), SupersededBy::None),
+        ("a winner who was released", released(s(0)), SupersededBy::None),
+        ("a winner of whom nobody knows", unknown(s(0)), SupersededBy::None),
+        ("a winner's tombstone", tombstone(Executed::Yes, s(0)), SupersededBy::None),
     ] {
-        assert_eq!(decide::complete(Some(&found), B, &TEA), Late::Overtaken(winner.clone()), "{rule}");
-        assert_eq!(decide::interrupt(Some(&found), B, &TEA), Late::Overtaken(winner), "{rule}, interrupted");
+        assert_eq!(decide::complete(Some(&found), B, &TEA), FinalizeDecision::Superseded(winner.clone()), "{rule}");
+        assert_eq!(decide::unknown(Some(&found), B, &TEA), FinalizeDecision::Superseded(winner), "{rule}, interrupted");
         // Released in between, the key went to another request: its answer is nobody else's to see.
-        for late in [decide::complete(Some(&found), B, &RUM), decide::interrupt(Some(&found), B, &RUM)] {
-            assert_eq!(late, Late::Overtaken(Winner::None), "{rule}, of another request");
+        for late in [decide::complete(Some(&found), B, &RUM), decide::unknown(Some(&found), B, &RUM)] {
+            assert_eq!(late, FinalizeDecision::Superseded(SupersededBy::None), "{rule}, of another request");
         }
     }
 }
 
 #[test]
 fn a_late_interruption_meets() {
-    let write = |stage, audited| Late::Write { over: at(stage), audited };
+    let write = |stage, audited| FinalizeDecision::Write { over: at(stage), audited };
     for (rule, found, want) in [
-        ("its own claim", claimed(s(3)), write(Stage::InFlight, false)),
-        ("its own claim, past its lease", claimed(LEASE), write(Stage::InFlight, false)),
-        ("its own release: sent all the same", released(s(0)), write(Stage::Released, true)),
+        ("its own claim", claimed(s(3)), write(PhaseKind::InFlight, false)),
+        ("its own claim, past its lease", claimed(LEASE), write(PhaseKind::InFlight, false)),
+        ("its own release: sent all the same", released(s(0)), write(PhaseKind::Released, true)),
     ] {
-        assert_eq!(decide::interrupt(Some(&found), A, &TEA), want, "{rule}");
+        assert_eq!(decide::unknown(Some(&found), A, &TEA), want, "{rule}");
     }
     for (rule, found) in [
         ("its own unknown", unknown(s(0))),
@@ -286,9 +306,9 @@ fn a_late_interruption_meets() {
         ("its own head", completed(head(), s(0))),
         ("its own tombstone", tombstone(Executed::Yes, s(0))),
     ] {
-        assert_eq!(decide::interrupt(Some(&found), A, &TEA), Late::Kept(&found.record), "{rule}");
+        assert_eq!(decide::unknown(Some(&found), A, &TEA), FinalizeDecision::AlreadyRecorded(&found.record), "{rule}");
     }
-    assert_eq!(decide::interrupt(None, A, &TEA), Late::Gone);
+    assert_eq!(decide::unknown(None, A, &TEA), FinalizeDecision::Missing);
 }
 
 #[test]
@@ -296,23 +316,23 @@ fn a_cut_undoes_the_head_of_its_own_answer_alone() {
     for (rule, found) in everything() {
         // One in flight is about to keep the head.
         let is_undone =
-            matches!(found.record.phase, Phase::Completed { kept: Kept::Head(_), .. } | Phase::InFlight { .. });
-        assert_eq!(decide::cut(Some(&found), A), is_undone.then_some(found.record.version()), "{rule}");
-        assert_eq!(decide::cut(Some(&found), B), None, "{rule}, of another attempt");
+            matches!(found.record.phase, Phase::Completed { kept: Retained::HeadOnly(_), .. } | Phase::InFlight { .. });
+        assert_eq!(decide::truncated(Some(&found), A), is_undone.then_some(found.record.version()), "{rule}");
+        assert_eq!(decide::truncated(Some(&found), B), None, "{rule}, of another attempt");
     }
-    assert_eq!(decide::cut(None, A), None);
+    assert_eq!(decide::truncated(None, A), None);
 }
 
 #[test]
 fn a_release_meets() {
     let forgotten = RETENTION + TOMBSTONE;
     assert_eq!(decide::release(None, A, None), Release::Insert, "nothing: its claim may still arrive");
-    assert_eq!(decide::release(None, A, Some(at(Stage::Unknown))), Release::Insert, "nothing, where something was");
-    let other = Version { attempt: B, stage: Stage::Unknown };
+    assert_eq!(decide::release(None, A, Some(at(PhaseKind::Unknown))), Release::Insert, "nothing, where something was");
+    let other = Version { attempt: B, stage: PhaseKind::Unknown };
     for (rule, found, want) in [
-        ("its own claim", claimed(s(3)), Release::Write(at(Stage::InFlight))),
-        ("its own claim, past its lease", claimed(LEASE), Release::Write(at(Stage::InFlight))),
-        ("its own unknown", unknown(s(0)), Release::Write(at(Stage::Unknown))),
+        ("its own claim", claimed(s(3)), Release::Write(at(PhaseKind::InFlight))),
+        ("its own claim, past its lease", claimed(LEASE), Release::Write(at(PhaseKind::InFlight))),
+        ("its own unknown", unknown(s(0)), Release::Write(at(PhaseKind::Unknown))),
         ("its own release", released(s(0)), Release::Done),
         ("its own release, at its end", released(KEEP), Release::Done),
         ("its own answer", completed(whole(), s(0)), Release::Done),
@@ -326,27 +346,32 @@ fn a_release_meets() {
     // Attempt `B` gives up; what is found is `A`'s.
     for (rule, found, over, want) in [
         ("another's claim", claimed(s(3)), None, Release::Done),
-        ("another's claim, lost", claimed(LEASE), Some(at(Stage::InFlight)), Release::Done),
-        ("another's unknown, that it was to take over", unknown(s(0)), Some(at(Stage::Unknown)), Release::Done),
+        ("another's claim, lost", claimed(LEASE), Some(at(PhaseKind::InFlight)), Release::Done),
+        ("another's unknown, that it was to take over", unknown(s(0)), Some(at(PhaseKind::Unknown)), Release::Done),
         ("another's answer", completed(whole(), s(0)), None, Release::Done),
-        ("another's answer past retention", completed(whole(), RETENTION), Some(at(Stage::Completed)), Release::Done),
-        ("another's tombstone", tombstone(Executed::Yes, s(0)), Some(at(Stage::Tombstone)), Release::Done),
-        ("a release that it was to replace", released(s(0)), Some(at(Stage::Released)), {
-            Release::Write(at(Stage::Released))
+        (
+            "another's answer past retention",
+            completed(whole(), RETENTION),
+            Some(at(PhaseKind::Completed)),
+            Release::Done,
+        ),
+        ("another's tombstone", tombstone(Executed::Yes, s(0)), Some(at(PhaseKind::Tombstone)), Release::Done),
+        ("a release that it was to replace", released(s(0)), Some(at(PhaseKind::Released)), {
+            Release::Write(at(PhaseKind::Released))
         }),
         ("a release that it was not to replace", released(s(0)), None, Release::Done),
         ("a release, where it was to replace another", released(s(0)), Some(other), Release::Done),
         ("a release that the sweep is about to remove, so that an insert would arrive", released(KEEP), None, {
-            Release::Write(at(Stage::Released))
+            Release::Write(at(PhaseKind::Released))
         }),
         ("an answer that the sweep is about to remove", completed(whole(), forgotten), None, {
-            Release::Write(at(Stage::Completed))
+            Release::Write(at(PhaseKind::Completed))
         }),
         ("a tombstone that the sweep is about to remove", tombstone(Executed::Yes, TOMBSTONE), None, {
-            Release::Write(at(Stage::Tombstone))
+            Release::Write(at(PhaseKind::Tombstone))
         }),
-        ("a forgotten answer that it was to replace", completed(whole(), forgotten), Some(at(Stage::Completed)), {
-            Release::Write(at(Stage::Completed))
+        ("a forgotten answer that it was to replace", completed(whole(), forgotten), Some(at(PhaseKind::Completed)), {
+            Release::Write(at(PhaseKind::Completed))
         }),
     ] {
         assert_eq!(decide::release(Some(&found), B, over), want, "{rule}");
@@ -357,9 +382,9 @@ fn a_release_meets() {
 #[test]
 fn a_release_never_frees_what_binds_somebody_else() {
     for (rule, found) in everything() {
-        for over in [None, Some(found.record.version()), Some(Version { attempt: B, stage: Stage::Released })] {
+        for over in [None, Some(found.record.version()), Some(Version { attempt: B, stage: PhaseKind::Released })] {
             if let Release::Write(version) = decide::release(Some(&found), B, over) {
-                assert_eq!(decide::standing(&found), Standing::Free, "{rule}");
+                assert_eq!(decide::effective_state(&found), EffectiveState::Free, "{rule}");
                 assert_eq!(version, found.record.version(), "{rule}");
             }
         }
@@ -370,9 +395,9 @@ fn a_release_never_frees_what_binds_somebody_else() {
 fn a_sign_of_life_meets() {
     for (rule, found) in everything() {
         let want = match found.record.phase {
-            Phase::InFlight { .. } => Renew::Write(at(Stage::InFlight)),
+            Phase::InFlight { .. } => Renew::Write(at(PhaseKind::InFlight)),
             // Nobody overtook it, so it claims back what was given up.
-            Phase::Unknown { .. } => Renew::Write(at(Stage::Unknown)),
+            Phase::Unknown { .. } => Renew::Write(at(PhaseKind::Unknown)),
             Phase::Completed { .. } | Phase::Released { .. } | Phase::Tombstone { .. } => Renew::Lost,
         };
         assert_eq!(decide::renew(Some(&found), A), want, "{rule}");
@@ -414,14 +439,14 @@ fn the_sweep_never_deletes_a_claim_or_an_unknown_and_changes_no_meaning() {
             Sweep::Leave => {}
             Sweep::Forget => {
                 let stage = found.record.phase.stage();
-                assert!(!matches!(stage, Stage::InFlight | Stage::Unknown), "{rule}");
-                assert_eq!(decide::standing(&found), Standing::Free, "{rule}");
+                assert!(!matches!(stage, PhaseKind::InFlight | PhaseKind::Unknown), "{rule}");
+                assert_eq!(decide::effective_state(&found), EffectiveState::Free, "{rule}");
             }
             Sweep::Write(phase) => {
-                let swept = Found {
+                let swept = StoredRecord {
                     record: Box::new(Record { phase, ..(*found.record).clone() }),
                     age: s(0),
-                    holder_gone: false,
+                    owner_lost: false,
                 };
                 for (asked, guarantee) in [(TEA, AtMostOnce), (RUM, AtMostOnce), (TEA, AtLeastOnce)] {
                     let claim = |found| format!("{:?}", decide::claim(found, &asked, guarantee));
@@ -437,6 +462,6 @@ fn durations_that_overflow_are_for_ever() {
     let forever =
         Phase::Completed { print: print(), kept: whole(), retention: Duration::MAX, tombstone: Duration::MAX };
     let found = found(forever, before(Duration::MAX));
-    assert_eq!(decide::standing(&found), Standing::Completed(&whole()));
-    assert_eq!(decide::claim(&found, &RUM, Guarantee::default()), Claim::Mismatch);
+    assert_eq!(decide::effective_state(&found), EffectiveState::Completed(&whole()));
+    assert_eq!(decide::claim(&found, &RUM, Guarantee::default()), ClaimDecision::Mismatch);
 }

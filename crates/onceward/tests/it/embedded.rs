@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::fingerprint::{Fingerprint, Rules};
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
+use onceward::record::{AttemptId, FingerprintWithRules, Phase, Record, Retained};
+use onceward::reply::StoredResponse;
 use onceward::secret::{KeyHash, RecordId};
-use onceward::store::{EmbeddedStore, Replaced, Store};
+use onceward::store::{Cas, EmbeddedStore, Store};
 
 const LEASE: Duration = Duration::from_secs(15);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -35,8 +35,8 @@ fn record(n: u64, phase: Phase) -> Record {
     Record { key_hash: KeyHash([0x81; 32]), attempt: AttemptId(attempt), phase }
 }
 
-fn print() -> Print {
-    Print::new(Fingerprint([0x9d; 32]), Arc::new(Rules::default()))
+fn print() -> FingerprintWithRules {
+    FingerprintWithRules::new(Fingerprint([0x9d; 32]), Arc::new(Rules::default()))
 }
 
 fn claim(n: u64) -> Record {
@@ -51,8 +51,8 @@ fn released(n: u64) -> Record {
 fn completed(n: u64, bytes: usize) -> Record {
     let body: Bytes = (0..bytes).map(|at| (n as usize + at * 7 + at / 251) as u8).collect();
     let headers = vec![("x-order".parse().expect("a name"), n.to_string().parse().expect("a value"))];
-    let reply = Reply { status: http::StatusCode::CREATED, headers, body, redirect: None };
-    let kept = Kept::Whole(Arc::new(reply));
+    let reply = StoredResponse { status: http::StatusCode::CREATED, headers, body, redirect: None };
+    let kept = Retained::Response(Arc::new(reply));
     record(n, Phase::Completed { print: print(), kept, retention: DAY, tombstone: DAY * 30 })
 }
 
@@ -64,8 +64,9 @@ async fn response_of_any_size_is_stored() {
     assert!(store.insert(&id(1), &claim(1)).await.expect("a claim").is_none());
     let (large, beside) = (completed(1, (64 << 20) + 1), claim(2));
     let (first, second) = (id(1), id(2));
-    let (kept, other) = tokio::join!(store.replace(&first, claim(1).version(), &large), store.insert(&second, &beside));
-    assert_eq!(kept.expect("an answer"), Replaced::Yes);
+    let (kept, other) =
+        tokio::join!(store.compare_and_swap(&first, claim(1).version(), &large), store.insert(&second, &beside));
+    assert_eq!(kept.expect("an answer"), Cas::Swapped);
     assert!(other.expect("a claim beside it").is_none());
     assert!(*store.get(&id(1)).await.expect("a look").expect("a record").record == large);
 }

@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 use onceward::key::Key;
-use onceward::principal::{Credentials, Principal, Rule};
+use onceward::principal::{Credentials, Principal, PrincipalRule};
 use onceward::secret::{HashKeys, RecordId, Secret};
 
 use crate::hex::hex;
@@ -20,7 +20,7 @@ fn key() -> Key {
 fn record_ids_do_not_change() {
     let mut headers = HeaderMap::new();
     headers.insert("x-user", "golden".parse().expect("a valid header value"));
-    let rule = Rule::Parts(vec!["header:x-user".parse().expect("a valid part")]);
+    let rule = PrincipalRule::Parts(vec!["header:x-user".parse().expect("a valid part")]);
     let named = rule.identify(&headers, &Credentials::default()).expect("an identified caller");
     let id = |principal: &Principal| hex(&hash_keys().record_id("golden", principal, &key()).0);
     assert_eq!(id(&Principal::Anonymous), "4bfe2ff89227b15d4b17b32361fd4db8a1833af320fe361f49c329e13c538924");

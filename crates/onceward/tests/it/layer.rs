@@ -25,8 +25,8 @@ use axum::{Extension, Router, http};
 use onceward::claim::Claim;
 use onceward::fingerprint::Rules;
 use onceward::layer::IdempotencyLayer;
-use onceward::policy::{Guarantee, Missing};
-use onceward::principal::{Part, Rule};
+use onceward::policy::{Guarantee, MissingKey};
+use onceward::principal::{PrincipalPart, PrincipalRule};
 use onceward::secret::Secret;
 use onceward::store::{MemoryStore, Store};
 use onceward::wire::Outcome;
@@ -153,7 +153,7 @@ async fn another_request_with_the_key_is_refused_in_each_state() {
     shop.clock.advance(Duration::from_secs(100));
     refuse_all("past retention").await;
     shop.layer.engine().sweep().await.expect("the store answers");
-    assert_eq!(shop.census().await.tombstones, 1);
+    assert_eq!(shop.stats().await.tombstones, 1);
     refuse_all("a tombstone").await;
     shop.order("order-7", "tea").await.refused(409, "key_expired", "expired");
     assert_eq!(shop.kitchen.runs(), 1);
@@ -221,7 +221,7 @@ async fn a_malformed_key_is_refused_before_the_store_is_touched() {
 
 #[tokio::test]
 async fn where_a_key_is_required_its_absence_is_refused() {
-    let shop = Setup::default().policy(|policy| policy.missing = Missing::Reject).open(made).await;
+    let shop = Setup::default().policy(|policy| policy.missing = MissingKey::Reject).open(made).await;
     let got = shop.send(&request("POST", "/orders", &[], "tea")).await;
     got.refused(400, "key_missing", "rejected");
     assert_eq!(got.json()["retry"], "new-key");
@@ -265,7 +265,7 @@ async fn without_a_key_or_by_an_idempotent_method_nothing_is_protected_and_nothi
 
 #[tokio::test]
 async fn nobody_is_taken_for_somebody_else() {
-    let shop = Setup::default().policy(|policy| policy.principal = Rule::Unset).open(made).await;
+    let shop = Setup::default().policy(|policy| policy.principal = PrincipalRule::Unset).open(made).await;
     for (headers, line) in [
         ([("authorization", "Bearer 1")], "[\"authorization\"]"),
         ([("cookie", "session=1")], "[\"cookie:session\"]"),
@@ -279,7 +279,9 @@ async fn nobody_is_taken_for_somebody_else() {
     shop.order("order-7", "tea").await.stored(201, "made 1");
     shop.order("order-7", "tea").await.replayed(201, "made 1");
 
-    let by_token = |policy: &mut onceward::policy::Policy| policy.principal = Rule::Parts(vec![Part::Authorization]);
+    let by_token = |policy: &mut onceward::policy::Policy| {
+        policy.principal = PrincipalRule::Parts(vec![PrincipalPart::Authorization])
+    };
     let shop = Setup::default().policy(by_token).open(made).await;
     let (ann, bob) = ([("authorization", "Bearer ann")], [("authorization", "Bearer bob")]);
     shop.kitchen.shut();
@@ -335,7 +337,7 @@ async fn a_lost_holder_is_unknown_or_taken_over_as_the_guarantee_says() {
                 shop.clock.advance(Duration::from_secs(400 * 86_400));
                 shop.layer.engine().sweep().await.expect("the store answers");
                 shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
-                assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1));
+                assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 1));
             }
         }
     }

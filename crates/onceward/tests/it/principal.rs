@@ -6,7 +6,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use onceward::key::Key;
 use onceward::policy::Policy;
 use onceward::principal::{
-    CREDENTIAL_HEADERS, Caller, Part, Principal, RequestView, Rule, UnidentifiedCallerError, VerifiedToken,
+    CREDENTIAL_HEADERS, Caller, Principal, PrincipalPart, PrincipalRule, RequestView, UnidentifiedCallerError,
+    VerifiedToken,
 };
 use onceward::problem::Code;
 use onceward::record::AttemptId;
@@ -20,11 +21,11 @@ fn headers(lines: &[(&str, &str)]) -> HeaderMap {
     headers
 }
 
-fn rule(parts: &[&str]) -> Rule {
-    Rule::Parts(parts.iter().map(|part| part.parse().expect("a part")).collect())
+fn rule(parts: &[&str]) -> PrincipalRule {
+    PrincipalRule::Parts(parts.iter().map(|part| part.parse().expect("a part")).collect())
 }
 
-fn identify(rule: &Rule, headers: &HeaderMap) -> Result<Principal, UnidentifiedCallerError> {
+fn identify(rule: &PrincipalRule, headers: &HeaderMap) -> Result<Principal, UnidentifiedCallerError> {
     rule.identify(headers, &Policy::default().credentials)
 }
 
@@ -39,11 +40,11 @@ enum Want {
 fn who_is_asking() {
     use Want::{Anonymous, Named, Refused};
     for (name, rule, lines, want) in [
-        ("unset, no credential", Rule::Unset, vec![], Anonymous),
-        ("unset, other headers", Rule::Unset, vec![("x-request-id", "7")], Anonymous),
-        ("unset, a token", Rule::Unset, vec![("authorization", "Bearer 1")], Refused),
-        ("unset, a cookie", Rule::Unset, vec![("cookie", "session=1")], Refused),
-        ("unset, an empty token is one all the same", Rule::Unset, vec![("authorization", "")], Refused),
+        ("unset, no credential", PrincipalRule::Unset, vec![], Anonymous),
+        ("unset, other headers", PrincipalRule::Unset, vec![("x-request-id", "7")], Anonymous),
+        ("unset, a token", PrincipalRule::Unset, vec![("authorization", "Bearer 1")], Refused),
+        ("unset, a cookie", PrincipalRule::Unset, vec![("cookie", "session=1")], Refused),
+        ("unset, an empty token is one all the same", PrincipalRule::Unset, vec![("authorization", "")], Refused),
         ("the token", rule(&["authorization"]), vec![("authorization", "Bearer 1")], Named),
         ("the token is absent", rule(&["authorization"]), vec![], Anonymous),
         ("the token is absent, a cookie is there", rule(&["authorization"]), vec![("cookie", "a=1")], Refused),
@@ -174,14 +175,14 @@ fn an_attempt_is_never_used_twice() {
 #[test]
 fn parts_are_written_as_they_are_read() {
     for part in ["authorization", "header:x-user", "cookie:session", "jwt:sub"] {
-        assert_eq!(part.parse::<Part>().expect(part).to_string(), part);
+        assert_eq!(part.parse::<PrincipalPart>().expect(part).to_string(), part);
     }
-    assert_eq!("header:X-User".parse::<Part>().expect("any letters").to_string(), "header:x-user");
-    assert_eq!("cookie:Session".parse::<Part>().expect("its letters").to_string(), "cookie:Session");
+    assert_eq!("header:X-User".parse::<PrincipalPart>().expect("any letters").to_string(), "header:x-user");
+    assert_eq!("cookie:Session".parse::<PrincipalPart>().expect("its letters").to_string(), "cookie:Session");
     for bad in
         ["", "Authorization", "header", "header:", "header:x user", "cookie:", "cookie:a=b", "cookie:a b", "jwt:"]
     {
-        let error = bad.parse::<Part>().expect_err(bad);
+        let error = bad.parse::<PrincipalPart>().expect_err(bad);
         assert!(
             error.to_string().contains(&format!("{bad:?}")) && error.to_string().contains("header:NAME"),
             "{error}"
@@ -292,7 +293,7 @@ const HARMLESS: [&str; 22] = [
 
 #[test]
 fn credential_header_without_a_rule_for_it_is_refused_and_harmless_ones_pass() {
-    let rules = [Rule::Unset, rule(&["authorization"]), rule(&["cookie:session"]), rule(&["header:x-named"])];
+    let rules = [PrincipalRule::Unset, rule(&["authorization"]), rule(&["cookie:session"]), rule(&["header:x-named"])];
     for rule in &rules {
         for name in CREDENTIAL_HEADERS {
             for spelled in [name.to_owned(), name.replace('-', "_")] {
@@ -320,11 +321,26 @@ fn credential_header_without_a_rule_for_it_is_refused_and_harmless_ones_pass() {
 #[test]
 fn refusal_names_what_was_found_and_the_line_to_write() {
     for (rule, lines, found, line) in [
-        (Rule::Unset, vec![("x-api-key", "k")], "x-api-key", "principal = [\"header:x-api-key\"]"),
-        (Rule::Unset, vec![("authorization", "Bearer k")], "Authorization (Bearer)", "principal = [\"authorization\"]"),
-        (Rule::Unset, vec![("authorization", "Bearer eyJh.eyJz.c2ln")], "Authorization", "principal = [\"jwt:sub\"]"),
-        (Rule::Unset, vec![("cookie", "_ga=1; sessionid=2")], "sessionid", "principal = [\"cookie:sessionid\"]"),
-        (Rule::Unset, vec![("cookie", "_ga=1")], "_ga", "ignore_cookies = true"),
+        (PrincipalRule::Unset, vec![("x-api-key", "k")], "x-api-key", "principal = [\"header:x-api-key\"]"),
+        (
+            PrincipalRule::Unset,
+            vec![("authorization", "Bearer k")],
+            "Authorization (Bearer)",
+            "principal = [\"authorization\"]",
+        ),
+        (
+            PrincipalRule::Unset,
+            vec![("authorization", "Bearer eyJh.eyJz.c2ln")],
+            "Authorization",
+            "principal = [\"jwt:sub\"]",
+        ),
+        (
+            PrincipalRule::Unset,
+            vec![("cookie", "_ga=1; sessionid=2")],
+            "sessionid",
+            "principal = [\"cookie:sessionid\"]",
+        ),
+        (PrincipalRule::Unset, vec![("cookie", "_ga=1")], "_ga", "ignore_cookies = true"),
         (
             rule(&["authorization"]),
             vec![("api-key", "k")],
@@ -434,14 +450,14 @@ fn scheme_that_signs_each_request_is_refused_under_authorization() {
 #[test]
 fn established_caller_and_verified_claim_name_the_principal() {
     let none = HeaderMap::new();
-    let with = |extensions: &http::Extensions, rule: &Rule| {
+    let with = |extensions: &http::Extensions, rule: &PrincipalRule| {
         rule.identify(RequestView { headers: &none, extensions }, &Policy::default().credentials)
     };
     let mut ann = http::Extensions::new();
     ann.insert(Caller::new("ann"));
     let mut bob = http::Extensions::new();
     bob.insert(Caller::new("bob"));
-    for rule in [Rule::Unset, rule(&["authorization"])] {
+    for rule in [PrincipalRule::Unset, rule(&["authorization"])] {
         assert!(matches!(with(&ann, &rule), Ok(Principal::Named(_))));
         assert_ne!(with(&ann, &rule), with(&bob, &rule));
     }

@@ -21,10 +21,10 @@ use onceward::layer::IdempotencyLayer;
 use onceward::limits::Limits;
 use onceward::observe::Observer;
 use onceward::policy::Policy;
-use onceward::principal::Rule;
-use onceward::record::{Found, Record, Version};
+use onceward::principal::PrincipalRule;
+use onceward::record::{Record, StoredRecord, Version};
 use onceward::secret::{RecordId, Secret};
-use onceward::store::{Census, Error, Facts, MemoryStore, Pending, Replaced, Store};
+use onceward::store::{Cas, Error, MemoryStore, Store, StoreFuture, StoreInfo, StoreStats};
 use onceward::wire::Outcome;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -67,13 +67,13 @@ pub(crate) struct Run {
 
 /// Counts the runs, and lets out those whose turn it is.
 #[derive(Clone)]
-pub(crate) struct Kitchen {
+pub(crate) struct TestHandler {
     runs: Arc<AtomicUsize>,
     done: Arc<AtomicUsize>,
     door: watch::Sender<Range<usize>>,
 }
 
-impl Kitchen {
+impl TestHandler {
     /// How many began.
     pub(crate) fn runs(&self) -> usize {
         self.runs.load(Ordering::SeqCst)
@@ -108,7 +108,7 @@ impl Kitchen {
     }
 }
 
-impl Default for Kitchen {
+impl Default for TestHandler {
     fn default() -> Self {
         Self { runs: Arc::default(), done: Arc::default(), door: watch::Sender::new(0..usize::MAX) }
     }
@@ -127,7 +127,7 @@ impl Observer for Counts {
         self.answered.lock().expect("no panic").push(outcome);
     }
 
-    fn prevented(&self, _: &str) {
+    fn duplicate_prevented(&self, _: &str) {
         self.prevented.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -158,7 +158,7 @@ impl Default for Setup {
     /// Over the machine's own clock.
     fn default() -> Self {
         let mut policy = Policy::default();
-        policy.principal = Rule::Parts(Vec::new());
+        policy.principal = PrincipalRule::Parts(Vec::new());
         Self {
             policy,
             limits: Limits::default(),
@@ -219,7 +219,7 @@ impl Setup {
             .uri(|head| head.extensions.get::<OriginalUri>().map_or(&head.uri, |original| &original.0))
             .build()
             .with_policy(self.policy);
-        let kitchen = Kitchen::default();
+        let kitchen = TestHandler::default();
         let handler = {
             let kitchen = kitchen.clone();
             move |claim: Option<Extension<Claim>>, body: Bytes| {
@@ -254,7 +254,7 @@ pub(crate) struct Shop {
     pub(crate) address: SocketAddr,
     pub(crate) layer: IdempotencyLayer,
     pub(crate) store: Arc<Faulty>,
-    pub(crate) kitchen: Kitchen,
+    pub(crate) kitchen: TestHandler,
     pub(crate) counts: Arc<Counts>,
     pub(crate) clock: ManualClock,
 }
@@ -297,8 +297,8 @@ impl Shop {
         self.send(&request("GET", "/.idempotency/operation", &with_key(key, headers), "")).await
     }
 
-    pub(crate) async fn census(&self) -> Census {
-        self.store.memory().census().await.expect("the memory store answers")
+    pub(crate) async fn stats(&self) -> StoreStats {
+        self.store.memory().stats().await.expect("the memory store answers")
     }
 
     /// Waits until nothing executes, and nothing is left to be written down.
@@ -529,11 +529,11 @@ impl Faulty {
     fn asked<'a, T: Send + 'a>(
         &'a self,
         op: &'static str,
-        ask: impl FnOnce(Arc<MemoryStore>) -> Pending<'a, T> + Send + 'a,
-    ) -> Pending<'a, T> {
+        ask: impl FnOnce(Arc<MemoryStore>) -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
         let healed = self.healed.notified();
         let (memory, fault) = (self.memory(), self.next_fault(op));
-        Pending::new(async move {
+        StoreFuture::new(async move {
             match fault {
                 None => ask(memory).await,
                 Some(Fault::Refuses) => Err(Error::refused("the test refuses")),
@@ -564,36 +564,38 @@ impl std::fmt::Debug for Faulty {
 }
 
 impl Store for Faulty {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        self.asked("insert", move |memory| Pending::new(async move { memory.insert(id, record).await }))
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
+        self.asked("insert", move |memory| StoreFuture::new(async move { memory.insert(id, record).await }))
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        self.asked("replace", move |memory| Pending::new(async move { memory.replace(id, over, record).await }))
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        self.asked("replace", move |memory| {
+            StoreFuture::new(async move { memory.compare_and_swap(id, over, record).await })
+        })
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        self.asked("get", move |memory| Pending::new(async move { memory.get(id).await }))
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
+        self.asked("get", move |memory| StoreFuture::new(async move { memory.get(id).await }))
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        self.asked("remove", move |memory| Pending::new(async move { memory.remove(id, over).await }))
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
+        self.asked("remove", move |memory| StoreFuture::new(async move { memory.remove(id, over).await }))
     }
 
-    fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
-        self.asked("due", move |memory| Pending::new(async move { memory.due(limit).await }))
+    fn due<'a>(&'a self, limit: usize) -> StoreFuture<'a, Vec<(RecordId, StoredRecord)>> {
+        self.asked("due", move |memory| StoreFuture::new(async move { memory.due(limit).await }))
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        self.asked("meta", move |memory| Pending::new(async move { memory.meta(name, value).await }))
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
+        self.asked("meta", move |memory| StoreFuture::new(async move { memory.get_or_insert_meta(name, value).await }))
     }
 
-    fn census(&self) -> Pending<'_, Census> {
-        self.asked("census", |memory| Pending::new(async move { memory.census().await }))
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
+        self.asked("census", |memory| StoreFuture::new(async move { memory.stats().await }))
     }
 
-    fn facts(&self) -> Facts {
-        let mut facts = self.memory().facts();
+    fn info(&self) -> StoreInfo {
+        let mut facts = self.memory().info();
         facts.in_process = !self.remote;
         facts
     }

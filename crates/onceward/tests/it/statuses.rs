@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use onceward::policy::{Fate, JsonPointer, Policy, StatusSet};
+use onceward::policy::{Disposition, JsonPointer, Policy, StatusSet};
 
 use crate::vectors::cases;
 
@@ -15,10 +15,10 @@ fn end(policy: &Policy, status: u16, headers: &[(&str, &str)]) -> &'static str {
         (name.parse::<HeaderName>().expect("a header"), HeaderValue::from_str(value).expect("a value"))
     });
     let headers: HeaderMap = pairs.collect();
-    match policy.fate(StatusCode::from_u16(status).expect("a status"), &headers) {
-        Some(Fate::Released) => "released",
-        Some(Fate::Unknown) => "unknown",
-        Some(Fate::NotKept) => "not-stored",
+    match policy.disposition(StatusCode::from_u16(status).expect("a status"), &headers) {
+        Some(Disposition::Released) => "released",
+        Some(Disposition::Unknown) => "unknown",
+        Some(Disposition::NotKept) => "not-stored",
         None => "completed",
         Some(other) => panic!("{other:?}"),
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri};
 use onceward::fingerprint::{FIRST_VERSION, Hosts, Kind, Members, Parts, Pointer, Rules, VERSION};
-use onceward::key::{Invalid, Key};
+use onceward::key::{Key, ParseKeyError};
 use onceward::secret::{HashKeys, Secret};
 use onceward::wire::IDEMPOTENCY_KEY;
 use proptest::prelude::*;
@@ -38,15 +38,15 @@ fn bytes_of(case: &Value, as_text: &str, as_hex: &str) -> Vec<u8> {
 /// The key, or the kind of the error and the byte that it names.
 type Read = Result<String, (&'static str, Option<u64>)>;
 
-fn read(parsed: Result<Key, Invalid>) -> Read {
+fn read(parsed: Result<Key, ParseKeyError>) -> Read {
     parsed.map(|key| key.as_str().to_owned()).map_err(|invalid| match invalid {
-        Invalid::Empty => ("empty", None),
-        Invalid::TooLong => ("too_long", None),
-        Invalid::Byte { at } => ("byte", Some(at as u64)),
-        Invalid::Quote => ("quote", None),
-        Invalid::Parameters => ("parameters", None),
-        Invalid::Repeated => ("repeated", None),
-        Invalid::Connection => ("connection", None),
+        ParseKeyError::Empty => ("empty", None),
+        ParseKeyError::TooLong => ("too_long", None),
+        ParseKeyError::Byte { at } => ("byte", Some(at as u64)),
+        ParseKeyError::Quote => ("quote", None),
+        ParseKeyError::Parameters => ("parameters", None),
+        ParseKeyError::Repeated => ("repeated", None),
+        ParseKeyError::Connection => ("connection", None),
         _ => ("another", None),
     })
 }

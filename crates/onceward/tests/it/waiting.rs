@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use onceward::layer::IdempotencyLayer;
-use onceward::policy::{Fate, Policy};
-use onceward::principal::Rule;
+use onceward::policy::{Disposition, Policy};
+use onceward::principal::PrincipalRule;
 use onceward::store::Store;
 use tokio::task::JoinHandle;
 
@@ -164,8 +164,8 @@ async fn whoever_waited_for_a_released_attempt_gets_its_answer_and_does_not_exec
 #[tokio::test]
 async fn whoever_waited_for_an_attempt_without_an_answer_is_told_so() {
     for (name, fate, code, outcome) in [
-        ("unknown", Fate::Unknown, "outcome_unknown", "unknown"),
-        ("not kept", Fate::NotKept, "answer_not_kept", "not-stored"),
+        ("unknown", Disposition::Unknown, "outcome_unknown", "unknown"),
+        ("not kept", Disposition::NotKept, "answer_not_kept", "not-stored"),
     ] {
         let shop = Setup::manual()
             .open(move |run: Run| {
@@ -194,7 +194,7 @@ async fn another_request_does_not_wait() {
 async fn two_shops(answer: StatusCode) -> (Shop, std::net::SocketAddr) {
     let shop = Setup::default().open(move |run| (answer, made(run)).into_response()).await;
     let mut policy = Policy::default();
-    policy.principal = Rule::Parts(Vec::new());
+    policy.principal = PrincipalRule::Parts(Vec::new());
     let layer = IdempotencyLayer::builder(Arc::clone(&shop.store) as Arc<dyn Store>).build().with_policy(policy);
     async fn never() -> &'static str {
         "it ran here"

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use onceward::reply::Reply;
+use onceward::reply::StoredResponse;
 use onceward::wire::{self, Outcome, PREFER};
 
 fn headers(lines: &[(&str, &[u8])]) -> HeaderMap {
@@ -131,7 +131,7 @@ const FIRST: [(&str, &[u8]); 23] = [
 #[test]
 fn a_replay_leaves_out_what_belonged_to_the_moment_and_keeps_all_else_in_order() {
     let body = Bytes::from_static(b"\x00\xff");
-    let kept = Reply::keep(StatusCode::CREATED, &headers(&FIRST), body.clone());
+    let kept = StoredResponse::keep(StatusCode::CREATED, &headers(&FIRST), body.clone());
     let replay = kept.replay();
     assert_eq!(replay.status(), StatusCode::CREATED);
     assert_eq!(*replay.body(), body);
@@ -152,7 +152,7 @@ fn a_replay_leaves_out_what_belonged_to_the_moment_and_keeps_all_else_in_order()
 
 #[test]
 fn what_a_replay_leaves_out_is_not_stored_at_all() {
-    let kept = Reply::keep(StatusCode::OK, &headers(&FIRST), Bytes::new());
+    let kept = StoredResponse::keep(StatusCode::OK, &headers(&FIRST), Bytes::new());
     let stored: Vec<&str> = kept.headers.iter().map(|(name, _)| name.as_str()).collect();
     for secret in ["set-cookie", "www-authenticate", "connection", "x-hop", "access-control-allow-origin", "date"] {
         assert!(!stored.contains(&secret), "{secret}");
@@ -162,8 +162,8 @@ fn what_a_replay_leaves_out_is_not_stored_at_all() {
 
 #[test]
 fn a_head_keeps_the_status_and_where_it_is() {
-    let head = Reply::head(StatusCode::CREATED, &headers(&FIRST));
+    let head = StoredResponse::head(StatusCode::CREATED, &headers(&FIRST));
     assert_eq!((head.status, head.location.as_deref()), (StatusCode::CREATED, Some("/orders/7")));
-    assert_eq!(Reply::head(StatusCode::OK, &headers(&[("location", b"\xff")])).location, None);
-    assert_eq!(Reply::head(StatusCode::OK, &HeaderMap::new()).location, None);
+    assert_eq!(StoredResponse::head(StatusCode::OK, &headers(&[("location", b"\xff")])).location, None);
+    assert_eq!(StoredResponse::head(StatusCode::OK, &HeaderMap::new()).location, None);
 }

@@ -52,7 +52,7 @@ impl DataDir {
     /// complete, so that a crash leaves nothing that passes for a store.
     pub(super) fn open(path: &Path, create: impl FnOnce(&Path) -> Result<(), Error>) -> Result<Self, Error> {
         let failed = |what: &str, error: io::Error| {
-            Error::refused(format!("the data directory {} {what}", path.display())).because(error)
+            Error::refused(format!("the data directory {} {what}", path.display())).with_source(error)
         };
         if path.exists() && !path.is_dir() {
             return Err(Error::refused(format!("the data directory {} is not a directory", path.display())));
@@ -119,7 +119,7 @@ fn damaged(path: &Path, what: &str) -> Error {
 /// Returns true if the directory holds a store, false if one may be created there.
 fn is_store_dir(path: &Path) -> Result<bool, Error> {
     let failed = |error: io::Error| {
-        Error::refused(format!("the data directory {} cannot be read", path.display())).because(error)
+        Error::refused(format!("the data directory {} cannot be read", path.display())).with_source(error)
     };
     if path.join(HEAD).try_exists().map_err(failed)? {
         return Ok(true);
@@ -143,7 +143,7 @@ fn is_store_dir(path: &Path) -> Result<bool, Error> {
 
 fn lock(path: &Path) -> Result<File, Error> {
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path.join(LOCK)).map_err(
-        |error| Error::refused(format!("the data directory {} cannot be written", path.display())).because(error),
+        |error| Error::refused(format!("the data directory {} cannot be written", path.display())).with_source(error),
     )?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -151,7 +151,7 @@ fn lock(path: &Path) -> Result<File, Error> {
             Err(Error::refused(format!("the data directory {} is in use by another process", path.display())))
         }
         Err(fs::TryLockError::Error(error)) => {
-            Err(Error::refused(format!("the data directory {} cannot be locked", path.display())).because(error))
+            Err(Error::refused(format!("the data directory {} cannot be locked", path.display())).with_source(error))
         }
     }
 }
@@ -184,7 +184,7 @@ fn write_new_head(path: &Path) -> io::Result<()> {
 fn read_head(path: &Path, file: &mut File) -> Result<u64, Error> {
     let mut bytes = Vec::with_capacity(HEAD_LEN);
     file.read_to_end(&mut bytes).map_err(|error| {
-        Error::refused(format!("the data directory {} cannot be read", path.display())).because(error)
+        Error::refused(format!("the data directory {} cannot be read", path.display())).with_source(error)
     })?;
     if bytes.get(..8) != Some(MAGIC) || bytes.len() < 12 {
         return Err(damaged(path, &format!("its file {HEAD:?} cannot be read")));

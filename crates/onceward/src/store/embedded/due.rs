@@ -7,7 +7,7 @@ use fjall::Keyspace;
 use super::engine::{Engine, read_error};
 use super::row::{due_key, read_due_key};
 use super::shared::Shared;
-use crate::record::Found;
+use crate::record::StoredRecord;
 use crate::secret::RecordId;
 use crate::store::Error;
 
@@ -15,7 +15,7 @@ use crate::store::Error;
 /// rest.
 const BYTES_MAX: u64 = 16 << 20;
 
-pub(super) fn due(engine: &Engine, shared: &Shared, limit: usize) -> Result<Vec<(RecordId, Found)>, Error> {
+pub(super) fn due(engine: &Engine, shared: &Shared, limit: usize) -> Result<Vec<(RecordId, StoredRecord)>, Error> {
     let (now, unseen) = shared.time.now_and_watermark();
     let mut claims = shared.claims.lock().due(now).into_iter().peekable();
     let mut indexed = Indexed::new(&engine.index, shared.due_from.load(Ordering::Relaxed), now);

@@ -43,7 +43,7 @@ impl Engine {
             Ok(Err(fjall::Error::Locked)) => {
                 Err(Error::refused(format!("the embedded store in {} is in use by another process", data.display())))
             }
-            Ok(Err(error)) => Err(Error::unreadable(failed()).because(error)),
+            Ok(Err(error)) => Err(Error::unreadable(failed()).with_source(error)),
             Err(_) => Err(Error::unreadable(failed())),
         }
     }
@@ -107,9 +107,9 @@ pub(super) fn read_error(error: fjall::Error) -> Error {
     match io.map(io::Error::kind) {
         // A truncated file is as damaged as a wrong checksum.
         None | Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::NotFound) => {
-            Error::unreadable("the embedded store's data cannot be read").because(error)
+            Error::unreadable("the embedded store's data cannot be read").with_source(error)
         }
         // Nothing was or will be changed.
-        Some(_) => Error::refused("reading from the embedded store failed").because(error),
+        Some(_) => Error::refused("reading from the embedded store failed").with_source(error),
     }
 }

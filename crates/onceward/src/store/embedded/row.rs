@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec;
-use crate::record::{AttemptId, Found, Record, Stage};
+use crate::record::{AttemptId, PhaseKind, Record, StoredRecord};
 use crate::secret::RecordId;
-use crate::store::{Census, Error};
+use crate::store::{Error, StoreStats};
 
 /// Due time of a record that is never due.
 pub(super) const NEVER: u64 = u64::MAX;
@@ -29,7 +29,7 @@ pub(super) struct EncodedRow {
     bytes: Vec<u8>,
     due_after: Option<Duration>,
     pub(super) attempt: AttemptId,
-    pub(super) stage: Stage,
+    pub(super) stage: PhaseKind,
 }
 
 impl EncodedRow {
@@ -66,7 +66,7 @@ impl EncodedRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IndexEntry {
     pub(super) due: u64,
-    pub(super) stage: Stage,
+    pub(super) stage: PhaseKind,
     pub(super) bytes: u64,
 }
 
@@ -87,12 +87,12 @@ impl Row {
     }
 
     /// Builds the record as found at `now` by the process of `boot`.
-    pub(super) fn found(self, now: u64, boot: u64) -> Found {
-        Found {
+    pub(super) fn found(self, now: u64, boot: u64) -> StoredRecord {
+        StoredRecord {
             age: Duration::from_nanos(now.saturating_sub(self.written)),
             // One process at a time has the directory open, so the owner from an earlier boot is
             // certainly lost.
-            holder_gone: self.entry.stage == Stage::InFlight && self.boot != boot,
+            owner_lost: self.entry.stage == PhaseKind::InFlight && self.boot != boot,
             record: Box::new(self.record),
         }
     }
@@ -143,7 +143,7 @@ pub(super) fn due_key(due: u64, id: &RecordId) -> [u8; 41] {
 /// Returns the index key of a record, if it has one.
 pub(super) fn index_key(entry: &IndexEntry, id: &RecordId) -> Option<Vec<u8>> {
     match entry.stage {
-        Stage::InFlight => Some(claim_key(id).to_vec()),
+        PhaseKind::InFlight => Some(claim_key(id).to_vec()),
         _ if entry.due == NEVER => None,
         _ => Some(due_key(entry.due, id).to_vec()),
     }
@@ -197,7 +197,7 @@ pub(super) struct State {
     /// Latest time that the store has used, so that its clock never goes back.
     pub(super) now: u64,
     /// Record counts after this batch.
-    pub(super) census: Census,
+    pub(super) census: StoreStats,
 }
 
 impl State {
@@ -238,7 +238,7 @@ impl State {
             batch: next(),
             boot: next(),
             now: next(),
-            census: Census {
+            census: StoreStats {
                 in_flight: next(),
                 completed: next(),
                 released: next(),

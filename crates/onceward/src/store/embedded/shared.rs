@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::engine::Engine;
 use super::time::Time;
 use crate::secret::RecordId;
-use crate::store::{Census, Error};
+use crate::store::{Error, StoreStats};
 
 pub(super) struct Shared {
     pub(super) path: PathBuf,
@@ -20,7 +20,7 @@ pub(super) struct Shared {
     /// Reason why writes are rejected, if they are.
     pub(super) poison: OnceLock<String>,
     pub(super) claims: Mutex<Claims>,
-    pub(super) census: Mutex<Census>,
+    pub(super) census: Mutex<StoreStats>,
     /// Lower bound on due times in the index.
     pub(super) due_from: AtomicU64,
     /// Bytes in the engine that are no longer reachable.

@@ -15,9 +15,9 @@ use super::EmbeddedStore;
 use super::row::{claim_key, name_key};
 use crate::clock::ManualClock;
 use crate::fingerprint::{Fingerprint, Rules};
-use crate::record::{AttemptId, Phase, Print, Record, Version};
+use crate::record::{AttemptId, FingerprintWithRules, Phase, Record, Version};
 use crate::secret::{KeyHash, RecordId};
-use crate::store::{Applied, Replaced, Store};
+use crate::store::{Applied, Cas, Store};
 
 const LEASE: Duration = Duration::from_secs(15);
 
@@ -29,8 +29,8 @@ fn record(n: u8, phase: Phase) -> Record {
     Record { key_hash: KeyHash([n; 32]), attempt: AttemptId([n; 16]), phase }
 }
 
-fn print() -> Print {
-    Print::new(Fingerprint([7; 32]), Arc::new(Rules::default()))
+fn print() -> FingerprintWithRules {
+    FingerprintWithRules::new(Fingerprint([7; 32]), Arc::new(Rules::default()))
 }
 
 fn claim(n: u8) -> Record {
@@ -65,7 +65,7 @@ async fn corrupt_record_is_an_error_of_its_id() {
         let errors = [
             store.get(&id(1)).await.unwrap_err(),
             store.insert(&id(1), &claim(2)).await.unwrap_err(),
-            store.replace(&id(1), claim(1).version(), &released(1)).await.unwrap_err(),
+            store.compare_and_swap(&id(1), claim(1).version(), &released(1)).await.unwrap_err(),
             store.remove(&id(1), claim(1).version()).await.unwrap_err(),
         ];
         for error in errors {
@@ -84,17 +84,17 @@ async fn corrupt_record_is_an_error_of_its_id() {
 async fn corrupt_named_value_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
-    store.meta("secret", b"value").await.unwrap();
+    store.get_or_insert_meta("secret", b"value").await.unwrap();
     let meta = &store.engine().unwrap().meta;
     let bytes = meta.get(name_key("secret")).unwrap().unwrap();
     for at in 0..bytes.len() {
         let mut damaged = bytes.to_vec();
         damaged[at] ^= 1;
         meta.insert(name_key("secret"), damaged).unwrap();
-        assert!(store.meta("secret", b"another").await.unwrap_err().is_unreadable());
+        assert!(store.get_or_insert_meta("secret", b"another").await.unwrap_err().is_unreadable());
     }
     meta.insert(name_key("other"), bytes).unwrap();
-    assert!(store.meta("other", b"another").await.unwrap_err().is_unreadable());
+    assert!(store.get_or_insert_meta("other", b"another").await.unwrap_err().is_unreadable());
 }
 
 #[tokio::test]
@@ -133,12 +133,12 @@ async fn waiting_writes_share_one_batch_in_order() {
         store.insert(&id_2, three),
     ];
     let mut replaces = [
-        store.replace(&id_1, one.version(), one_released),
-        store.replace(&id_1, one.version(), two_released),
-        store.replace(&id_1, one_released.version(), three),
+        store.compare_and_swap(&id_1, one.version(), one_released),
+        store.compare_and_swap(&id_1, one.version(), two_released),
+        store.compare_and_swap(&id_1, one_released.version(), three),
     ];
     let mut remove = store.remove(&id_1, three.version());
-    let mut names = [store.meta("name", b"first"), store.meta("name", b"second")];
+    let mut names = [store.get_or_insert_meta("name", b"first"), store.get_or_insert_meta("name", b"second")];
     let others: Vec<_> = (100..200).map(id).collect();
     let mut crowd: Vec<_> = others.iter().map(|id| store.insert(id, one)).collect();
 
@@ -154,12 +154,12 @@ async fn waiting_writes_share_one_batch_in_order() {
     assert_eq!(*second.await.unwrap().unwrap().record, claim(1));
     assert_eq!(third.await.unwrap(), None);
     let [first, second, third] = replaces;
-    assert_eq!(first.await.unwrap(), Replaced::Yes);
+    assert_eq!(first.await.unwrap(), Cas::Swapped);
     match second.await.unwrap() {
-        Replaced::No(Some(found)) => assert_eq!(*found.record, released(1)),
+        Cas::Conflict(Some(found)) => assert_eq!(*found.record, released(1)),
         other => panic!("{other:?}"),
     }
-    assert_eq!(third.await.unwrap(), Replaced::Yes);
+    assert_eq!(third.await.unwrap(), Cas::Swapped);
     assert!(remove.await.unwrap());
     for name in names {
         assert_eq!(name.await.unwrap(), "first");
@@ -170,7 +170,7 @@ async fn waiting_writes_share_one_batch_in_order() {
     // One batch for the start, and one for all writes.
     assert_eq!(batches(&store), 2);
     assert_eq!(store.get(&id_1).await.unwrap(), None);
-    let census = store.census().await.unwrap();
+    let census = store.stats().await.unwrap();
     assert_eq!((census.in_flight, census.released), (101, 0));
     // Records inserted and removed within the batch left nothing in the index.
     let index = &store.engine().unwrap().index;
@@ -183,18 +183,18 @@ async fn operation_without_write_does_not_sync() {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(folder.path()).unwrap();
     store.insert(&id(1), &claim(1)).await.unwrap();
-    store.meta("name", b"value").await.unwrap();
+    store.get_or_insert_meta("name", b"value").await.unwrap();
     let before = batches(&store);
     store.insert(&id(1), &claim(2)).await.unwrap();
-    store.meta("name", b"another").await.unwrap();
+    store.get_or_insert_meta("name", b"another").await.unwrap();
     store.get(&id(1)).await.unwrap();
     store.due(10).await.unwrap();
     let other = Version { attempt: AttemptId([9; 16]), ..claim(1).version() };
-    assert!(matches!(store.replace(&id(1), other, &released(1)).await.unwrap(), Replaced::No(Some(_))));
-    assert_eq!(store.replace(&id(2), other, &released(1)).await.unwrap(), Replaced::No(None));
+    assert!(matches!(store.compare_and_swap(&id(1), other, &released(1)).await.unwrap(), Cas::Conflict(Some(_))));
+    assert_eq!(store.compare_and_swap(&id(2), other, &released(1)).await.unwrap(), Cas::Conflict(None));
     assert!(!store.remove(&id(1), other).await.unwrap());
     assert_eq!(batches(&store), before);
-    store.replace(&id(1), claim(1).version(), &released(1)).await.unwrap();
+    store.compare_and_swap(&id(1), claim(1).version(), &released(1)).await.unwrap();
     assert_eq!(batches(&store), before + 1);
 }
 

@@ -24,9 +24,9 @@ use super::engine::Engine;
 use super::row::{EncodedRow, IndexEntry, Row, STATE_KEY, State, index_key, name_key, write_named};
 use super::shared::Shared;
 use crate::fault;
-use crate::record::{Found, Stage, Version};
+use crate::record::{PhaseKind, StoredRecord, Version};
 use crate::secret::RecordId;
-use crate::store::{Census, Error, Replaced};
+use crate::store::{Cas, Error, StoreStats};
 
 /// Upper bound on the size of a batch, so that nobody waits for the bodies of all others.
 pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -49,8 +49,8 @@ pub(super) struct Write {
 }
 
 pub(super) enum WriteOp {
-    Insert { id: RecordId, row: EncodedRow, tx: ResultSender<Option<Found>> },
-    Replace { id: RecordId, over: Version, row: EncodedRow, tx: ResultSender<Replaced> },
+    Insert { id: RecordId, row: EncodedRow, tx: ResultSender<Option<StoredRecord>> },
+    Replace { id: RecordId, over: Version, row: EncodedRow, tx: ResultSender<Cas> },
     Remove { id: RecordId, over: Version, tx: ResultSender<bool> },
     Meta { name: String, value: Bytes, tx: ResultSender<Bytes> },
 }
@@ -61,8 +61,8 @@ impl WriteOp {
     /// Returns true if it starts something new, which a renewal does not.
     fn is_claim(&self) -> bool {
         match self {
-            Self::Insert { row, .. } => row.stage == Stage::InFlight,
-            Self::Replace { over, row, .. } => row.stage == Stage::InFlight && over.attempt != row.attempt,
+            Self::Insert { row, .. } => row.stage == PhaseKind::InFlight,
+            Self::Replace { over, row, .. } => row.stage == PhaseKind::InFlight && over.attempt != row.attempt,
             Self::Remove { .. } => false,
             Self::Meta { .. } => true,
         }
@@ -218,12 +218,12 @@ impl Writer {
         for (id, slot) in &batch.slots {
             if let Some(before) = slot.before {
                 garbage += before.bytes;
-                if before.stage == Stage::InFlight {
+                if before.stage == PhaseKind::InFlight {
                     claims.remove(before.due, *id);
                 }
             }
             if let Some((_, after)) = slot.after
-                && after.stage == Stage::InFlight
+                && after.stage == PhaseKind::InFlight
             {
                 claims.insert(after.due, *id);
             }
@@ -312,8 +312,8 @@ impl<'a> Batch<'a> {
             }
             WriteOp::Replace { id, over, row, tx } => {
                 let is_written = self.slots.contains_key(&id);
-                let result = self.replace(id, over, row);
-                let depends_on_batch = is_written || matches!(result, Ok(Replaced::Yes));
+                let result = self.compare_and_swap(id, over, row);
+                let depends_on_batch = is_written || matches!(result, Ok(Cas::Swapped));
                 respond(tx, depends_on_batch, result)
             }
             WriteOp::Remove { id, over, tx } => {
@@ -330,7 +330,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn insert(&mut self, id: RecordId, row: EncodedRow) -> Result<Option<Found>, Error> {
+    fn insert(&mut self, id: RecordId, row: EncodedRow) -> Result<Option<StoredRecord>, Error> {
         match self.read(&id)? {
             Some(row) => Ok(Some(row.found(self.now, self.boot))),
             None => {
@@ -340,13 +340,13 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn replace(&mut self, id: RecordId, over: Version, row: EncodedRow) -> Result<Replaced, Error> {
+    fn compare_and_swap(&mut self, id: RecordId, over: Version, row: EncodedRow) -> Result<Cas, Error> {
         match self.read(&id)? {
             Some(found) if found.record.version() == over => {
                 self.put(id, Some(found.entry), Some(row));
-                Ok(Replaced::Yes)
+                Ok(Cas::Swapped)
             }
-            other => Ok(Replaced::No(other.map(|row| row.found(self.now, self.boot)))),
+            other => Ok(Cas::Conflict(other.map(|row| row.found(self.now, self.boot)))),
         }
     }
 
@@ -392,14 +392,14 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn count(census: &mut Census, entry: Option<IndexEntry>, by: fn(u64, u64) -> u64) {
+fn count(census: &mut StoreStats, entry: Option<IndexEntry>, by: fn(u64, u64) -> u64) {
     let Some(entry) = entry else { return };
     let number = match entry.stage {
-        Stage::InFlight => &mut census.in_flight,
-        Stage::Completed => &mut census.completed,
-        Stage::Released => &mut census.released,
-        Stage::Unknown => &mut census.unknown,
-        Stage::Tombstone => &mut census.tombstones,
+        PhaseKind::InFlight => &mut census.in_flight,
+        PhaseKind::Completed => &mut census.completed,
+        PhaseKind::Released => &mut census.released,
+        PhaseKind::Unknown => &mut census.unknown,
+        PhaseKind::Tombstone => &mut census.tombstones,
     };
     *number = by(*number, 1);
     census.bytes = by(census.bytes, entry.bytes + RECORD_OVERHEAD);

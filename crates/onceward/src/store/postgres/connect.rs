@@ -205,7 +205,7 @@ impl Connect {
                         crate::store::Applied::Unknown => Error::unavailable(what),
                     };
                     refused = Some(match std::error::Error::source(&error) {
-                        Some(_) => same.because(error),
+                        Some(_) => same.with_source(error),
                         None => same,
                     });
                 }
@@ -231,13 +231,13 @@ impl Connect {
             Host::Tcp(name) => {
                 let stream = TcpStream::connect((name.as_str(), port)).await;
                 let stream =
-                    stream.map_err(|error| Error::unavailable("PostgreSQL cannot be reached").because(error))?;
-                let local =
-                    tune(&stream).map_err(|error| Error::unavailable("the TCP connection failed").because(error))?;
+                    stream.map_err(|error| Error::unavailable("PostgreSQL cannot be reached").with_source(error))?;
+                let local = tune(&stream)
+                    .map_err(|error| Error::unavailable("the TCP connection failed").with_source(error))?;
                 let client = match &self.settings.tls {
                     Some(tls) => {
                         let name = ServerName::try_from(name.clone()).map_err(|error| {
-                            Error::refused("the host is not a valid name for a TLS certificate").because(error)
+                            Error::refused("the host is not a valid name for a TLS certificate").with_source(error)
                         })?;
                         let connector = Connector { config: Arc::clone(tls), name };
                         let (client, connection) = config.connect_raw(stream, connector).await.map_err(failed)?;
@@ -256,7 +256,7 @@ impl Connect {
             Host::Unix(folder) => {
                 let stream = tokio::net::UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await;
                 let stream =
-                    stream.map_err(|error| Error::unavailable("PostgreSQL cannot be reached").because(error))?;
+                    stream.map_err(|error| Error::unavailable("PostgreSQL cannot be reached").with_source(error))?;
                 let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failed)?;
                 self.spawn(connection);
                 (client, None)

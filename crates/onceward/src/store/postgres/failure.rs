@@ -47,17 +47,17 @@ pub(super) fn is_schema_missing(error: &tokio_postgres::Error) -> bool {
 /// Builds the store's error for a failed statement or connection.
 pub(super) fn error(what: &str, error: tokio_postgres::Error) -> Error {
     let Some(told) = error.as_db_error() else {
-        return Error::unavailable(format!("{what}: PostgreSQL did not respond")).because(error);
+        return Error::unavailable(format!("{what}: PostgreSQL did not respond")).with_source(error);
     };
     // A fatal error may be reported after the commit.
     if is_fatal(told) || told.code().code().starts_with("08") {
-        return Error::unavailable(what).because(error);
+        return Error::unavailable(what).with_source(error);
     }
     match told.code() {
         &SqlState::DISK_FULL | &SqlState::OUT_OF_MEMORY | &SqlState::INSUFFICIENT_RESOURCES => {
-            Error::full(what).because(error)
+            Error::full(what).with_source(error)
         }
-        _ => Error::refused(what).because(error),
+        _ => Error::refused(what).with_source(error),
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 
 use super::failure::Reaction;
 use crate::codec;
-use crate::record::{Record, Stage, Version};
+use crate::record::{PhaseKind, Record, Version};
 use crate::secret::RecordId;
 use crate::store::Error;
 
@@ -103,8 +103,9 @@ impl Operation {
     /// Builds a compare-and-swap.
     pub(super) fn replace(over: Version, id: &RecordId, record: &Record) -> Self {
         let write = Write::new(id, record);
-        let is_end =
-            over.attempt == record.attempt && over.stage == Stage::InFlight && record.phase.stage() == Stage::Completed;
+        let is_end = over.attempt == record.attempt
+            && over.stage == PhaseKind::InFlight
+            && record.phase.stage() == PhaseKind::Completed;
         if is_end { Self::Complete(write) } else { Self::Replace(over.into(), write) }
     }
 
@@ -135,7 +136,9 @@ impl Operation {
     /// Returns the version that the stored record must have.
     pub(super) fn expected(&self) -> Option<ExpectedVersion> {
         match self {
-            Self::Complete(write) => Some(ExpectedVersion { attempt: write.attempt, stage: number(Stage::InFlight) }),
+            Self::Complete(write) => {
+                Some(ExpectedVersion { attempt: write.attempt, stage: number(PhaseKind::InFlight) })
+            }
             Self::Replace(over, _) | Self::Remove(over) => Some(*over),
             Self::Insert(_) | Self::Get => None,
         }
@@ -170,6 +173,6 @@ impl From<Version> for ExpectedVersion {
 }
 
 /// Returns the phase as a number, as stored in its column.
-pub(super) fn number(stage: Stage) -> i16 {
+pub(super) fn number(stage: PhaseKind) -> i16 {
     codec::number(stage).into()
 }

@@ -85,7 +85,7 @@ fn failed(error: tokio_postgres::Error) -> Error {
     if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         let what = "the role may not create the schema onceward; run `onceward migrate` once with a role that may, and grant this \
         role what `onceward migrate --print` ends with";
-        return Error::refused(what).because(error);
+        return Error::refused(what).with_source(error);
     }
     failure::error("the migration of the schema onceward failed", error)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::failure;
-use crate::store::{Error, Facts};
+use crate::store::{Error, StoreInfo};
 
 /// State of a server.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +73,7 @@ impl Server {
     }
 
     /// Describes the server and its durability.
-    pub(super) fn facts(&self) -> Facts {
+    pub(super) fn info(&self) -> StoreInfo {
         let survives_power_loss = self.fsync && self.full_page_writes;
         let mut promise = format!("PostgreSQL {}; a crash of the server forgets nothing", self.version);
         promise.push_str(match survives_power_loss {
@@ -91,6 +91,6 @@ impl Server {
             }
             names => format!("; a failover to a synchronous standby ({names}) forgets nothing, one to another may"),
         });
-        Facts::new("postgres", true, survives_power_loss, promise)
+        StoreInfo::new("postgres", true, survives_power_loss, promise)
     }
 }

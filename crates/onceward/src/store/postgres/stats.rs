@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::pool::Pool;
 use super::statements::COUNT;
-use crate::store::{Census, Error};
+use crate::store::{Error, StoreStats};
 
 /// Inverse of the share of time spent on counting: one second in twenty.
 const PERIOD_FACTOR: u32 = 20;
@@ -51,7 +51,7 @@ struct Running {
 
 #[derive(Clone, Copy, Debug)]
 struct Counted {
-    census: Census,
+    census: StoreStats,
     at: Instant,
     took: Duration,
 }
@@ -62,7 +62,7 @@ impl StatsCounter {
     }
 
     /// Returns the current counts, or recent ones.
-    pub(super) async fn census(self: &Arc<Self>, timeout: Duration) -> Result<Census, Error> {
+    pub(super) async fn stats(self: &Arc<Self>, timeout: Duration) -> Result<StoreStats, Error> {
         let called = Instant::now();
         loop {
             let mut running = {
@@ -105,7 +105,7 @@ impl StatsCounter {
 
     async fn count(&self) -> Result<Counted, Error> {
         let began = Instant::now();
-        let mut census = Census::default();
+        let mut census = StoreStats::default();
         for row in super::run_over(&self.pool, COUNT, &[]).await? {
             let (stage, count, bytes): (i16, i64, i64) = (row.get(0), row.get(1), row.get(2));
             let count = u64::try_from(count).unwrap_or(0);
@@ -130,7 +130,7 @@ impl Running {
 }
 
 impl State {
-    fn result(&self) -> Result<Census, Error> {
+    fn result(&self) -> Result<StoreStats, Error> {
         match (&self.failed, &self.last) {
             (Some(error), _) => Err(error.clone()),
             (None, Some(last)) if last.is_fresh() => Ok(last.census),
@@ -148,7 +148,7 @@ impl State {
 impl Counted {
     /// Returns true if it is too early to count again.
     fn is_recent(&self) -> bool {
-        let Census { in_flight, completed, released, unknown, tombstones, .. } = self.census;
+        let StoreStats { in_flight, completed, released, unknown, tombstones, .. } = self.census;
         let records = in_flight + completed + released + unknown + tombstones;
         records > ALWAYS_COUNTED_MAX && self.at.elapsed() < self.took * PERIOD_FACTOR
     }

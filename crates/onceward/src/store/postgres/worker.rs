@@ -159,7 +159,7 @@ impl Worker {
         let why = crate::store::chain(error);
         for job in failed {
             // Nothing was sent this time, so a claim need not be taken back.
-            let error = Error::refused("no connection to PostgreSQL could be opened").because(why.clone());
+            let error = Error::refused("no connection to PostgreSQL could be opened").with_source(why.clone());
             job.respond(Err((Reaction::Reconnect, error)));
         }
     }

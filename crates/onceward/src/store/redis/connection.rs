@@ -286,7 +286,7 @@ impl ConnectionManager {
                                 }
                                 ErrorClass::Permanent => {
                                     return Err(failed(maybe_applied, "the Redis server rejected a command")
-                                        .because(error)
+                                        .with_source(error)
                                         .into());
                                 }
                             }
@@ -294,9 +294,10 @@ impl ConnectionManager {
                             let read_only = matches!(class, ErrorClass::OutOfMemory | ErrorClass::ReadOnly);
                             let error = match class {
                                 ErrorClass::OutOfMemory if !maybe_applied => {
-                                    Error::full("the Redis server has no room: it is out of memory").because(error)
+                                    Error::full("the Redis server has no room: it is out of memory").with_source(error)
                                 }
-                                _ => failed(maybe_applied, "the Redis server did not execute a command").because(error),
+                                _ => failed(maybe_applied, "the Redis server did not execute a command")
+                                    .with_source(error),
                             };
                             if read_only && !retry_read_only {
                                 return Err(Failed { error, read_only: Some(maybe_applied) });
@@ -315,9 +316,9 @@ impl ConnectionManager {
             if now + pause >= deadline {
                 let may_be_applied = maybe_applied && why.applied() == crate::store::Applied::No;
                 return Err(match may_be_applied {
-                    true => {
-                        Error::unavailable("the Redis server did not respond before the timeout").because(why).into()
-                    }
+                    true => Error::unavailable("the Redis server did not respond before the timeout")
+                        .with_source(why)
+                        .into(),
                     false => why.into(),
                 });
             }
@@ -329,7 +330,7 @@ impl ConnectionManager {
     /// Sends a command to every master, without retries.
     pub(super) async fn execute_on_all(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
         let failed =
-            |error: RedisError| Error::unavailable("the Redis server did not execute a command").because(error);
+            |error: RedisError| Error::unavailable("the Redis server did not execute a command").with_source(error);
         let current = self.connection(Instant::now() + self.options.timeout).await?;
         let Connection::One(mut one) = current.connection.clone() else {
             return self.execute_on_masters(command, self.options.timeout).await.map_err(failed);
@@ -424,7 +425,7 @@ impl ConnectionManager {
 
     /// Connects to the servers and probes them.
     async fn connect(&self) -> Result<NewConnection, Error> {
-        let failed = |error| Error::refused(format!("{} cannot be reached", self.options)).because(error);
+        let failed = |error| Error::refused(format!("{} cannot be reached", self.options)).with_source(error);
         let one = async |host: &(String, u16)| {
             let mut one = self.connect_node(host).await.map_err(failed)?;
             self.probe(&mut one).await?;
@@ -591,7 +592,7 @@ impl ConnectionManager {
                 self.update_servers(Servers(vec![server]));
                 Ok(())
             }
-            Ok(Err(error)) => Err(failed().because(error)),
+            Ok(Err(error)) => Err(failed().with_source(error)),
             Err(_) => Err(failed()),
         }
     }

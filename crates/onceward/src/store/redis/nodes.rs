@@ -78,7 +78,8 @@ impl ConnectionManager {
     ///
     /// Fails if no master replies.
     pub(super) async fn check_nodes(&self) -> Result<View, Error> {
-        let failed = |error: RedisError| Error::refused("no node of the Redis cluster replied to INFO").because(error);
+        let failed =
+            |error: RedisError| Error::refused("no node of the Redis cluster replied to INFO").with_source(error);
         let layout = self.layout().await.map_err(failed)?;
         let masters = layout.masters();
         let reply = join_all(masters.iter().map(async |master| {

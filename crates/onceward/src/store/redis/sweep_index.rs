@@ -293,10 +293,10 @@ fn unpack_ids(members: &[Vec<u8>]) -> Vec<RecordId> {
 
 fn list<T: FromRedisValue>(value: redis::Value) -> Result<T, Error> {
     redis::from_redis_value(value)
-        .map_err(|error| Error::unavailable("the Redis server returned no list").because(error))
+        .map_err(|error| Error::unavailable("the Redis server returned no list").with_source(error))
 }
 
 fn number(value: redis::Value) -> Result<u64, Error> {
     redis::from_redis_value(value)
-        .map_err(|error| Error::unavailable("the Redis server returned no count").because(error))
+        .map_err(|error| Error::unavailable("the Redis server returned no count").with_source(error))
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec;
-use crate::record::{Executed, Found, Kept, Phase, Record, Version};
+use crate::record::{Executed, Phase, Record, Retained, StoredRecord, Version};
 use crate::secret::{RecordId, hex_digits};
 use crate::store::Error;
 
@@ -197,12 +197,12 @@ impl DecodedRecord {
         id: &RecordId,
         external: Option<&Bytes>,
         age: impl FnOnce(&Record) -> Duration,
-    ) -> Result<Found, Error> {
+    ) -> Result<StoredRecord, Error> {
         let response =
             self.response.as_ref().or(external).ok_or_else(|| Error::unreadable("the stored response is missing"))?;
         let record = codec::decode_answer(id, response, &self.record)?;
         let age = age(&record);
-        Ok(Found { record: Box::new(record), age, holder_gone: false })
+        Ok(StoredRecord { record: Box::new(record), age, owner_lost: false })
     }
 
     /// Builds the record as stored, given the remaining TTL of its key and whether its response is
@@ -213,7 +213,7 @@ impl DecodedRecord {
         left: Duration,
         is_kept: bool,
         external: Option<&Bytes>,
-    ) -> Result<Found, Error> {
+    ) -> Result<StoredRecord, Error> {
         if is_kept {
             return self.completed(id, external, |record| key_ttl(record).saturating_sub(left));
         }
@@ -222,7 +222,7 @@ impl DecodedRecord {
             Phase::Tombstone { keep, .. } => keep.saturating_sub(left),
             _ => key_ttl(&self.record).saturating_sub(left),
         };
-        Ok(Found { record: Box::new(self.record), age, holder_gone: false })
+        Ok(StoredRecord { record: Box::new(self.record), age, owner_lost: false })
     }
 }
 
@@ -236,13 +236,13 @@ fn key_ttl(record: &Record) -> Duration {
 }
 
 /// Returns the approximate size of a response in bytes.
-fn size(kept: &Kept) -> usize {
+fn size(kept: &Retained) -> usize {
     match kept {
-        Kept::Whole(reply) => {
+        Retained::Response(reply) => {
             reply.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum::<usize>()
                 + reply.body.len()
         }
-        Kept::Head(head) => head.location.as_ref().map_or(0, String::len),
+        Retained::HeadOnly(head) => head.location.as_ref().map_or(0, String::len),
     }
 }
 

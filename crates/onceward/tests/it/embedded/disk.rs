@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use onceward::store::{Applied, EmbeddedStore, Replaced, Store};
+use onceward::store::{Applied, Cas, EmbeddedStore, Store};
 
 use super::child::{Play, tell, wait_for_parent};
 use super::{claim, completed, id, released};
@@ -36,10 +36,10 @@ pub(super) async fn hold_a_sync(folder: &Path) {
         async move {
             let (key, record, released) = (id(2), claim(2), released(1));
             let (insert, replace) = tokio::join!(store.insert(&key, &record), async {
-                store.replace(&id(1), claim(1).version(), &released).await
+                store.compare_and_swap(&id(1), claim(1).version(), &released).await
             },);
             assert_eq!(insert.expect("it is written"), None);
-            assert_eq!(replace.expect("it is written"), Replaced::Yes);
+            assert_eq!(replace.expect("it is written"), Cas::Swapped);
         }
     });
     tokio::select! {
@@ -55,7 +55,7 @@ pub(super) async fn hold_a_sync(folder: &Path) {
     let found = store.get(&id(1)).await.expect("it is read").expect("it was acknowledged");
     assert_eq!(*found.record, claim(1), "a release was shown that a power loss would undo");
     assert!(!writes.is_finished(), "it was acknowledged before its sync");
-    assert_eq!(store.census().await.expect("it counts").released, 0);
+    assert_eq!(store.stats().await.expect("it counts").released, 0);
     tell("unseen");
     set_fault("");
     writes.await.expect("both are written");
@@ -102,9 +102,9 @@ pub(super) async fn fail(folder: &Path) {
     set_fault("");
     let errors = [
         store.insert(&id(3), &claim(3)).await.expect_err("refused"),
-        store.replace(&id(2), claim(2).version(), &released(2)).await.expect_err("refused"),
+        store.compare_and_swap(&id(2), claim(2).version(), &released(2)).await.expect_err("refused"),
         store.remove(&id(1), completed(1, 100).version()).await.expect_err("refused"),
-        store.meta("name", b"value").await.expect_err("refused"),
+        store.get_or_insert_meta("name", b"value").await.expect_err("refused"),
     ];
     for error in errors {
         assert_eq!(error.applied(), Applied::No);

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use onceward::store::{Applied, EmbeddedStore, Error, Replaced, Store};
+use onceward::store::{Applied, Cas, EmbeddedStore, Error, Store};
 
 use super::child::{Play, tell};
 use super::{claim, completed, id};
@@ -51,24 +51,27 @@ pub(super) async fn fill_up(disk: &Path) {
     let replay = store.insert(&id(0), &claim(200)).await.expect("it is read").expect("it was kept");
     assert!(*replay.record == completed(0, 1 << 20));
     // Claims in flight renew and complete.
-    assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.expect("there is room"), Replaced::Yes);
+    assert_eq!(
+        store.compare_and_swap(&id(1), claim(1).version(), &claim(1)).await.expect("there is room"),
+        Cas::Swapped
+    );
     for n in 1..=20 {
-        let kept = store.replace(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
-        assert_eq!(kept.expect("room was kept for it"), Replaced::Yes);
+        let kept = store.compare_and_swap(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
+        assert_eq!(kept.expect("room was kept for it"), Cas::Swapped);
         assert_refused(&store.insert(&id(100), &claim(100)).await.expect_err("it is full"), &folder, "is nearly full");
     }
     tell("answers were kept");
 
     // The rest of the disk is used up too.
     fill(disk);
-    let lost = store.replace(&id(21), claim(21).version(), &completed(21, 1 << 20)).await;
+    let lost = store.compare_and_swap(&id(21), claim(21).version(), &completed(21, 1 << 20)).await;
     assert_refused(&lost.expect_err("nothing is left"), &folder, "is full");
     assert_eq!(*store.get(&id(21)).await.expect("it is read").expect("it runs").record, claim(21));
     empty(disk);
     // No byte of it was written, so the store need not be opened again.
     for n in 21..=25 {
-        let kept = store.replace(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
-        assert_eq!(kept.expect("there is room again"), Replaced::Yes);
+        let kept = store.compare_and_swap(&id(n), claim(n).version(), &completed(n, 1 << 20)).await;
+        assert_eq!(kept.expect("there is room again"), Cas::Swapped);
     }
     assert_eq!(store.insert(&id(100), &claim(100)).await.expect("there is room again"), None);
     tell("it goes on");
@@ -82,8 +85,8 @@ pub(super) async fn fill_up(disk: &Path) {
         assert!(*found.record == completed(n, 1 << 20), "{n}");
     }
     assert_refused(&store.insert(&id(101), &claim(101)).await.expect_err("it is full"), &folder, "full");
-    let kept = store.replace(&id(26), claim(26).version(), &completed(26, 1000)).await;
-    assert_eq!(kept.expect("room was kept for it"), Replaced::Yes);
+    let kept = store.compare_and_swap(&id(26), claim(26).version(), &completed(26, 1000)).await;
+    assert_eq!(kept.expect("room was kept for it"), Cas::Swapped);
     tell("it starts");
 }
 

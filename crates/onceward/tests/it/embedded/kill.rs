@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use onceward::record::{Record, Stage};
-use onceward::store::{EmbeddedStore, Replaced, Store};
+use onceward::record::{PhaseKind, Record};
+use onceward::store::{Cas, EmbeddedStore, Store};
 
 use super::child::{Play, tell};
 use super::{claim, completed, id, released};
@@ -23,9 +23,9 @@ fn end(n: u64) -> Record {
 /// acknowledged.
 pub(super) async fn write(folder: &Path) {
     let store = Arc::new(EmbeddedStore::open(folder).expect("nobody has it"));
-    let first = store.meta("first", &0_u64.to_be_bytes()).await.expect("it is written");
+    let first = store.get_or_insert_meta("first", &0_u64.to_be_bytes()).await.expect("it is written");
     assert_eq!(*first, [0; 8]);
-    let from = store.census().await.expect("it counts");
+    let from = store.stats().await.expect("it counts");
     let from = (from.in_flight + from.completed + from.released) * 100;
     let tasks = (0..16).map(|task| {
         let store = store.clone();
@@ -35,8 +35,8 @@ pub(super) async fn write(folder: &Path) {
                     continue;
                 }
                 tell(&format!("claimed {n}"));
-                let outcome = store.replace(&id(n), claim(n).version(), &end(n)).await.expect("it is written");
-                assert_eq!(outcome, Replaced::Yes);
+                let outcome = store.compare_and_swap(&id(n), claim(n).version(), &end(n)).await.expect("it is written");
+                assert_eq!(outcome, Cas::Swapped);
                 tell(&format!("ended {n}"));
                 if n % 7 == 0 {
                     assert!(store.remove(&id(n), end(n).version()).await.expect("it is written"));
@@ -86,13 +86,13 @@ async fn acknowledged_writes_survive_kill() {
                 (_, found) => found.is_none(),
             };
             assert!(is_right, "after {heard}: {n}, acknowledged up to {step}, is {:?}", found.map(|it| it.version()));
-            in_flight += u64::from(found.is_some_and(|found| found.phase.stage() == Stage::InFlight));
+            in_flight += u64::from(found.is_some_and(|found| found.phase.stage() == PhaseKind::InFlight));
         }
         // Writes that were not reported count too, so there may be more.
-        let census = store.census().await.unwrap();
+        let census = store.stats().await.unwrap();
         assert!(census.in_flight >= in_flight);
         let lost = store.due(100_000).await.unwrap();
-        assert!(lost.iter().all(|(_, found)| found.holder_gone));
+        assert!(lost.iter().all(|(_, found)| found.owner_lost));
         assert_eq!(lost.len() as u64, census.in_flight, "each claim that is left is lost");
         // Settled, so that the next round begins without them; including writes that were not
         // reported.
@@ -105,7 +105,7 @@ async fn acknowledged_writes_survive_kill() {
                 acknowledged.remove(&n);
             }
         }
-        assert_eq!(store.census().await.unwrap().in_flight, 0);
+        assert_eq!(store.stats().await.unwrap().in_flight, 0);
     }
     assert!(acknowledged.len() > 100, "hardly anything was kept, so nothing is shown");
 }

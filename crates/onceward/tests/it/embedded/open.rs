@@ -175,7 +175,7 @@ async fn interrupted_creation_is_repeated() {
 #[tokio::test]
 async fn info_states_durability() {
     let folder = tempfile::tempdir().unwrap();
-    let facts = EmbeddedStore::open(folder.path()).unwrap().facts();
+    let facts = EmbeddedStore::open(folder.path()).unwrap().info();
     assert_eq!(facts.kind, "embedded");
     assert!(facts.survives_kill && facts.survives_power_loss);
 }

@@ -41,8 +41,8 @@ async fn all_records_survive_restart() {
     }
     store.insert(&id(100), &claim(100)).await.unwrap();
     assert!(store.remove(&id(100), claim(100).version()).await.unwrap());
-    store.meta("secret", &[0x80; 32]).await.unwrap();
-    let census = store.census().await.unwrap();
+    store.get_or_insert_meta("secret", &[0x80; 32]).await.unwrap();
+    let census = store.stats().await.unwrap();
     drop(store);
     for _ in 0..3 {
         let store = EmbeddedStore::open(folder.path()).unwrap();
@@ -50,8 +50,8 @@ async fn all_records_survive_restart() {
             assert!(*store.get(&id(n as u64)).await.unwrap().unwrap().record == *record, "{n}");
         }
         assert_eq!(store.get(&id(100)).await.unwrap(), None);
-        assert_eq!(store.meta("secret", b"another").await.unwrap(), [0x80; 32][..]);
-        assert_eq!(store.census().await.unwrap(), census);
+        assert_eq!(store.get_or_insert_meta("secret", b"another").await.unwrap(), [0x80; 32][..]);
+        assert_eq!(store.stats().await.unwrap(), census);
     }
     assert_eq!((census.in_flight, census.completed, census.released, census.unknown), (1, 3, 1, 1));
 }
@@ -68,30 +68,30 @@ async fn claims_of_earlier_boot_are_lost_immediately() {
     }
     store.insert(&id(4), &released(4)).await.unwrap();
     store.insert(&id(5), &claim(5)).await.unwrap();
-    store.replace(&id(5), claim(5).version(), &completed(5, 10)).await.unwrap();
-    assert!(!store.get(&id(1)).await.unwrap().unwrap().holder_gone, "its holder is this process");
+    store.compare_and_swap(&id(5), claim(5).version(), &completed(5, 10)).await.unwrap();
+    assert!(!store.get(&id(1)).await.unwrap().unwrap().owner_lost, "its holder is this process");
     assert_eq!(due(&store).await, []);
     drop(store);
 
     let store = open(folder.path(), &clock);
     store.insert(&id(6), &claim(6)).await.unwrap();
     let found = store.due(100).await.unwrap();
-    assert!(found.iter().all(|(_, found)| found.holder_gone));
+    assert!(found.iter().all(|(_, found)| found.owner_lost));
     assert_eq!(due(&store).await, [claim(3), claim(1), claim(2)], "all that were left, the oldest first");
     for n in 1..=3 {
-        assert!(store.get(&id(n)).await.unwrap().unwrap().holder_gone);
-        assert!(store.insert(&id(n), &claim(9)).await.unwrap().unwrap().holder_gone);
+        assert!(store.get(&id(n)).await.unwrap().unwrap().owner_lost);
+        assert!(store.insert(&id(n), &claim(9)).await.unwrap().unwrap().owner_lost);
     }
     for n in 4..=6 {
-        assert!(!store.get(&id(n)).await.unwrap().unwrap().holder_gone, "{n}");
+        assert!(!store.get(&id(n)).await.unwrap().unwrap().owner_lost, "{n}");
     }
     clock.advance(Duration::from_millis(10));
     // Taken over, settled or removed, it is not due any more.
-    store.replace(&id(1), claim(1).version(), &claim(7)).await.unwrap();
-    store.replace(&id(2), claim(2).version(), &record(2, Phase::Unknown { print: print() })).await.unwrap();
+    store.compare_and_swap(&id(1), claim(1).version(), &claim(7)).await.unwrap();
+    store.compare_and_swap(&id(2), claim(2).version(), &record(2, Phase::Unknown { print: print() })).await.unwrap();
     assert!(store.remove(&id(3), claim(3).version()).await.unwrap());
     assert_eq!(due(&store).await, []);
-    assert!(!store.get(&id(1)).await.unwrap().unwrap().holder_gone);
+    assert!(!store.get(&id(1)).await.unwrap().unwrap().owner_lost);
     drop(store);
     let store = open(folder.path(), &clock);
     assert_eq!(due(&store).await, [claim(6), claim(7)]);
@@ -110,7 +110,7 @@ async fn due_times_are_exact_across_restarts() {
     let release = |hours: u64, keep: u64| record(hours, Phase::Released { keep: MINUTE * 60 * keep as u32 });
     let store = open(folder.path(), &clock);
     assert!(store.remove(&id(3), release(3, 3).version()).await.unwrap());
-    store.replace(&id(2), release(2, 2).version(), &release(2, 9)).await.unwrap();
+    store.compare_and_swap(&id(2), release(2, 2).version(), &release(2, 9)).await.unwrap();
     drop(store);
     let mut want = Vec::new();
     for hour in 1..=10 {

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use onceward::policy::Policy;
-use onceward::principal::{Part, Rule};
+use onceward::principal::{PrincipalPart, PrincipalRule};
 
 use crate::shop::{Fault, Run, Setup, made, order};
 
@@ -53,7 +53,7 @@ async fn a_mismatch_is_refused_from_the_cache_as_from_the_store() {
 
 #[tokio::test]
 async fn another_principal_does_not_meet_what_is_remembered() {
-    let parts = Rule::Parts(vec![Part::Authorization]);
+    let parts = PrincipalRule::Parts(vec![PrincipalPart::Authorization]);
     let shop = Setup::manual().remote().policy(|policy| policy.principal = parts).open(made).await;
     let ask = |who| order("order-7", "tea", &[("authorization", who)]);
     shop.send(&ask("ann")).await.stored(201, "made 1");

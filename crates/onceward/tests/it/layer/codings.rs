@@ -101,7 +101,7 @@ async fn coding_that_cannot_be_undone_is_sent_as_stored() {
 async fn operation_is_decoded_for_a_client_that_excludes_its_coding() {
     let bytes = coded("br", b"tea").await;
     let setup = Setup::default().policy(|policy| {
-        policy.principal = onceward::principal::Rule::Parts(vec!["header:x-caller".parse().expect("a part")]);
+        policy.principal = onceward::principal::PrincipalRule::Parts(vec!["header:x-caller".parse().expect("a part")]);
     });
     let shop = setup.open(answering("br", bytes)).await;
     let caller = ("x-caller", "ann");

@@ -14,8 +14,8 @@ use http_body_util::{BodyExt, Full};
 use onceward::claim::Claim;
 use onceward::layer::IdempotencyLayer;
 use onceward::layer::body::BoxError;
-use onceward::policy::{Fate, Policy};
-use onceward::principal::{Part, Rule};
+use onceward::policy::{Disposition, Policy};
+use onceward::principal::{PrincipalPart, PrincipalRule};
 use onceward::store::{MemoryStore, Store};
 use onceward::wire::ONCEWARD_CLAIM;
 use tower::load_shed::LoadShedLayer;
@@ -25,7 +25,7 @@ use crate::shop::{Setup, made, order, request, serve, until};
 
 /// A layer for which all callers are one.
 fn layer(store: impl Store) -> IdempotencyLayer {
-    IdempotencyLayer::builder(store).principal(Rule::Parts(Vec::new())).build()
+    IdempotencyLayer::builder(store).principal(PrincipalRule::Parts(Vec::new())).build()
 }
 
 async fn send(address: std::net::SocketAddr, bytes: &[u8]) -> crate::shop::Got {
@@ -60,7 +60,7 @@ async fn subrequest_with_another_key_under_a_claim_is_claimed_by_itself() {
     });
     let address = serve(Router::new().route("/orders", whole).layer(once.clone())).await;
     send(address, &order("order-7", "tea", &[])).await.stored(200, "a part");
-    assert_eq!(once.engine().census().await.expect("the store answers").completed, 2);
+    assert_eq!(once.engine().stats().await.expect("the store answers").completed, 2);
 }
 
 /// A gateway in front: the same store, another process, as far as either knows.
@@ -101,7 +101,7 @@ async fn service_behind_a_gateway_on_one_store_executes_under_its_claim() {
         format!("made {}", runs.fetch_add(1, Ordering::SeqCst) + 1)
     });
     // Its principal is another one, as a service's is behind a gateway that names the caller: the claim is what counts.
-    let inner = IdempotencyLayer::builder(Arc::clone(&store)).principal(Part::Authorization).build();
+    let inner = IdempotencyLayer::builder(Arc::clone(&store)).principal(PrincipalPart::Authorization).build();
     let service = serve(Router::new().route("/orders", handler).layer(inner)).await;
     let front = serve(gateway(store, service)).await;
     let first = send(front, &order("order-7", "tea", &[])).await;
@@ -168,7 +168,7 @@ async fn load_shed_below_the_layer_leaves_the_key_free() {
     let service = ServiceBuilder::new().layer(once.clone()).layer(LoadShedLayer::new()).service(gate);
     let error = service.clone().oneshot(keyed()).await.expect_err("it is overloaded");
     assert!(error.is::<tower::load_shed::error::Overloaded>(), "{error}");
-    assert_eq!(once.engine().census().await.expect("the store answers").unknown, 0);
+    assert_eq!(once.engine().stats().await.expect("the store answers").unknown, 0);
     open.store(true, Ordering::SeqCst);
     let response = service.oneshot(keyed()).await.expect("a response");
     assert_eq!(response.headers()["idempotency-outcome"], "stored");
@@ -207,16 +207,18 @@ struct CircuitOpen;
 
 #[tokio::test]
 async fn error_that_is_classified_as_not_sent_leaves_the_key_free_and_any_other_unknown() {
-    for (fate, unknown) in [(Some(Fate::NotSent), 0), (Some(Fate::Released), 0), (Some(Fate::Unknown), 1), (None, 1)] {
+    for (fate, unknown) in
+        [(Some(Disposition::NotSent), 0), (Some(Disposition::Released), 0), (Some(Disposition::Unknown), 1), (None, 1)]
+    {
         let once = IdempotencyLayer::builder(MemoryStore::default())
-            .principal(Rule::Parts(Vec::new()))
+            .principal(PrincipalRule::Parts(Vec::new()))
             .classify_error(move |_: &CircuitOpen| fate)
             .build();
         let service = once.layer(service_fn(|_: http::Request<onceward::layer::Body<Full<Bytes>>>| async {
             Err::<http::Response<Full<Bytes>>, _>(CircuitOpen)
         }));
         assert!(service.oneshot(keyed()).await.is_err());
-        assert_eq!(once.engine().census().await.expect("the store answers").unknown, unknown, "{fate:?}");
+        assert_eq!(once.engine().stats().await.expect("the store answers").unknown, unknown, "{fate:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody};
 use onceward::layer::IdempotencyLayer;
-use onceward::policy::{Fate, Policy};
+use onceward::policy::{Disposition, Policy};
 use onceward::store::MemoryStore;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -252,12 +252,12 @@ async fn an_upstream_that_speaks_of_its_own_key_is_obeyed() {
 #[tokio::test]
 async fn what_a_handler_declares_counts_more_than_its_status() {
     for (name, fate, status, after) in [
-        ("released", Fate::Released, 500, After::RunsAgain),
-        ("released with 201", Fate::Released, 201, After::RunsAgain),
-        ("not sent", Fate::NotSent, 200, After::RunsAgain),
-        ("not to be kept", Fate::NotKept, 201, After::NotKept),
-        ("not to be kept, though busy", Fate::NotKept, 429, After::NotKept),
-        ("unknown", Fate::Unknown, 201, After::Unknown),
+        ("released", Disposition::Released, 500, After::RunsAgain),
+        ("released with 201", Disposition::Released, 201, After::RunsAgain),
+        ("not sent", Disposition::NotSent, 200, After::RunsAgain),
+        ("not to be kept", Disposition::NotKept, 201, After::NotKept),
+        ("not to be kept, though busy", Disposition::NotKept, 429, After::NotKept),
+        ("unknown", Disposition::Unknown, 201, After::Unknown),
     ] {
         let status_code = StatusCode::from_u16(status).expect("a status");
         let by_claim = Setup::default().open(move |run: Run| {
@@ -280,7 +280,7 @@ async fn what_a_handler_declares_counts_more_than_its_status() {
 async fn an_answer_that_must_not_be_stored_is_not() {
     let shop = Setup::default()
         .open(|run: Run| {
-            run.claim.as_ref().expect("a claim").declare(Fate::NotKept);
+            run.claim.as_ref().expect("a claim").declare(Disposition::NotKept);
             (StatusCode::CREATED, [("location", "/tokens/1")], "a secret token").into_response()
         })
         .await;
@@ -291,7 +291,7 @@ async fn an_answer_that_must_not_be_stored_is_not() {
     let json = retry.json();
     assert_eq!((&json["first_status"], &json["first_location"]), (&201.into(), &"/tokens/1".into()));
     assert_eq!((json["executed"].as_str(), json["retry"].as_str()), (Some("yes"), Some("stop")));
-    let bytes = shop.census().await.bytes;
+    let bytes = shop.stats().await.bytes;
     assert!(bytes < 1000 && !String::from_utf8_lossy(&retry.body).contains("secret token"), "{bytes}");
 }
 
@@ -303,7 +303,7 @@ async fn a_panic_is_an_outcome() {
     let json = got.json();
     assert_eq!((json["executed"].as_str(), json["retry"].as_str()), (Some("unknown"), Some("same-key")));
     shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
-    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 1));
 }
 
 #[tokio::test]
@@ -346,7 +346,7 @@ async fn a_request_that_is_cut_is_neither_executed_nor_claimed() {
     assert_eq!((got.status().as_u16(), got.headers()["connection"].as_bytes()), (400, b"close".as_slice()));
     let json = got.into_body().collect().await.expect("a body").to_bytes();
     assert!(String::from_utf8_lossy(&json).contains("request_incomplete"));
-    assert_eq!(engine.census().await.expect("the store answers").in_flight, 0);
+    assert_eq!(engine.stats().await.expect("the store answers").in_flight, 0);
     // Whole, it is another request than the cut one, and the key is still free for it.
     let got = service.oneshot(request(Body::from("tea"))).await.expect("an answer");
     assert_eq!(got.headers()["idempotency-outcome"], "stored");
@@ -367,7 +367,7 @@ async fn an_answer_that_was_cut_is_never_kept_as_whole() {
         got.refused(502, "upstream_lost", "unknown");
         assert!(!String::from_utf8_lossy(&got.body).contains("par\""), "nothing of it is shown");
         shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
-        assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1));
+        assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 1));
     }
 }
 
@@ -409,10 +409,10 @@ async fn the_claim_is_durable_before_the_handler_runs() {
     shop.kitchen.shut();
     let first = shop.sending(order("order-7", "tea", &[]));
     shop.kitchen.began(1).await;
-    let census = shop.census().await;
+    let census = shop.stats().await;
     assert_eq!((census.in_flight, census.completed), (1, 0));
     shop.kitchen.open();
     first.await.expect("an answer").stored(201, "made 1");
-    let census = shop.census().await;
+    let census = shop.stats().await;
     assert_eq!((census.in_flight, census.completed), (0, 1));
 }

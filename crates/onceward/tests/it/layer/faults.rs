@@ -31,7 +31,7 @@ async fn a_claim_that_fails_executes_nothing_and_leaves_the_key_free() {
         );
         assert_eq!(shop.kitchen.runs(), 0, "{name}");
         shop.settled().await;
-        let census = shop.census().await;
+        let census = shop.stats().await;
         assert_eq!((census.released, census.in_flight, census.unknown), (leaves, 0, 0), "{name}");
         // Free for any request, as whatever was not executed is.
         shop.order("order-7", "rum").await.stored(201, "made 1");
@@ -47,7 +47,7 @@ async fn a_claim_that_failed_is_released_until_the_store_takes_it() {
     shop.store.fail("replace", Fault::Fails, 3);
     shop.order("order-7", "tea").await.refused(503, "store_unavailable", "rejected");
     shop.settled().await;
-    assert_eq!((shop.store.calls("replace"), shop.census().await.released), (4, 1));
+    assert_eq!((shop.store.calls("replace"), shop.stats().await.released), (4, 1));
     shop.order("order-7", "tea").await.stored(201, "made 1");
 }
 
@@ -62,7 +62,7 @@ async fn a_takeover_that_fails_leaves_what_was_there() {
         shop.store.fail("replace", fault, 1);
         shop.order("order-7", "tea").await.refused(503, "store_unavailable", "rejected");
         shop.settled().await;
-        let census = shop.census().await;
+        let census = shop.stats().await;
         assert_eq!((census.in_flight, census.released + census.unknown), (0, 1), "{fault:?}");
         assert_eq!(shop.kitchen.runs(), 1, "{fault:?}: the takeover did not run");
         shop.order("order-7", "tea").await.stored(201, "made 2");
@@ -78,7 +78,7 @@ async fn a_record_that_cannot_be_read_is_never_executed_over() {
     assert_eq!((got.json()["executed"].as_str(), got.json()["retry"].as_str()), (Some("unknown"), Some("stop")));
     assert!(got.header("retry-after").is_none());
     shop.settled().await;
-    assert_eq!((shop.kitchen.runs(), shop.census().await.released), (0, 0));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.released), (0, 0));
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn a_client_that_leaves_while_its_claim_is_on_its_way_leaves_no_stuck_key(
         drop(sent);
         shop.clock.advance(Duration::from_secs(2));
         shop.settled().await;
-        let census = shop.census().await;
+        let census = shop.stats().await;
         assert_eq!((shop.kitchen.runs(), census.in_flight, census.unknown), (0, 0, 0), "{fault:?}");
         shop.order("order-7", "tea").await.stored(201, "made 1");
     }
@@ -211,7 +211,7 @@ async fn the_self_test_notices_a_store_that_does_not_keep() {
     let shop = Setup::default().open(made).await;
     let engine = shop.layer.engine();
     engine.self_test().await.expect("a good store");
-    let census = shop.census().await;
+    let census = shop.stats().await;
     assert_eq!((census.completed, census.in_flight, census.tombstones), (0, 0, 0), "it leaves nothing");
     for op in ["insert", "replace", "get", "remove"] {
         shop.store.fail(op, Fault::Refuses, 1);
@@ -238,10 +238,10 @@ async fn a_self_test_that_is_cut_short_leaves_no_unknown() {
             }
         }
         shop.store.heal();
-        assert_ne!(shop.census().await.bytes, 0, "{op}: it was not cut short");
+        assert_ne!(shop.stats().await.bytes, 0, "{op}: it was not cut short");
         shop.clock.advance(Duration::from_secs(61));
         while engine.sweep().await.expect("the store answers") > 0 {}
-        let census = shop.census().await;
+        let census = shop.stats().await;
         assert_eq!((census.unknown, census.bytes), (0, 0), "{op}: something is left");
     }
 }

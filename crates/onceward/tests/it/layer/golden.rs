@@ -7,7 +7,7 @@ use bytes::Bytes;
 use onceward::codec::decode;
 use onceward::key::Key;
 use onceward::policy::Policy;
-use onceward::principal::{Principal, Rule};
+use onceward::principal::{Principal, PrincipalRule};
 use onceward::secret::{HashKeys, Secret};
 use onceward::store::Store;
 
@@ -52,7 +52,7 @@ const FORM: &str = "multipart/form-data; boundary=";
 /// A shop over a store that holds [`RECORDS`].
 async fn upgraded() -> Shop {
     let secret = Secret::new([9; 32]);
-    let anonymous = |policy: &mut Policy| policy.principal = Rule::Unset;
+    let anonymous = |policy: &mut Policy| policy.principal = PrincipalRule::Unset;
     let shop = Setup::manual().secret(secret.clone()).policy(anonymous).open(made).await;
     let keys = HashKeys::new(&secret);
     for (key, bytes) in RECORDS {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use onceward::policy::{Keys, Missing, Policy};
-use onceward::principal::{Part, Rule};
+use onceward::policy::{AcceptedKeys, MissingKey, Policy};
+use onceward::principal::{PrincipalPart, PrincipalRule};
 
 use crate::shop::{Got, Setup, Shop, made, request};
 
@@ -15,15 +15,15 @@ fn sent(key: &str, user: &str) -> Vec<u8> {
     request("POST", "/orders", &[("idempotency-key", key), ("x-user", user)], "tea")
 }
 
-fn user() -> Rule {
-    Rule::Parts(vec![Part::Header("x-user".parse().expect("a name"))])
+fn user() -> PrincipalRule {
+    PrincipalRule::Parts(vec![PrincipalPart::Header("x-user".parse().expect("a name"))])
 }
 
 #[tokio::test]
 async fn a_layer_that_issues_keys_takes_no_others() {
     let policy = |policy: &mut Policy| {
-        policy.keys = Keys::Issued;
-        policy.missing = Missing::Reject;
+        policy.keys = AcceptedKeys::Issued;
+        policy.missing = MissingKey::Reject;
         policy.principal = user();
     };
     let shop = Setup::default().policy(policy).open(made).await;
@@ -39,14 +39,14 @@ async fn a_layer_that_issues_keys_takes_no_others() {
 
 #[tokio::test]
 async fn a_layer_makes_and_derives_keys() {
-    let generate = |policy: &mut Policy| policy.missing = Missing::Generate;
+    let generate = |policy: &mut Policy| policy.missing = MissingKey::Generate;
     let shop = Setup::default().policy(generate).open(made).await;
     let got = shop.send(&request("POST", "/orders", &[], "tea")).await;
     let key = got.header("idempotency-key").expect("the made key").to_owned();
     shop.send(&request("POST", "/orders", &[("idempotency-key", &key)], "tea")).await.replayed(201, "made 1");
 
     let derive = |policy: &mut Policy| {
-        policy.missing = Missing::Derive { window: Duration::from_secs(60) };
+        policy.missing = MissingKey::Derive { window: Duration::from_secs(60) };
         policy.principal = user();
     };
     let shop = Setup::default().policy(derive).open(made).await;
@@ -66,7 +66,7 @@ async fn a_layer_makes_and_derives_keys() {
 async fn a_derived_key_counts_for_its_window_and_no_longer() {
     let shop = Setup::manual()
         .policy(|policy| {
-            policy.missing = Missing::Derive { window: Duration::from_secs(60) };
+            policy.missing = MissingKey::Derive { window: Duration::from_secs(60) };
             policy.principal = user();
         })
         .open(made)
@@ -83,7 +83,7 @@ async fn a_derived_key_counts_for_its_window_and_no_longer() {
 async fn an_issued_key_counts_until_its_second_and_no_longer() {
     let shop = Setup::manual()
         .policy(|policy| {
-            policy.keys = Keys::Issued;
+            policy.keys = AcceptedKeys::Issued;
             policy.principal = user();
         })
         .open(made)

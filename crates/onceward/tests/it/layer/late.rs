@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use onceward::policy::{Fate, Guarantee};
-use onceward::record::Stage;
+use onceward::policy::{Disposition, Guarantee};
+use onceward::record::PhaseKind;
 use onceward::store::Store;
 
 use crate::shop::{Fault, Got, Run, Setup, Shop, made, order, soon, until};
@@ -16,13 +16,13 @@ const LEASE: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn attempt_after_a_lost_one_never_frees_the_key() {
-    for fate in [Fate::Released, Fate::NotSent] {
+    for fate in [Disposition::Released, Disposition::NotSent] {
         let setup = Setup::default().policy(|policy| policy.guarantee = Guarantee::AtLeastOnce);
         let shop = setup
             .open(move |run: Run| {
                 let claim = run.claim.expect("a keyed request has one");
                 match run.n {
-                    1 => claim.declare(Fate::Unknown),
+                    1 => claim.declare(Disposition::Unknown),
                     2 => claim.declare(fate),
                     3 => panic!("the handler panics"),
                     4 => return StatusCode::TOO_MANY_REQUESTS.into_response(),
@@ -33,7 +33,7 @@ async fn attempt_after_a_lost_one_never_frees_the_key() {
             .await;
         for _ in 0..2 {
             assert_eq!(shop.order("order-7", "tea").await.outcome(), Some("unknown"), "{fate:?}");
-            assert_eq!((shop.census().await.unknown, shop.census().await.released), (1, 0), "{fate:?}");
+            assert_eq!((shop.stats().await.unknown, shop.stats().await.released), (1, 0), "{fate:?}");
             shop.order("order-7", "rum").await.refused(422, "key_reused", "mismatch");
         }
         shop.order("order-7", "tea").await.refused(500, "handler_panicked", "unknown");
@@ -49,7 +49,7 @@ async fn claim_over_a_lost_attempt_is_given_back_as_unknown() {
     let shop = setup
         .open(|run: Run| {
             if run.n == 1 {
-                run.claim.expect("a keyed request has one").declare(Fate::Unknown);
+                run.claim.expect("a keyed request has one").declare(Disposition::Unknown);
             }
             "made".into_response()
         })
@@ -58,7 +58,7 @@ async fn claim_over_a_lost_attempt_is_given_back_as_unknown() {
     shop.store.fail("replace", Fault::LosesAnswer, 1);
     shop.order("order-7", "tea").await.refused(503, "store_unavailable", "rejected");
     shop.settled().await;
-    assert_eq!((shop.census().await.unknown, shop.census().await.released), (1, 0));
+    assert_eq!((shop.stats().await.unknown, shop.stats().await.released), (1, 0));
     shop.order("order-7", "rum").await.refused(422, "key_reused", "mismatch");
     shop.order("order-7", "tea").await.stored(200, "made");
 }
@@ -109,7 +109,7 @@ async fn a_holder_past_two_thirds_of_its_lease_sends_nothing_without_a_sign_of_l
     let got = first.await.expect("an answer");
     got.refused(502, "upstream_unreachable", "released");
     assert_eq!((got.json()["executed"].as_str(), got.json()["retry"].as_str()), (Some("no"), Some("same-key")));
-    assert_eq!((shop.kitchen.runs(), shop.census().await.released), (0, 1));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.released), (0, 1));
     shop.order("order-7", "tea").await.stored(201, "made 1");
 
     // One that the store takes is enough, and so is a lease that is fresh.
@@ -163,7 +163,7 @@ async fn when_a_holder_dies_its_key_leaves_in_flight_within_the_lease_and_five_s
         living.layer.engine().start().await.expect("the store answers");
         living.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
         let mut waited = 0;
-        while living.census().await.unknown == 0 {
+        while living.stats().await.unknown == 0 {
             waited += 1;
             assert!(waited <= 20, "the lease and five seconds are over");
             let looks = living.store.calls("due");
@@ -199,7 +199,7 @@ async fn a_long_execution_keeps_its_lease() {
     shop.kitchen.open();
     shop.settled().await;
     shop.order("order-7", "tea").await.replayed(201, "made 1");
-    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 0));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 0));
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn key_of_a_handler_past_capture_timeout_is_unknown() {
     shop.kitchen.began(1).await;
     shop.clock.advance(Duration::from_secs(600));
     soon("the unknown record", async {
-        while shop.census().await.unknown == 0 {
+        while shop.stats().await.unknown == 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -265,19 +265,19 @@ async fn a_lost_holder_that_nobody_overtook_completes_even_an_unknown() {
     let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
     shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
     shop.layer.engine().sweep().await.expect("the store answers");
-    assert_eq!(shop.census().await.unknown, 1, "it is written down for the operators");
+    assert_eq!(shop.stats().await.unknown, 1, "it is written down for the operators");
     shop.kitchen.open();
     first.await.expect("an answer").stored(201, "made 1");
     shop.order("order-7", "tea").await.replayed(201, "made 1");
     let second = shop.counts.second_executions.load(Ordering::SeqCst);
-    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown, second), (1, 0, 0));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown, second), (1, 0, 0));
 }
 
 #[tokio::test]
 async fn a_holder_whose_lease_was_lost_claims_it_back_by_its_next_sign_of_life() {
     let (shop, first) = lost_holder(Guarantee::AtMostOnce, made).await;
     shop.layer.engine().sweep().await.expect("the store answers");
-    assert_eq!(shop.census().await.unknown, 1);
+    assert_eq!(shop.stats().await.unknown, 1);
     shop.clock.advance(LEASE / 3);
     until("the renewal", || shop.store.calls("replace") >= 4).await;
     shop.order("order-7", "tea").await.refused(409, "in_flight", "in-flight");
@@ -326,7 +326,7 @@ async fn an_overtaken_holder_gets_its_own_answer_where_the_winner_has_none() {
         shop.kitchen.open();
         let got = first.await.expect("an answer");
         assert_eq!(got.told(), (201, "not-stored", "made 1"), "{name}");
-        let census = shop.census().await;
+        let census = shop.stats().await;
         assert_eq!((census.unknown, census.completed), (1, 0), "{name}: the word of the overtaken is refused");
         assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 1, "{name}");
     }
@@ -343,7 +343,7 @@ async fn an_overtaken_holder_that_did_nothing_releases_nothing() {
     shop.order("order-7", "tea").await.stored(201, "made 2");
     shop.kitchen.open();
     first.await.expect("an answer").replayed(201, "made 2");
-    let census = shop.census().await;
+    let census = shop.stats().await;
     assert_eq!((census.completed, census.released), (1, 0));
     assert_eq!(shop.counts.second_executions.load(Ordering::SeqCst), 0);
 }
@@ -352,7 +352,8 @@ async fn an_overtaken_holder_that_did_nothing_releases_nothing() {
 async fn forget_the_claim(shop: &Shop) {
     let memory = shop.store.memory();
     let due = memory.due(10).await.expect("the memory store answers");
-    let claim = due.iter().find(|(_, found)| found.record.phase.stage() == Stage::InFlight).expect("a claim is due");
+    let claim =
+        due.iter().find(|(_, found)| found.record.phase.stage() == PhaseKind::InFlight).expect("a claim is due");
     assert!(memory.remove(&claim.0, claim.1.record.version()).await.expect("the memory store answers"));
 }
 
@@ -387,7 +388,7 @@ async fn a_late_word_is_refused_where_its_own_earlier_one_may_have_ended() {
     shop.store.fail("replace", Fault::HangsAfter, 1);
     let first = shop.sending(order("order-7", "tea", &[]));
     soon("the answer in the store", async {
-        while shop.census().await.completed == 0 {
+        while shop.stats().await.completed == 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -403,7 +404,7 @@ async fn a_late_word_is_refused_where_its_own_earlier_one_may_have_ended() {
     assert_eq!(first.await.expect("an answer").told(), (201, "not-stored", "made 1"));
     shop.clock.advance(LEASE);
     while shop.layer.engine().sweep().await.expect("the store answers") > 0 {}
-    assert_eq!(shop.census().await.bytes, 0);
+    assert_eq!(shop.stats().await.bytes, 0);
     shop.store.heal();
     soon("the word", async {
         while shop.layer.engine().in_flight() > 0 {
@@ -424,7 +425,7 @@ async fn a_claim_that_a_store_forgot_is_made_anew_by_a_sign_of_life() {
     shop.clock.advance(LEASE / 3);
     until("the claim made anew", || shop.store.calls("insert") > asked).await;
     soon("the claim", async {
-        while shop.census().await.in_flight == 0 {
+        while shop.stats().await.in_flight == 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -468,9 +469,9 @@ async fn what_still_runs_at_the_end_of_the_drain_is_unknown_at_once() {
     let running = shop.sending(order("order-7", "tea", &[]));
     shop.kitchen.began(1).await;
     shop.layer.engine().drain();
-    shop.layer.engine().give_up();
+    shop.layer.engine().abort();
     shop.settled().await;
-    assert_eq!(shop.census().await.unknown, 1);
+    assert_eq!(shop.stats().await.unknown, 1);
     running.await.expect("an answer").refused(502, "upstream_lost", "unknown");
     shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
     assert_eq!((shop.kitchen.runs(), shop.kitchen.done()), (1, 0));

@@ -8,7 +8,7 @@ use http_body_util::StreamBody;
 use onceward::layer::{IdempotencyLayer, LayerError};
 use onceward::limits::Limits;
 use onceward::policy::Policy;
-use onceward::principal::Rule;
+use onceward::principal::PrincipalRule;
 use onceward::store::MemoryStore;
 
 use crate::shop::{Setup, made, order, soon, until};
@@ -29,7 +29,7 @@ async fn handler_past_capture_timeout_runs_on_and_its_response_is_stored() {
     }
     assert!(first.await.expect("a response").status >= 500);
     soon("the unknown record", async {
-        while shop.census().await.unknown == 0 {
+        while shop.stats().await.unknown == 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -49,14 +49,14 @@ async fn handler_that_runs_at_give_up_is_not_waited_for_and_not_dropped() {
     let first = shop.sending(order("order-7", "tea", &[]));
     shop.kitchen.began(1).await;
     shop.layer.engine().drain();
-    shop.layer.engine().give_up();
+    shop.layer.engine().abort();
     shop.settled().await;
     first.await.expect("a response").refused(502, "upstream_lost", "unknown");
-    assert_eq!(shop.census().await.unknown, 1);
+    assert_eq!(shop.stats().await.unknown, 1);
     shop.kitchen.open();
     until("the end of the handler", || shop.kitchen.done() == 1).await;
     soon("its late completion", async {
-        while shop.census().await.completed == 0 {
+        while shop.stats().await.completed == 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -128,7 +128,7 @@ async fn stream_ends_at_give_up_with_an_error() {
     let stream = shop.sending(order("order-7", "tea", &[]));
     until("the stream", || shop.kitchen.done() == 1).await;
     shop.layer.engine().drain();
-    shop.layer.engine().give_up();
+    shop.layer.engine().abort();
     let got = stream.await.expect("the connection ends");
     assert!(!got.whole, "{got:?}");
     shop.settled().await;
@@ -139,7 +139,7 @@ fn sweeper_outlives_the_runtime_of_the_first_request() {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let once = IdempotencyLayer::builder(MemoryStore::default())
-        .principal(Rule::Parts(Vec::new()))
+        .principal(PrincipalRule::Parts(Vec::new()))
         .limits(Limits::default())
         .policy(Policy::default().retention(Duration::from_millis(1)).tombstone(Duration::from_millis(1)))
         .build();
@@ -156,7 +156,7 @@ fn sweeper_outlives_the_runtime_of_the_first_request() {
         let request = http::Request::post("http://shop.example/orders").header("idempotency-key", "order-7");
         service.oneshot(request.body(Full::default()).expect("a request")).await.expect("a response");
         soon("the sweep", async {
-            while once.engine().census().await.expect("the store answers").completed > 0 {
+            while once.engine().stats().await.expect("the store answers").completed > 0 {
                 tokio::task::yield_now().await;
             }
         })
@@ -169,7 +169,7 @@ async fn paused_time_moves_renewals_and_sweeps_with_it() {
     use tower::{Layer, ServiceExt, service_fn};
     type Full = http_body_util::Full<Bytes>;
     let once = IdempotencyLayer::builder(MemoryStore::default())
-        .principal(Rule::Parts(Vec::new()))
+        .principal(PrincipalRule::Parts(Vec::new()))
         .policy(Policy::default().retention(Duration::from_secs(60)).tombstone(Duration::ZERO))
         .build();
     let service = once.layer(service_fn(|_: http::Request<onceward::layer::Body<Full>>| async {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use onceward::policy::Fate;
-use onceward::principal::{Part, Rule};
+use onceward::policy::Disposition;
+use onceward::principal::{PrincipalPart, PrincipalRule};
 use onceward::problem::Code;
 
 use crate::shop::{Run, Setup, Shop, made, order, request, until};
@@ -101,7 +101,7 @@ async fn what_became_of_a_key() {
             b"busy" => StatusCode::TOO_MANY_REQUESTS.into_response(),
             b"lost" => StatusCode::BAD_GATEWAY.into_response(),
             b"secret" => {
-                run.claim.as_ref().expect("a claim").declare(Fate::NotKept);
+                run.claim.as_ref().expect("a claim").declare(Disposition::NotKept);
                 made(run)
             }
             _ => made(run),
@@ -160,7 +160,8 @@ async fn whoever_waits_for_an_operation_gets_its_answer() {
 
 #[tokio::test]
 async fn an_anonymous_caller_is_told_the_state_and_never_the_answer() {
-    let setup = Setup::default().policy(|policy| policy.principal = Rule::Parts(vec![Part::Authorization]));
+    let setup =
+        Setup::default().policy(|policy| policy.principal = PrincipalRule::Parts(vec![PrincipalPart::Authorization]));
     let shop = setup
         .open(|run: Run| match &run.body[..] {
             b"lost" => StatusCode::BAD_GATEWAY.into_response(),

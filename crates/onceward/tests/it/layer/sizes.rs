@@ -272,7 +272,7 @@ async fn a_stream_that_is_cut_later_leaves_an_unknown() {
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{kind}: the client sees that it is cut");
         shop.settled().await;
         shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
-        assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1), "{kind}");
+        assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 1), "{kind}");
     }
 }
 
@@ -303,7 +303,7 @@ async fn leaves_and_does_not_cut(kind: &'static str, first: &str) {
     drop(frames);
     shop.settled().await;
     shop.order("order-7", "tea").await.refused(409, "answer_not_kept", "not-stored");
-    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 0));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 0));
 }
 
 #[tokio::test]
@@ -358,7 +358,7 @@ async fn an_answer_that_is_cut_before_it_is_on_record_is_unknown_all_the_same() 
         assert_eq!((got.status, got.outcome(), got.whole), (200, Some("not-stored"), false), "{name}");
         shop.settled().await;
         shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
-        assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1), "{name}");
+        assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 1), "{name}");
     }
     // Without a fault too: the cut may come before the record does.
     let (shop, frames) = live("text/plain", StatusCode::OK).await;
@@ -392,7 +392,7 @@ async fn a_panic_within_an_answer_that_passes_is_a_cut() {
     assert_eq!((got.status, got.outcome(), got.whole), (200, Some("not-stored"), false));
     shop.settled().await;
     shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
-    assert_eq!((shop.kitchen.runs(), shop.census().await.unknown), (1, 1));
+    assert_eq!((shop.kitchen.runs(), shop.stats().await.unknown), (1, 1));
 }
 
 #[tokio::test]
@@ -402,9 +402,9 @@ async fn a_stream_that_the_drain_cuts_is_seen_to_be_cut_and_is_unknown() {
     frames.send(piece(&first)).await.expect("the shop listens");
     let sent = read_until(&shop, &first).await;
     shop.layer.engine().drain();
-    shop.layer.engine().give_up();
+    shop.layer.engine().abort();
     shop.settled().await;
-    assert_eq!(shop.census().await.unknown, 1);
+    assert_eq!(shop.stats().await.unknown, 1);
     shop.order("order-7", "tea").await.refused(409, "outcome_unknown", "unknown");
     let mut rest = vec![0; 1000];
     let read = sent.stream.try_read(&mut rest).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use onceward::record::{AttemptId, Record, Version};
 use onceward::secret::RecordId;
-use onceward::store::{Applied, PostgresStore, Replaced, Store};
+use onceward::store::{Applied, Cas, PostgresStore, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -51,11 +51,11 @@ async fn replace_all(
     theirs: &[(RecordId, Record)],
     url: &str,
 ) {
-    let replaced = all.iter().zip(ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+    let replaced = all.iter().zip(ends).map(|((id, _), (over, end))| store.compare_and_swap(id, *over, end));
     for (n, replaced) in join_all(replaced).await.into_iter().enumerate() {
         match (n / MANY, replaced.unwrap()) {
-            (0, Replaced::Yes) | (1, Replaced::No(None)) => {}
-            (2, Replaced::No(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
+            (0, Cas::Swapped) | (1, Cas::Conflict(None)) => {}
+            (2, Cas::Conflict(Some(there))) => assert_eq!(*there.record, theirs[n % MANY].1, "{url}"),
             (_, replaced) => panic!("{url}: {n} {replaced:?}"),
         }
     }
@@ -149,7 +149,10 @@ async fn locked_row_in_batch_is_skipped_until_released() {
     for (id, claim) in claims.clone() {
         let store = Arc::clone(&store);
         all.spawn(async move {
-            assert_eq!(store.replace(&id, claim.version(), &unknown(claim.attempt)).await.unwrap(), Replaced::Yes);
+            assert_eq!(
+                store.compare_and_swap(&id, claim.version(), &unknown(claim.attempt)).await.unwrap(),
+                Cas::Swapped
+            );
         });
     }
     let until = Instant::now() + HEALED;
@@ -181,9 +184,9 @@ async fn crash_loses_no_batched_write() {
     server.stop("immediate");
     server.start_again();
     let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
-    let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
+    let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.compare_and_swap(id, *over, end));
     let ended = timeout(HEALED, join_all(ended)).await.unwrap();
-    assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "a claim was forgotten");
+    assert!(ended.into_iter().all(|ended| ended.unwrap() == Cas::Swapped), "a claim was forgotten");
     server.stop("immediate");
     server.start_again();
     for ((id, _), (_, end)) in claims.iter().zip(&ends) {
@@ -192,8 +195,9 @@ async fn crash_loses_no_batched_write() {
     }
     let lost: Vec<_> = claims.iter().map(|(_, claim)| unknown(claim.attempt)).collect();
     let replaced = claims.iter().zip(ends.iter().zip(&lost));
-    let replaced = join_all(replaced.map(|((id, _), ((_, end), lost))| store.replace(id, end.version(), lost))).await;
-    assert!(replaced.into_iter().all(|replaced| replaced.unwrap() == Replaced::Yes));
+    let replaced =
+        join_all(replaced.map(|((id, _), ((_, end), lost))| store.compare_and_swap(id, end.version(), lost))).await;
+    assert!(replaced.into_iter().all(|replaced| replaced.unwrap() == Cas::Swapped));
     server.stop("immediate");
     server.start_again();
     let removed = claims.iter().zip(&lost).map(|((id, _), lost)| store.remove(id, lost.version()));
@@ -220,7 +224,7 @@ async fn locked_row_delays_no_batch_neighbor() {
         locker.execute("SELECT FROM onceward.records WHERE id = $1 FOR UPDATE", &[&locked]).await.unwrap();
         let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
         let mut all: Vec<_> =
-            claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end)).collect();
+            claims.iter().zip(&ends).map(|((id, _), (over, end))| store.compare_and_swap(id, *over, end)).collect();
         let mut held = all.remove(MANY / 2);
         let began = Instant::now();
         let ended = tokio::select! {
@@ -230,10 +234,10 @@ async fn locked_row_delays_no_batch_neighbor() {
         };
         let took = began.elapsed();
         for ended in ended {
-            assert_eq!(ended.unwrap(), Replaced::Yes);
+            assert_eq!(ended.unwrap(), Cas::Swapped);
         }
         locker.batch_execute("COMMIT").await.unwrap();
-        assert_eq!(held.await.unwrap(), Replaced::Yes);
+        assert_eq!(held.await.unwrap(), Cas::Swapped);
         // The row delayed its batch for a moment, then was retried alone. On a busy machine even
         // that takes a while.
         if took < Duration::from_millis(900) && is_counted(&store, &locker, "xact_rollback", HEALED).await {
@@ -264,12 +268,13 @@ async fn rejected_row_fails_no_batch_neighbor() {
         }
     }
     let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
-    let ended = join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end))).await;
+    let ended =
+        join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.compare_and_swap(id, *over, end))).await;
     let mut failed = 0;
     for ((key, _), ended) in claims.iter().zip(ended) {
         match ended {
-            Ok(Replaced::Yes) => assert!(key.0[0] < 0x80),
-            Ok(ended) => assert_eq!((ended, *key), (Replaced::No(None), id(MANY / 2))),
+            Ok(Cas::Swapped) => assert!(key.0[0] < 0x80),
+            Ok(ended) => assert_eq!((ended, *key), (Cas::Conflict(None), id(MANY / 2))),
             Err(error) => {
                 assert_eq!((error.applied(), key.0[0] < 0x80), (Applied::No, false), "{error}");
                 failed += 1;
@@ -288,8 +293,9 @@ async fn batch_with_lost_response_is_recognized_per_row() {
     assert_eq!(proxy.lost(), 1);
     let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
     proxy.set(Fault::NextAnswerLost);
-    let ended = join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end))).await;
-    assert!(ended.into_iter().all(|ended| ended.unwrap() == Replaced::Yes), "its own end was taken for another's");
+    let ended =
+        join_all(claims.iter().zip(&ends).map(|((id, _), (over, end))| store.compare_and_swap(id, *over, end))).await;
+    assert!(ended.into_iter().all(|ended| ended.unwrap() == Cas::Swapped), "its own end was taken for another's");
     assert_eq!(proxy.lost(), 2);
     // A record of another attempt is never mistaken for one's own, whatever response was lost.
     let others: Vec<_> = claims.iter().map(|(id, _)| (*id, claim(AttemptId::random()))).collect();
@@ -344,15 +350,15 @@ async fn cached_plan_uses_the_index_on_a_grown_table() {
             let claims = claims(1 + n * MANY);
             insert_all(&store, &claims).await;
             let ends: Vec<_> = claims.iter().map(|(_, claim)| (claim.version(), completed(claim.attempt))).collect();
-            let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.replace(id, *over, end));
-            assert!(join_all(ended).await.into_iter().all(|ended| ended.unwrap() == Replaced::Yes));
+            let ended = claims.iter().zip(&ends).map(|((id, _), (over, end))| store.compare_and_swap(id, *over, end));
+            assert!(join_all(ended).await.into_iter().all(|ended| ended.unwrap() == Cas::Swapped));
             let (last, (_, end)) = (claims[0].0, &ends[0]);
             assert_eq!(*store.get(&last).await.unwrap().unwrap().record, *end);
             assert!(store.remove(&last, end.version()).await.unwrap());
             let lost: Vec<_> = claims[1..].iter().map(|(_, claim)| unknown(claim.attempt)).collect();
             let replaced = claims[1..].iter().zip(&ends[1..]).zip(&lost);
-            let replaced = replaced.map(|(((id, _), (_, end)), lost)| store.replace(id, end.version(), lost));
-            assert!(join_all(replaced).await.into_iter().all(|replaced| replaced.unwrap() == Replaced::Yes));
+            let replaced = replaced.map(|(((id, _), (_, end)), lost)| store.compare_and_swap(id, end.version(), lost));
+            assert!(join_all(replaced).await.into_iter().all(|replaced| replaced.unwrap() == Cas::Swapped));
             let removed = claims[1..].iter().zip(&lost).map(|((id, _), lost)| store.remove(id, lost.version()));
             assert!(join_all(removed).await.into_iter().all(Result::unwrap));
         }
@@ -433,14 +439,14 @@ async fn operations_on_one_key_keep_their_order() {
                 store.get(&key),
                 store.insert(&key, &second),
                 store.get(&key),
-                store.replace(&key, first.version(), &lost),
+                store.compare_and_swap(&key, first.version(), &lost),
                 store.remove(&key, lost.version()),
             )
         };
         let (_, (inserted, nothing, inserted_again, found, replaced, removed)) = tokio::join!(others, asked);
         assert_eq!(inserted.unwrap(), None);
         // Updates go before queued claims and reads; each group keeps its order.
-        assert_eq!(replaced.unwrap(), Replaced::Yes);
+        assert_eq!(replaced.unwrap(), Cas::Swapped);
         assert!(removed.unwrap());
         assert_eq!(nothing.unwrap(), None);
         assert_eq!(inserted_again.unwrap(), None);
@@ -459,8 +465,8 @@ async fn burst_of_duplicates_does_not_delay_the_claim_holder() {
     let duplicates: Vec<_> = (0..STORM).map(|_| claim(AttemptId::random())).collect();
     let end = completed(held.attempt);
     let storm = join_all(duplicates.iter().map(|duplicate| store.insert(&key, duplicate)));
-    let (found, ended) = tokio::join!(storm, store.replace(&key, held.version(), &end));
-    assert_eq!(ended.unwrap(), Replaced::Yes);
+    let (found, ended) = tokio::join!(storm, store.compare_and_swap(&key, held.version(), &end));
+    assert_eq!(ended.unwrap(), Cas::Swapped);
     let early = found.into_iter().map(|found| *found.unwrap().expect("it is held").record);
     let early = early.filter(|found| *found == held).count();
     // The first duplicate was already in flight.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::record::AttemptId;
-use onceward::store::{Applied, PostgresStore, Replaced, Store};
+use onceward::store::{Applied, Cas, PostgresStore, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
@@ -71,8 +71,8 @@ async fn deadlock_is_retried() {
             // They wait for our row, and we for their lock.
             other.batch_execute("UPDATE onceward.records SET look_at = look_at; COMMIT").await.unwrap();
         };
-        let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
-        assert_eq!(ours.unwrap(), Replaced::Yes);
+        let (ours, ()) = tokio::join!(store.compare_and_swap(&key, held.version(), &end), their_end);
+        assert_eq!(ours.unwrap(), Cas::Swapped);
         assert_eq!(*store.get(&key).await.unwrap().unwrap().record, end);
         // On a busy machine they may come so late that we have stopped waiting; then there was no
         // deadlock.
@@ -100,8 +100,8 @@ async fn serialization_failure_is_retried() {
         // The row we are about to change has changed since our statement began.
         other.batch_execute("COMMIT").await.unwrap();
     };
-    let (ours, ()) = tokio::join!(store.replace(&key, held.version(), &end), their_end);
-    assert_eq!(ours.unwrap(), Replaced::Yes);
+    let (ours, ()) = tokio::join!(store.compare_and_swap(&key, held.version(), &end), their_end);
+    assert_eq!(ours.unwrap(), Cas::Swapped);
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, end);
     assert!(is_counted(&store, &other, "xact_rollback", HEALED).await, "nothing was rolled back, so nothing is shown");
 }
@@ -115,12 +115,12 @@ async fn locked_row_is_retried_within_bounds_then_rejected() {
     other.batch_execute("BEGIN; SELECT FROM onceward.records FOR UPDATE").await.unwrap();
     // A completion waits for the row, a second each time.
     let end = completed(held.attempt);
-    let ended = store.replace(&key, held.version(), &end);
+    let ended = store.compare_and_swap(&key, held.version(), &end);
     let error = timeout(Duration::from_secs(20), ended).await.expect("it is bounded").unwrap_err();
     assert_eq!(error.applied(), Applied::No, "{error}");
     other.batch_execute("COMMIT").await.unwrap();
     assert_eq!(*store.get(&key).await.unwrap().unwrap().record, held, "it said that nothing was applied");
-    assert_eq!(store.replace(&key, held.version(), &end).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&key, held.version(), &end).await.unwrap(), Cas::Swapped);
 }
 
 #[tokio::test]

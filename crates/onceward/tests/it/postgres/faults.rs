@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::clock::ManualClock;
-use onceward::decide::{Standing, standing};
+use onceward::decide::{EffectiveState, effective_state};
 use onceward::record::AttemptId;
 use onceward::store::postgres::{Settings, migrate, schema_script};
-use onceward::store::{Applied, PostgresStore, Replaced, Store};
+use onceward::store::{Applied, Cas, PostgresStore, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -53,7 +53,7 @@ async fn completion_with_lost_response_is_recognized() {
         store.insert(&id(n), &claim).await.unwrap();
         let end = completed(claim.attempt);
         proxy.set(Fault::NextAnswerLost);
-        assert_eq!(store.replace(&id(n), claim.version(), &end).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.compare_and_swap(&id(n), claim.version(), &end).await.unwrap(), Cas::Swapped);
         proxy.set(Fault::NextAnswerLost);
         assert!(store.remove(&id(n), end.version()).await.unwrap());
         assert_eq!(proxy.lost(), 2 * n);
@@ -99,7 +99,7 @@ async fn slow_network_only_adds_latency() {
     let began = Instant::now();
     assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
     let end = completed(claim.attempt);
-    assert_eq!(store.replace(&id(1), claim.version(), &end).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim.version(), &end).await.unwrap(), Cas::Swapped);
     assert!(began.elapsed() >= Duration::from_millis(400), "nothing was slow, so nothing is shown");
 }
 
@@ -143,7 +143,7 @@ pub(super) async fn last_write_of_each_kind_survives(store: &PostgresStore, mut 
         let claim = claim(AttemptId::random());
         let ends = [completed(claim.attempt), unknown(claim.attempt)];
         if kind == "a named value" {
-            assert_eq!(store.meta("name", b"kept").await.unwrap(), "kept");
+            assert_eq!(store.get_or_insert_meta("name", b"kept").await.unwrap(), "kept");
         } else {
             assert_eq!(store.insert(&id(n), &claim).await.unwrap(), None);
         }
@@ -151,7 +151,7 @@ pub(super) async fn last_write_of_each_kind_survives(store: &PostgresStore, mut 
             "a claim" => Some(&claim),
             "an answer" | "an unknown" => {
                 let end = &ends[n - 1];
-                assert_eq!(store.replace(&id(n), claim.version(), end).await.unwrap(), Replaced::Yes);
+                assert_eq!(store.compare_and_swap(&id(n), claim.version(), end).await.unwrap(), Cas::Swapped);
                 Some(end)
             }
             "a removal" => {
@@ -162,7 +162,11 @@ pub(super) async fn last_write_of_each_kind_survives(store: &PostgresStore, mut 
         };
         crash();
         if kind == "a named value" {
-            assert_eq!(timeout(HEALED, store.meta("name", b"another")).await.unwrap().unwrap(), "kept", "{kind}");
+            assert_eq!(
+                timeout(HEALED, store.get_or_insert_meta("name", b"another")).await.unwrap().unwrap(),
+                "kept",
+                "{kind}"
+            );
         }
         let found = timeout(HEALED, store.get(&id(n))).await.unwrap().unwrap();
         assert_eq!(found.map(|found| *found.record).as_ref(), last, "{kind}");
@@ -188,7 +192,7 @@ async fn restarted_server_restarts_leases() {
         let mut ages = Vec::new();
         for store in &stores {
             let found = store.get(&id(1)).await.unwrap().unwrap();
-            ages.push((found.age, standing(&found) == Standing::Lost));
+            ages.push((found.age, effective_state(&found) == EffectiveState::Lost));
         }
         ages
     };
@@ -203,7 +207,10 @@ async fn restarted_server_restarts_leases() {
         after.iter().all(|(age, is_lost)| !is_lost && *age < LEASE / 2),
         "a live holder's claim is lost: {after:?}"
     );
-    assert_eq!(stores[0].due(10).await.unwrap().iter().filter(|(_, due)| standing(due) == Standing::Lost).count(), 0);
+    assert_eq!(
+        stores[0].due(10).await.unwrap().iter().filter(|(_, due)| effective_state(due) == EffectiveState::Lost).count(),
+        0
+    );
     clock.advance(LEASE * 2);
     assert!(ages().await.iter().all(|(_, is_lost)| *is_lost), "nobody would ever find its holder lost");
 }
@@ -236,7 +243,7 @@ async fn locked_row_delays_no_other_key() {
     tokio::spawn(connection);
     locker.batch_execute("BEGIN; SELECT FROM onceward.records FOR UPDATE").await.unwrap();
     let (version, locked_id) = (held.version(), id(1));
-    let mut renewal = store.replace(&locked_id, version, &held);
+    let mut renewal = store.compare_and_swap(&locked_id, version, &held);
     let others = async {
         for n in 2..20 {
             assert_eq!(store.insert(&id(n), &claim(AttemptId::random())).await.unwrap(), None);
@@ -251,7 +258,7 @@ async fn locked_row_delays_no_other_key() {
         }
     }
     locker.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(renewal.await.unwrap(), Replaced::Yes);
+    assert_eq!(renewal.await.unwrap(), Cas::Swapped);
 }
 
 #[tokio::test]
@@ -333,9 +340,9 @@ async fn unsafe_settings_are_rejected_or_reported() {
     let url = POSTGRES_15.database();
     let error = chain(&PostgresStore::open(&url.replace("&accept=fsync-off", "")).await.unwrap_err());
     assert!(error.contains("fsync is off") && error.contains("?accept=fsync-off"), "{error}");
-    let facts = PostgresStore::open(&url).await.unwrap().facts();
+    let facts = PostgresStore::open(&url).await.unwrap().info();
     assert!(facts.survives_kill && !facts.survives_power_loss, "{facts:?}");
-    assert!(facts.promise.contains("fsync is off"), "{facts:?}");
+    assert!(facts.durability.contains("fsync is off"), "{facts:?}");
 }
 
 #[tokio::test]
@@ -366,20 +373,26 @@ async fn server_that_becomes_unsafe_gets_no_more_claims() {
         assert_eq!(error.applied(), Applied::No, "{error}");
         assert!(error.to_string().contains(&format!("{setting} is off")), "{error}");
         // A takeover is a claim.
-        let taken_over = store.replace(&id(2), lost.version(), &claim(AttemptId::random())).await;
+        let taken_over = store.compare_and_swap(&id(2), lost.version(), &claim(AttemptId::random())).await;
         assert_eq!(taken_over.unwrap_err().applied(), Applied::No);
         // Attempts in flight complete, also over another connection, and known records are
         // returned.
-        assert_eq!(store.replace(&id(0), first.version(), &first).await.unwrap(), Replaced::Yes);
-        assert_eq!(store.replace(&id(0), first.version(), &completed(first.attempt)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.compare_and_swap(&id(0), first.version(), &first).await.unwrap(), Cas::Swapped);
+        assert_eq!(
+            store.compare_and_swap(&id(0), first.version(), &completed(first.attempt)).await.unwrap(),
+            Cas::Swapped
+        );
         let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'onceward'";
         assert_ne!(server.sql("postgres", ended), "0");
-        assert_eq!(store.replace(&id(1), second.version(), &completed(second.attempt)).await.unwrap(), Replaced::Yes);
+        assert_eq!(
+            store.compare_and_swap(&id(1), second.version(), &completed(second.attempt)).await.unwrap(),
+            Cas::Swapped
+        );
         let known = store.insert(&id(0), &claim(AttemptId::random())).await.unwrap();
         assert_eq!(*known.expect("it is known").record, completed(first.attempt));
-        assert!(!store.facts().survives_power_loss);
+        assert!(!store.info().survives_power_loss);
         assert_eq!(store.due(10).await.unwrap(), []);
-        assert_eq!(store.census().await.unwrap().completed, 2);
+        assert_eq!(store.stats().await.unwrap().completed, 2);
         // If the setting is accepted, claims continue.
         let word = setting.replace('_', "-");
         let accepting = PostgresStore::open(&format!("{url}&accept={word}-off")).await.unwrap();
@@ -400,13 +413,13 @@ async fn dropped_schema_is_recreated_with_another_identity() {
             false => url,
         };
         let (store, other) = (PostgresStore::open(&url).await.unwrap(), PostgresStore::open(&url).await.unwrap());
-        assert_eq!(store.meta("identity", b"first").await.unwrap(), "first");
+        assert_eq!(store.get_or_insert_meta("identity", b"first").await.unwrap(), "first");
         assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
         assert_eq!(other.get(&id(2)).await.unwrap(), None);
         POSTGRES_15.sql(&database, "DROP SCHEMA onceward CASCADE");
         let (ours, theirs) = tokio::join!(
-            timeout(HEALED, store.meta("identity", b"second")),
-            timeout(HEALED, other.meta("identity", b"third"))
+            timeout(HEALED, store.get_or_insert_meta("identity", b"second")),
+            timeout(HEALED, other.get_or_insert_meta("identity", b"third"))
         );
         let identity = ours.unwrap().unwrap();
         assert!(identity == "second" || identity == "third", "{identity:?}");
@@ -482,7 +495,7 @@ async fn completion_is_a_hot_update() {
         all.spawn(async move {
             let claim = claim(AttemptId::random());
             store.insert(&id(n), &claim).await.unwrap();
-            store.replace(&id(n), claim.version(), &completed(claim.attempt)).await.unwrap();
+            store.compare_and_swap(&id(n), claim.version(), &completed(claim.attempt)).await.unwrap();
         });
     }
     all.join_all().await;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use onceward::record::{AttemptId, Record};
-use onceward::store::{PostgresStore, Replaced, Store};
+use onceward::store::{Cas, PostgresStore, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -41,8 +41,9 @@ impl Load {
                     let Ok(Ok(None)) = claimed else { break };
                     kept.push((n, claim.clone()));
                     let end = completed(claim.attempt);
-                    let ended = timeout(Duration::from_secs(1), store.replace(&id(n), claim.version(), &end)).await;
-                    let Ok(Ok(Replaced::Yes)) = ended else { break };
+                    let ended =
+                        timeout(Duration::from_secs(1), store.compare_and_swap(&id(n), claim.version(), &end)).await;
+                    let Ok(Ok(Cas::Swapped)) = ended else { break };
                     kept.last_mut().unwrap().1 = end;
                     count.send_modify(|count| *count += 1);
                 }

@@ -28,7 +28,7 @@ async fn power_loss_loses_no_confirmed_last_write() {
     let machine = Machine::start(512);
     let (mut server, url) = server_on(&machine);
     let store = PostgresStore::open(&url).await.unwrap();
-    assert!(store.facts().survives_power_loss, "{:?}", store.facts());
+    assert!(store.info().survives_power_loss, "{:?}", store.info());
     last_write_of_each_kind_survives(&store, || {
         server.kill();
         machine.lose_power();

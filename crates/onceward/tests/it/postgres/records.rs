@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::fingerprint::Fingerprint;
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
+use onceward::record::{AttemptId, FingerprintWithRules, Phase, Record, Retained};
+use onceward::reply::StoredResponse;
 use onceward::secret::{KeyHash, RecordId};
 use onceward::store::{Error, PostgresStore, Store};
 use tokio::time::{Instant, timeout};
@@ -25,26 +25,26 @@ pub(super) fn id(n: usize) -> RecordId {
 }
 
 pub(super) fn claim(attempt: AttemptId) -> Record {
-    let print = Print::new(Fingerprint([7; 32]), Arc::default());
+    let print = FingerprintWithRules::new(Fingerprint([7; 32]), Arc::default());
     let phase = Phase::InFlight { print, lease: LEASE, began: Duration::ZERO };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
 pub(super) fn completed(attempt: AttemptId) -> Record {
-    let reply = Reply {
+    let reply = StoredResponse {
         status: http::StatusCode::CREATED,
         headers: Vec::new(),
         body: Bytes::from_static(b"tea"),
         redirect: None,
     };
-    let print = Print::new(Fingerprint([7; 32]), Arc::default());
+    let print = FingerprintWithRules::new(Fingerprint([7; 32]), Arc::default());
     let (retention, tombstone) = (Duration::from_secs(86_400), Duration::from_secs(86_400));
-    let phase = Phase::Completed { print, kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
+    let phase = Phase::Completed { print, kept: Retained::Response(Arc::new(reply)), retention, tombstone };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 
 pub(super) fn unknown(attempt: AttemptId) -> Record {
-    let phase = Phase::Unknown { print: Print::new(Fingerprint([7; 32]), Arc::default()) };
+    let phase = Phase::Unknown { print: FingerprintWithRules::new(Fingerprint([7; 32]), Arc::default()) };
     Record { key_hash: KeyHash([1; 32]), attempt, phase }
 }
 

@@ -27,7 +27,7 @@ async fn failover_is_followed_and_former_primary_is_rejected() {
     let store = PostgresStore::open(&both).await.unwrap();
     let claim = claim(AttemptId::random());
     assert_eq!(store.insert(&id(1), &claim).await.unwrap(), None);
-    assert!(store.facts().promise.contains("no standby is synchronous"), "{}", store.facts().promise);
+    assert!(store.info().durability.contains("no standby is synchronous"), "{}", store.info().durability);
     let caught_up =
         format!("SELECT pg_last_wal_replay_lsn() >= '{}'", primary.sql("postgres", "SELECT pg_current_wal_lsn()"));
     while standby.sql("postgres", &caught_up) != "t" {}
@@ -103,7 +103,7 @@ async fn with_a_synchronous_standby() -> (Postgres, Postgres, String) {
 async fn failover_to_synchronous_standby_loses_nothing() {
     let (primary, standby, url) = with_a_synchronous_standby().await;
     let store = Arc::new(PostgresStore::open(&url).await.unwrap());
-    assert!(store.facts().promise.contains("synchronous standby (*) forgets nothing"), "{}", store.facts().promise);
+    assert!(store.info().durability.contains("synchronous standby (*) forgets nothing"), "{}", store.info().durability);
     let load = Load::start(&store, 0);
     load.until(200).await;
     let servers = tokio::task::spawn_blocking(move || {

@@ -22,7 +22,7 @@ async fn slow_count_runs_alone_and_delays_nobody() {
     let scans = counted_at_the_end(&url, scanned).await;
     let store = PostgresStore::open(&url).await.unwrap();
     assert_eq!(store.insert(&id(1), &claim(AttemptId::random())).await.unwrap(), None);
-    let before = store.census().await.unwrap();
+    let before = store.stats().await.unwrap();
     assert_eq!((before.in_flight, before.unknown), (1, 0));
     // A lock makes reading the table take long.
     let other = another(&url).await;
@@ -34,17 +34,17 @@ async fn slow_count_runs_alone_and_delays_nobody() {
         .await
         .unwrap();
     for n in 0..3 {
-        let meanwhile = timeout(ENGINE, store.census()).await;
+        let meanwhile = timeout(ENGINE, store.stats()).await;
         let meanwhile = meanwhile.unwrap_or_else(|_| panic!("{n}: the caller waits for the whole count"));
         assert_eq!(meanwhile.unwrap(), before, "{n}");
     }
     // Operations on other tables are not delayed by the count.
-    let named = timeout(ENGINE, store.meta("name", b"value")).await;
+    let named = timeout(ENGINE, store.get_or_insert_meta("name", b"value")).await;
     assert_eq!(named.expect("it waits for the count").unwrap(), "value");
     other.batch_execute("COMMIT").await.unwrap();
     let until = Instant::now() + HEALED;
     let after = loop {
-        let told = store.census().await.unwrap();
+        let told = store.stats().await.unwrap();
         if told != before {
             break told;
         }
@@ -54,7 +54,7 @@ async fn slow_count_runs_alone_and_delays_nobody() {
     assert_eq!((after.in_flight, after.unknown, after.bytes), (1, 20_000, before.bytes + 20_000 * 129));
     // At most a twentieth of the time is spent on counting; above this number of records the next
     // count is postponed.
-    assert_eq!(store.census().await.unwrap(), after);
+    assert_eq!(store.stats().await.unwrap(), after);
     drop((store, other));
     assert_eq!(counted_at_the_end(&url, scanned).await, scans + 2, "it was counted while it was being counted");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use onceward::store::redis::RedisStore;
-use onceward::store::{Applied, Replaced, Store};
+use onceward::store::{Applied, Cas, Store};
 use tokio::time::timeout;
 
 use super::connect;
@@ -20,9 +20,9 @@ async fn claims(store: &RedisStore, keys: usize) {
 }
 
 /// Completes all records concurrently. In this thread nothing is sent before all are queued.
-async fn complete(store: &RedisStore, keys: usize) -> Vec<Result<Replaced, onceward::store::Error>> {
+async fn complete(store: &RedisStore, keys: usize) -> Vec<Result<Cas, onceward::store::Error>> {
     let (over, record) = (claim(1).version(), completed(1));
-    join_all((0..keys).map(async |n| store.replace(&id(n), over, &record).await)).await
+    join_all((0..keys).map(async |n| store.compare_and_swap(&id(n), over, &record).await)).await
 }
 
 fn scripts(server: &Redis) -> u64 {
@@ -36,7 +36,7 @@ async fn queued_writes_are_batched_into_bounded_scripts() {
     claims(&store, 150).await;
     server.cli(0, &["SCRIPT", "FLUSH"]);
     let before = scripts(&server);
-    assert!(complete(&store, 150).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 150).await.into_iter().all(|result| result.unwrap() == Cas::Swapped));
     // The first two, and perhaps the third, try the script by its hash in vain.
     let took = scripts(&server) - before;
     assert!((5..=6).contains(&took), "{took} scripts for 64, 64 and 22 records");
@@ -51,8 +51,9 @@ async fn queued_writes_are_batched_into_bounded_scripts() {
     let before = scripts(&server);
     let record = |n| if n < 40 { &large } else { &larger };
     let result =
-        join_all((0..42).map(async |n| store.replace(&id(n), claim(1).version(), record(n)).await.unwrap())).await;
-    assert!(result.into_iter().all(|result| result == Replaced::Yes));
+        join_all((0..42).map(async |n| store.compare_and_swap(&id(n), claim(1).version(), record(n)).await.unwrap()))
+            .await;
+    assert!(result.into_iter().all(|result| result == Cas::Swapped));
     assert_eq!(scripts(&server) - before, 3 + 2, "for 40 records of 16 kB, and two of 300 kB");
     for n in 0..42 {
         assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, *record(n), "{n}");
@@ -68,10 +69,10 @@ async fn every_batched_write_gets_its_own_result() {
     // not a record.
     assert!(store.remove(&id(1), claim(1).version()).await.unwrap());
     for n in [2, 3] {
-        assert_eq!(store.replace(&id(n), claim(1).version(), &claim(2)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.compare_and_swap(&id(n), claim(1).version(), &claim(2)).await.unwrap(), Cas::Swapped);
     }
-    assert_eq!(store.replace(&id(3), claim(2).version(), &completed(2)).await.unwrap(), Replaced::Yes);
-    assert_eq!(store.replace(&id(4), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(3), claim(2).version(), &completed(2)).await.unwrap(), Cas::Swapped);
+    assert_eq!(store.compare_and_swap(&id(4), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
     server.cli(0, &["DEL", &key(&id(5))]);
     server.cli(0, &["LPUSH", &key(&id(5)), "a list"]);
     let before = scripts(&server);
@@ -79,9 +80,9 @@ async fn every_batched_write_gets_its_own_result() {
     assert_eq!(scripts(&server) - before, 1);
     for (n, result) in result.into_iter().enumerate() {
         match (n, result) {
-            (0 | 6 | 7, result) => assert_eq!(result.unwrap(), Replaced::Yes, "{n}"),
-            (1, result) => assert_eq!(result.unwrap(), Replaced::No(None)),
-            (2..=4, Ok(Replaced::No(Some(found)))) => {
+            (0 | 6 | 7, result) => assert_eq!(result.unwrap(), Cas::Swapped, "{n}"),
+            (1, result) => assert_eq!(result.unwrap(), Cas::Conflict(None)),
+            (2..=4, Ok(Cas::Conflict(Some(found)))) => {
                 assert_eq!(*found.record, [claim(2), completed(2), completed(1)][n - 2], "{n}");
             }
             (5, Err(error)) => assert!(error.is_unreadable(), "{error:?}"),
@@ -105,7 +106,7 @@ async fn delete_succeeds_on_full_server_despite_batched_insert() {
     }
     assert!(gone.unwrap());
     server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
-    assert!(complete(&store, 2).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 2).await.into_iter().all(|result| result.unwrap() == Cas::Swapped));
     assert_eq!(store.get(&id(2)).await.unwrap(), None);
 }
 
@@ -116,7 +117,7 @@ async fn lost_batch_response_is_recognized_per_write() {
     let store = connect(&format!("redis://{}", proxy.address), PATIENCE).await;
     claims(&store, 30).await;
     proxy.set(Fault::NextAnswerLost);
-    assert!(complete(&store, 30).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 30).await.into_iter().all(|result| result.unwrap() == Cas::Swapped));
     assert_eq!(proxy.lost(), 1);
     for n in 0..30 {
         assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(1), "{n}");
@@ -141,7 +142,7 @@ async fn unresponsive_server_times_out_every_write_and_delays_no_later_one() {
     if again.iter().any(Result::is_err) {
         again = complete(&store, 200).await;
     }
-    assert!(again.into_iter().all(|result| result.unwrap() == Replaced::Yes));
+    assert!(again.into_iter().all(|result| result.unwrap() == Cas::Swapped));
 }
 
 #[tokio::test]
@@ -153,9 +154,9 @@ async fn cancelled_write_delays_nobody() {
         let record = completed(1);
         for n in 0..5 {
             let id = id(n);
-            let asked = store.replace(&id, claim(1).version(), &record);
+            let asked = store.compare_and_swap(&id, claim(1).version(), &record);
             assert_eq!(futures_util::future::poll_immediate(asked).await.map(|_| ()), None);
         }
     }
-    assert!(complete(&store, 10).await.into_iter().all(|result| result.unwrap() == Replaced::Yes));
+    assert!(complete(&store, 10).await.into_iter().all(|result| result.unwrap() == Cas::Swapped));
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Replaced, Store};
+use onceward::store::{Cas, Store};
 use tokio::time::Instant;
 
 use super::records::{claim, completed, id, kept_for, key};
@@ -30,7 +30,7 @@ impl Commands {
 
 async fn execute(store: &RedisStore, n: usize) {
     assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
-    assert_eq!(store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
 }
 
 async fn replay(store: &RedisStore, n: usize) {
@@ -73,7 +73,7 @@ async fn external_response_takes_one_more_command() {
     let day = Duration::from_secs(86_400);
     let large = kept_for(1, day, 17 << 10);
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &large).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &large).await.unwrap(), Cas::Swapped);
     let before = Commands::of(&server);
     assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, large);
     let after = Commands::of(&server);

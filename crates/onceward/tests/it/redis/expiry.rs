@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use onceward::clock::ManualClock;
-use onceward::record::{Executed, Found, Phase, Record};
+use onceward::record::{Executed, Phase, Record, StoredRecord};
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Applied, Replaced, Store};
+use onceward::store::{Applied, Cas, Store};
 
 use super::records::{LEASE, claim, id, kept_for, key};
 use super::written;
@@ -55,7 +55,7 @@ async fn begin(store: &RedisStore, n: usize) {
 
 async fn complete(store: &RedisStore, n: usize, over: Record, retention: Duration) {
     let completed = kept_for(1, retention, 4000);
-    assert_eq!(store.replace(&id(n), over.version(), &completed).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(n), over.version(), &completed).await.unwrap(), Cas::Swapped);
 }
 
 fn bytes(server: &Redis, n: usize) -> u64 {
@@ -63,7 +63,7 @@ fn bytes(server: &Redis, n: usize) -> u64 {
 }
 
 /// Returns the age of a tombstone.
-fn tombstone(found: Option<Found>) -> Duration {
+fn tombstone(found: Option<StoredRecord>) -> Duration {
     let found = found.expect("it is known");
     assert!(matches!(found.record.phase, Phase::Tombstone { executed: Executed::Yes, .. }), "{found:?}");
     found.age
@@ -133,7 +133,7 @@ async fn late_inline_response_is_evicted() {
     world.pass(LEASE);
     let due = store.due(10).await.unwrap();
     assert_eq!(due.len(), 1, "a claim whose lease is over is due");
-    assert_eq!(store.replace(&id(1), claim(1).version(), &unknown).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &unknown).await.unwrap(), Cas::Swapped);
     assert_eq!(store.due(10).await.unwrap(), []);
     complete(store, 1, unknown, RETENTION).await;
     written(store).await;
@@ -151,7 +151,7 @@ async fn inline_response_of_long_execution_is_evicted() {
     begin(store, 1).await;
     written(store).await;
     world.pass(LEASE / 2);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &claim(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &claim(1)).await.unwrap(), Cas::Swapped);
     world.pass(LEASE / 2);
     assert_eq!(store.due(10).await.unwrap(), [], "it was renewed");
     assert_eq!(server.cli(0, &["ZCARD", "onceward:claims"]), "1", "nobody looks at it any more");
@@ -223,9 +223,9 @@ async fn in_flight_count_of_many_keys_uses_the_sweep_index() {
         0,
         &["EVAL", "for n = 1, tonumber(ARGV[1]) do redis.call('SET', 'other:' .. n, n) end", "0", &MANY.to_string()],
     );
-    assert_eq!(store.census().await.unwrap().in_flight, BEGUN as u64, "those that outlived their lease");
+    assert_eq!(store.stats().await.unwrap().in_flight, BEGUN as u64, "those that outlived their lease");
     // Fewer than the sample size, so the estimate is exact.
     begin_all(BEGUN..2 * BEGUN).await;
     join_all((0..10).map(|n| execute(store, MANY + n))).await;
-    assert_eq!(store.census().await.unwrap().in_flight, 2 * BEGUN as u64, "and those that began since");
+    assert_eq!(store.stats().await.unwrap().in_flight, 2 * BEGUN as u64, "and those that began since");
 }

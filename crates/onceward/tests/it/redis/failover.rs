@@ -9,7 +9,7 @@ use std::time::Duration;
 use onceward::record::Record;
 use onceward::secret::RecordId;
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Replaced, Store};
+use onceward::store::{Cas, Store};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout};
@@ -44,7 +44,7 @@ async fn failover_is_detected_by_health_check_and_by_readonly_error() {
     let until = Instant::now() + Duration::from_secs(10);
     while group.servers[second].cli(0, &["EXISTS", "onceward:meta:where"]) == "0" {
         assert!(Instant::now() < until, "it did not follow within seconds");
-        let _ = store.meta("where", b"here").await;
+        let _ = store.get_or_insert_meta("where", b"here").await;
     }
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
 
@@ -138,9 +138,9 @@ async fn slot_migration_under_load_loses_nothing() {
                 open.push_back(n);
                 let Some(n) = (if open.len() > OPEN { open.pop_front() } else { None }) else { continue };
                 let (id, answer) = (numbered(n), answer(kept.len()));
-                match store.replace(&id, claim(1).version(), &answer).await.unwrap() {
-                    Replaced::Yes => {}
-                    Replaced::No(found) => assert_eq!(*found.unwrap().record, answer, "{n}"),
+                match store.compare_and_swap(&id, claim(1).version(), &answer).await.unwrap() {
+                    Cas::Swapped => {}
+                    Cas::Conflict(found) => assert_eq!(*found.unwrap().record, answer, "{n}"),
                 }
                 let found = store.insert(&id, &claim(2)).await.unwrap().expect("it was completed");
                 assert_eq!(*found.record, answer, "{n}");
@@ -172,15 +172,15 @@ async fn external_response_in_migrating_slot_is_stored_completely_or_not_at_all(
     for id in [begun, done] {
         assert_eq!(store.insert(&id, &claim(1)).await.unwrap(), None);
     }
-    assert_eq!(store.replace(&done, claim(1).version(), &answer).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&done, claim(1).version(), &answer).await.unwrap(), Cas::Swapped);
     let [of_begun, of_done] = [begun, done].map(|id| cluster.begin_to_move(&key(&id)));
 
     // The record is still on the old node, while new keys go to the other node.
-    store.replace(&begun, claim(1).version(), &answer).await.unwrap_err();
+    store.compare_and_swap(&begun, claim(1).version(), &answer).await.unwrap_err();
     assert_eq!(*store.get(&begun).await.unwrap().unwrap().record, claim(1), "it is half written");
     of_begun.carry(&key(&begun));
     of_begun.end();
-    assert_eq!(store.replace(&begun, claim(1).version(), &answer).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&begun, claim(1).version(), &answer).await.unwrap(), Cas::Swapped);
     assert_eq!(*store.get(&begun).await.unwrap().unwrap().record, answer);
 
     // The record has moved and its external response has not: it must not be reported as expired.
@@ -244,7 +244,8 @@ async fn dead_or_hung_cluster_master_delays_only_its_own_keys() {
             let store = Arc::clone(&store);
             asking.spawn(async move {
                 for _ in 0..3 {
-                    let told = timeout(PATIENCE / 4, store.replace(&id, claim(1).version(), &completed(1))).await;
+                    let told =
+                        timeout(PATIENCE / 4, store.compare_and_swap(&id, claim(1).version(), &completed(1))).await;
                     assert!(told.expect("it is bounded").is_err(), "it is not dead");
                 }
             });
@@ -254,7 +255,7 @@ async fn dead_or_hung_cluster_master_delays_only_its_own_keys() {
         while !asking.is_finished() {
             let id = of_others.next().unwrap();
             assert_eq!(store.insert(&id, &claim(1)).await.unwrap(), None, "hangs: {hangs}, {kept} were kept");
-            assert_eq!(store.replace(&id, claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+            assert_eq!(store.compare_and_swap(&id, claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
             kept += 1;
         }
         asking.await.unwrap();

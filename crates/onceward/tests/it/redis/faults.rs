@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use onceward::clock::ManualClock;
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Applied, Replaced, Store};
+use onceward::store::{Applied, Cas, Store};
 use tokio::time::{Instant, timeout};
 
 use super::records::{LEASE, claim, completed, id, key};
@@ -38,7 +38,7 @@ async fn evicted_script_is_sent_again() {
     let store = connect(&server.url(0), PATIENCE).await;
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
     server.cli(0, &["SCRIPT", "FLUSH"]);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
     server.cli(0, &["SCRIPT", "FLUSH"]);
     assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, completed(1));
 }
@@ -56,11 +56,11 @@ async fn full_server_rejects_claims_without_applying_them() {
         assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, claim(1));
         // The response of an executed request is not stored yet either, and nothing is half
         // written.
-        let error = store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap_err();
+        let error = store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap_err();
         assert_eq!(error.applied(), Applied::No, "{error:?}");
         assert_eq!(*store.get(&id(1)).await.unwrap().unwrap().record, claim(1));
         server.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
-        assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
         assert_eq!(store.insert(&id(2), &claim(1)).await.unwrap(), None);
     }
 }
@@ -73,7 +73,7 @@ async fn read_only_cluster_nodes_still_serve_reads() {
     for n in [1, 2] {
         assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
     }
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
     for (setting, faulty, well) in [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")] {
         let set = |value| cluster.nodes.iter().for_each(|node| drop(node.cli(0, &["CONFIG", "SET", setting, value])));
         set(faulty);
@@ -81,7 +81,7 @@ async fn read_only_cluster_nodes_still_serve_reads() {
         let told = async |n| store.insert(&id(n), &claim(2)).await.unwrap().expect("it is known");
         assert_eq!(*told(1).await.record, completed(1), "{setting}");
         assert_eq!(*told(2).await.record, claim(1), "{setting}");
-        store.replace(&id(2), claim(1).version(), &completed(1)).await.unwrap_err();
+        store.compare_and_swap(&id(2), claim(1).version(), &completed(1)).await.unwrap_err();
         assert_eq!(*store.get(&id(2)).await.unwrap().unwrap().record, claim(1), "{setting}");
         set(well);
         recovers(&store, 3).await;
@@ -161,9 +161,9 @@ async fn lost_response_is_recognized_by_its_attempt() {
         let found = store.insert(&id(n), &claim(1)).await.unwrap();
         assert!(found.is_none_or(|found| *found.record == claim(1)), "its own claim was taken for another's");
         proxy.set(Fault::NextAnswerLost);
-        match store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap() {
-            Replaced::Yes => {}
-            Replaced::No(found) => assert_eq!(*found.unwrap().record, completed(1)),
+        match store.compare_and_swap(&id(n), claim(1).version(), &completed(1)).await.unwrap() {
+            Cas::Swapped => {}
+            Cas::Conflict(found) => assert_eq!(*found.unwrap().record, completed(1)),
         }
         assert_eq!(*store.get(&id(n)).await.unwrap().unwrap().record, completed(1));
         assert_eq!(server.cli(0, &["GETRANGE", &key(&id(n)), "16", "16"]), "\u{6}", "its answer does not stand within");
@@ -214,12 +214,12 @@ async fn restarted_server_restarts_leases() {
 async fn server_restarted_empty_has_another_identity() {
     let mut server = Redis::start("");
     let store = connect(&server.url(0), PATIENCE).await;
-    assert_eq!(store.meta("identity", b"first").await.unwrap(), "first");
+    assert_eq!(store.get_or_insert_meta("identity", b"first").await.unwrap(), "first");
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
     server.kill();
     server.start_again(false);
     assert_eq!(store.get(&id(1)).await.unwrap(), None);
-    assert_eq!(store.meta("identity", b"second").await.unwrap(), "second");
+    assert_eq!(store.get_or_insert_meta("identity", b"second").await.unwrap(), "second");
 }
 
 /// Updating the sweep index fails, and the call of `due` is cancelled meanwhile.
@@ -249,7 +249,7 @@ async fn server_with_failing_snapshots_still_serves_reads() {
     let server = Redis::start("--appendonly no --save '3600 1'");
     let store = connect(&server.url(0), Duration::from_millis(300)).await;
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
     let folder = server.cli(0, &["CONFIG", "GET", "dir"]).lines().last().unwrap().to_owned();
     std::fs::create_dir(format!("{folder}/dump.rdb")).unwrap();
     server.cli(0, &["BGSAVE"]);

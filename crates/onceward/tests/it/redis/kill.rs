@@ -1,7 +1,7 @@
 //! Data that survive a kill of the server, for each kind of persistence.
 
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Replaced, Store};
+use onceward::store::{Cas, Store};
 
 use super::records::{claim, completed, id};
 use crate::support::redis::Redis;
@@ -17,10 +17,10 @@ async fn killed_server_loses_no_more_than_documented() {
         let mut server = Redis::start(settings);
         let url = format!("{}?accept=no-persistence", server.url(0));
         let store = RedisStore::connect(Options::parse(&url).unwrap().timeout(PATIENCE)).await.unwrap();
-        assert!(store.facts().promise.contains(says), "{settings}: {}", store.facts().promise);
+        assert!(store.info().durability.contains(says), "{settings}: {}", store.info().durability);
         let keep = async |n| {
             assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
-            assert_eq!(store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+            assert_eq!(store.compare_and_swap(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
         };
         keep(1).await;
         if keeps_before_snapshot && !keeps_after {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Replaced, Store};
+use onceward::store::{Cas, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -40,7 +40,7 @@ fn lose_power(machine: &Machine, server: &mut Redis) -> bool {
 
 async fn keep(store: &RedisStore, n: usize) -> bool {
     matches!(store.insert(&id(n), &claim(1)).await, Ok(None))
-        && matches!(store.replace(&id(n), claim(1).version(), &completed(1)).await, Ok(Replaced::Yes))
+        && matches!(store.compare_and_swap(&id(n), claim(1).version(), &completed(1)).await, Ok(Cas::Swapped))
 }
 
 async fn knows(store: &RedisStore, n: usize) -> bool {
@@ -60,8 +60,8 @@ async fn power_loss_loses_no_more_than_documented() {
     ] {
         let machine = Machine::start(64);
         let (mut server, store) = server_on(&machine, &redis_7(), settings).await;
-        let facts = store.facts();
-        assert!(facts.promise.contains(says), "{settings}: {}", facts.promise);
+        let facts = store.info();
+        assert!(facts.durability.contains(says), "{settings}: {}", facts.durability);
         assert_eq!(facts.survives_power_loss, keeps_after, "{settings}");
         assert!(keep(&store, 1).await);
         if settings.contains("--save '3600") {

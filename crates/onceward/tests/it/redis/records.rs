@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use onceward::fingerprint::Fingerprint;
-use onceward::record::{AttemptId, Kept, Phase, Print, Record};
-use onceward::reply::Reply;
+use onceward::record::{AttemptId, FingerprintWithRules, Phase, Record, Retained};
+use onceward::reply::StoredResponse;
 use onceward::secret::{KeyHash, RecordId};
 
 pub(super) const LEASE: Duration = Duration::from_secs(60);
@@ -22,24 +22,32 @@ pub(super) fn claim(attempt: u8) -> Record {
 }
 
 pub(super) fn completed(attempt: u8) -> Record {
-    let reply = Reply {
+    let reply = StoredResponse {
         status: StatusCode::CREATED,
         headers: Vec::new(),
         body: Bytes::from_static(b"{\"order\":1}"),
         redirect: None,
     };
     let day = Duration::from_secs(86_400);
-    let phase =
-        Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention: day, tombstone: day * 3 };
+    let phase = Phase::Completed {
+        print: print(),
+        kept: Retained::Response(Arc::new(reply)),
+        retention: day,
+        tombstone: day * 3,
+    };
     Record { phase, ..claim(attempt) }
 }
 
 /// Returns a completed record with this retention and a body of this size.
 pub(super) fn kept_for(attempt: u8, retention: Duration, body: usize) -> Record {
-    let reply =
-        Reply { status: StatusCode::CREATED, headers: Vec::new(), body: vec![b'.'; body].into(), redirect: None };
+    let reply = StoredResponse {
+        status: StatusCode::CREATED,
+        headers: Vec::new(),
+        body: vec![b'.'; body].into(),
+        redirect: None,
+    };
     let tombstone = Duration::from_secs(86_400);
-    let phase = Phase::Completed { print: print(), kept: Kept::Whole(Arc::new(reply)), retention, tombstone };
+    let phase = Phase::Completed { print: print(), kept: Retained::Response(Arc::new(reply)), retention, tombstone };
     Record { phase, ..claim(attempt) }
 }
 
@@ -49,6 +57,6 @@ pub(super) fn key(id: &RecordId) -> String {
     format!("onceward:{{{hex}}}")
 }
 
-fn print() -> Print {
-    Print::new(Fingerprint([2; 32]), Arc::default())
+fn print() -> FingerprintWithRules {
+    FingerprintWithRules::new(Fingerprint([2; 32]), Arc::default())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, poll_immediate};
 use onceward::store::redis::{Options, RedisStore};
-use onceward::store::{Applied, Error, Replaced, Store};
+use onceward::store::{Applied, Cas, Error, Store};
 use tokio::time::Instant;
 
 use super::PERSISTENCE;
@@ -42,7 +42,7 @@ async fn unsafe_server_setting_stops_the_start_unless_accepted() {
         let error = connect(&url).await.unwrap_err();
         assert!(error.to_string().contains(&format!("accept={accepted}")), "{error}");
         let store = connect(&format!("{url}?accept={accepted}")).await.unwrap();
-        assert!(!store.facts().promise.is_empty() && !store.facts().survives_power_loss);
+        assert!(!store.info().durability.is_empty() && !store.info().survives_power_loss);
         server.cli(0, back);
     }
     connect(&url).await.unwrap();
@@ -67,7 +67,7 @@ async fn server_that_starts_evicting_gets_no_more_claims() {
         };
         assert!(error.applied() == Applied::No && error.to_string().contains("volatile-ttl"), "{error:?}");
         // Requests in flight complete.
-        assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
         server.cli(0, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
         while let Err(error) = store.insert(&id(n), &claim(1)).await {
             assert!(Instant::now() < until, "{error:?}");
@@ -106,13 +106,13 @@ async fn durability_describes_what_this_configuration_may_lose() {
         ("--appendonly no --save '3600 1'", "since the last snapshot", false),
     ] {
         let server = Redis::start(settings);
-        let facts = connect(&server.url(0)).await.unwrap().facts();
-        assert!(facts.promise.contains(says) && facts.promise.contains("no replica"), "{}", facts.promise);
+        let facts = connect(&server.url(0)).await.unwrap().info();
+        assert!(facts.durability.contains(says) && facts.durability.contains("no replica"), "{}", facts.durability);
         assert_eq!((facts.survives_kill, facts.survives_power_loss), (true, survives_power_loss), "{settings}");
     }
     let server = Redis::valkey("");
-    let facts = connect(&server.url(0)).await.unwrap().facts();
-    assert!(facts.promise.contains("Valkey 9."), "{}", facts.promise);
+    let facts = connect(&server.url(0)).await.unwrap().info();
+    assert!(facts.durability.contains("Valkey 9."), "{}", facts.durability);
 }
 
 /// Permissions that a user needs, as documented; and those needed in a cluster.
@@ -128,11 +128,11 @@ fn let_in(server: &Redis, rights: &str) {
 async fn keeps(store: &RedisStore) {
     for n in 0..20 {
         assert_eq!(store.insert(&id(n), &claim(1)).await.unwrap(), None);
-        assert_eq!(store.replace(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+        assert_eq!(store.compare_and_swap(&id(n), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
         assert_eq!(*store.insert(&id(n), &claim(2)).await.unwrap().unwrap().record, completed(1));
     }
     assert_eq!(store.due(10).await.unwrap(), []);
-    assert_eq!(store.census().await.unwrap().completed, 20);
+    assert_eq!(store.stats().await.unwrap().completed, 20);
 }
 
 #[tokio::test]
@@ -142,9 +142,9 @@ async fn user_needs_few_permissions_and_wrong_password_is_reported() {
     server.cli(0, &["ACL", "SETUSER", "default", "off"]);
     let store = connect(&format!("redis://onceward:p%40ss@{}", server.address)).await.unwrap();
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
-    assert_eq!(store.replace(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Replaced::Yes);
+    assert_eq!(store.compare_and_swap(&id(1), claim(1).version(), &completed(1)).await.unwrap(), Cas::Swapped);
     assert_eq!(store.due(10).await.unwrap(), []);
-    assert_eq!(store.census().await.unwrap().completed, 1);
+    assert_eq!(store.stats().await.unwrap().completed, 1);
     for who in ["onceward:wrong@", ""] {
         let error = chain(&connect(&format!("redis://{who}{}", server.address)).await.unwrap_err());
         assert!(error.to_lowercase().contains("auth") && !error.contains("wrong@"), "{error}");
@@ -163,7 +163,7 @@ async fn tls_verifies_ca_and_client_certificate() {
     let store = connect(&full).await.unwrap();
     assert_eq!(store.insert(&id(1), &claim(1)).await.unwrap(), None);
     assert_eq!(*store.insert(&id(1), &claim(2)).await.unwrap().unwrap().record, claim(1));
-    assert_eq!(store.facts().kind, "rediss");
+    assert_eq!(store.info().kind, "rediss");
     for (url, what) in [
         (place.clone(), "another CA"),
         (format!("{place}?ca={}", file("ca.pem")), "no client certificate"),

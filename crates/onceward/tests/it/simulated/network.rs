@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onceward::codec;
-use onceward::record::{AttemptId, Found, Record, Stage, Version};
+use onceward::record::{AttemptId, PhaseKind, Record, StoredRecord, Version};
 use onceward::secret::RecordId;
-use onceward::store::{Census, Error, Facts, Pending, Replaced, Store};
+use onceward::store::{Cas, Error, Store, StoreFuture, StoreInfo, StoreStats};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -23,7 +23,8 @@ use super::world::{Plant, Shared};
 
 pub(super) const PORT: u16 = 700;
 const DATAGRAM_BYTES_MAX: usize = 64 << 10;
-const STAGES: [Stage; 5] = [Stage::InFlight, Stage::Completed, Stage::Released, Stage::Unknown, Stage::Tombstone];
+const STAGES: [PhaseKind; 5] =
+    [PhaseKind::InFlight, PhaseKind::Completed, PhaseKind::Released, PhaseKind::Unknown, PhaseKind::Tombstone];
 
 /// Probability that the driver sends an operation twice, as drivers do that retry after a
 /// reconnect.
@@ -73,7 +74,7 @@ impl Remote {
         self.shared.lock().seen.repeated += times - 1;
         for _ in 0..times {
             let sent = self.socket.send_to(&datagram, ("store", PORT)).await;
-            sent.map_err(|error| Error::unavailable("the store cannot be reached").because(error))?;
+            sent.map_err(|error| Error::unavailable("the store cannot be reached").with_source(error))?;
         }
         answered.await.map_err(|_| Error::unavailable("the network is gone"))
     }
@@ -89,7 +90,7 @@ pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) 
             let (id, record) = (plant.id(asked), codec::decode(&asked, &datagram)?);
             if plant == Plant::ClaimsExpire
                 && let Some(found) = store.get(&id).await?
-                && matches!(found.record.version().stage, Stage::InFlight | Stage::Unknown)
+                && matches!(found.record.version().stage, PhaseKind::InFlight | PhaseKind::Unknown)
                 && found.age >= super::world::LEASE
             {
                 store.remove(&id, found.record.version()).await?;
@@ -104,13 +105,13 @@ pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) 
             {
                 over = found.record.version();
             }
-            let replaced = match plant == Plant::LosesCompletions && record.version().stage == Stage::Completed {
-                true => Replaced::Yes,
-                false => store.replace(&id, over, &record).await?,
+            let replaced = match plant == Plant::LosesCompletions && record.version().stage == PhaseKind::Completed {
+                true => Cas::Swapped,
+                false => store.compare_and_swap(&id, over, &record).await?,
             };
             match replaced {
-                Replaced::Yes => answer.put_u8(2),
-                Replaced::No(found) => put_found(&mut answer, &asked, found),
+                Cas::Swapped => answer.put_u8(2),
+                Cas::Conflict(found) => put_found(&mut answer, &asked, found),
             }
         }
         b'g' => {
@@ -131,7 +132,7 @@ pub(super) async fn serve(store: &dyn Store, plant: Plant, mut datagram: Bytes) 
         _ => {
             let len = usize::from(datagram.get_u8());
             let name = String::from_utf8(datagram.split_to(len).to_vec()).expect("a name");
-            answer.put_slice(&store.meta(&name, &datagram).await?);
+            answer.put_slice(&store.get_or_insert_meta(&name, &datagram).await?);
         }
     }
     Ok(answer.freeze())
@@ -154,7 +155,7 @@ fn get_version(bytes: &mut Bytes) -> Version {
     Version { attempt: AttemptId(attempt), stage: STAGES[usize::from(bytes.get_u8())] }
 }
 
-fn put_found(bytes: &mut BytesMut, id: &RecordId, found: Option<Found>) {
+fn put_found(bytes: &mut BytesMut, id: &RecordId, found: Option<StoredRecord>) {
     let Some(found) = found else { return bytes.put_u8(0) };
     let record = codec::encode(id, &found.record);
     bytes.put_u8(1);
@@ -163,21 +164,21 @@ fn put_found(bytes: &mut BytesMut, id: &RecordId, found: Option<Found>) {
     bytes.put_slice(&record);
 }
 
-fn get_found(bytes: &mut Bytes, id: &RecordId) -> Result<Option<Found>, Error> {
+fn get_found(bytes: &mut Bytes, id: &RecordId) -> Result<Option<StoredRecord>, Error> {
     match bytes.get_u8() {
         1 => {
             let age = Duration::from_nanos(bytes.get_u64());
             let len = bytes.get_u32() as usize;
             let record = codec::decode(id, &bytes.split_to(len))?;
-            Ok(Some(Found { record: Box::new(record), age, holder_gone: false }))
+            Ok(Some(StoredRecord { record: Box::new(record), age, owner_lost: false }))
         }
         _ => Ok(None),
     }
 }
 
 impl Store for Remote {
-    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> Pending<'a, Option<Found>> {
-        Pending::new(async move {
+    fn insert<'a>(&'a self, id: &'a RecordId, record: &'a Record) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(async move {
             let mut answer = self
                 .ask(b'i', |ask| {
                     ask.put_slice(&id.0);
@@ -188,8 +189,8 @@ impl Store for Remote {
         })
     }
 
-    fn replace<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> Pending<'a, Replaced> {
-        Pending::new(async move {
+    fn compare_and_swap<'a>(&'a self, id: &'a RecordId, over: Version, record: &'a Record) -> StoreFuture<'a, Cas> {
+        StoreFuture::new(async move {
             let mut answer = self
                 .ask(b'r', |ask| {
                     ask.put_slice(&id.0);
@@ -198,21 +199,21 @@ impl Store for Remote {
                 })
                 .await?;
             match answer.first() {
-                Some(2) => Ok(Replaced::Yes),
-                _ => Ok(Replaced::No(get_found(&mut answer, id)?)),
+                Some(2) => Ok(Cas::Swapped),
+                _ => Ok(Cas::Conflict(get_found(&mut answer, id)?)),
             }
         })
     }
 
-    fn get<'a>(&'a self, id: &'a RecordId) -> Pending<'a, Option<Found>> {
-        Pending::new(async move {
+    fn get<'a>(&'a self, id: &'a RecordId) -> StoreFuture<'a, Option<StoredRecord>> {
+        StoreFuture::new(async move {
             let mut answer = self.ask(b'g', |ask| ask.put_slice(&id.0)).await?;
             get_found(&mut answer, id)
         })
     }
 
-    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> Pending<'a, bool> {
-        Pending::new(async move {
+    fn remove<'a>(&'a self, id: &'a RecordId, over: Version) -> StoreFuture<'a, bool> {
+        StoreFuture::new(async move {
             let mut answer = self
                 .ask(b'x', |ask| {
                     ask.put_slice(&id.0);
@@ -223,8 +224,8 @@ impl Store for Remote {
         })
     }
 
-    fn due<'a>(&'a self, limit: usize) -> Pending<'a, Vec<(RecordId, Found)>> {
-        Pending::new(async move {
+    fn due<'a>(&'a self, limit: usize) -> StoreFuture<'a, Vec<(RecordId, StoredRecord)>> {
+        StoreFuture::new(async move {
             let mut answer = self.ask(b'd', |ask| ask.put_u64(limit as u64)).await?;
             let mut due = Vec::new();
             while answer.has_remaining() {
@@ -235,20 +236,20 @@ impl Store for Remote {
         })
     }
 
-    fn meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> Pending<'a, Bytes> {
-        Pending::new(self.ask(b'm', |ask| {
+    fn get_or_insert_meta<'a>(&'a self, name: &'a str, value: &'a [u8]) -> StoreFuture<'a, Bytes> {
+        StoreFuture::new(self.ask(b'm', |ask| {
             ask.put_u8(name.len() as u8);
             ask.put_slice(name.as_bytes());
             ask.put_slice(value);
         }))
     }
 
-    fn census(&self) -> Pending<'_, Census> {
-        Pending::new(async { Err(Error::refused("nobody counts in this simulation")) })
+    fn stats(&self) -> StoreFuture<'_, StoreStats> {
+        StoreFuture::new(async { Err(Error::refused("nobody counts in this simulation")) })
     }
 
-    fn facts(&self) -> Facts {
-        Facts::new("simulated", true, true, "it exists in a simulation")
+    fn info(&self) -> StoreInfo {
+        StoreInfo::new("simulated", true, true, "it exists in a simulation")
     }
 }
 

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use onceward::claim::Claim;
 use onceward::clock::Clock;
-use onceward::engine::{Answer, Ask, End, Engine, Execution as Ended, Operation};
+use onceward::engine::{AttemptEnd, Engine, Execution as Ended, KeyedRequest, Operation, RunOutcome};
 use onceward::fingerprint::{Fingerprint, Rules};
 use onceward::key::Key;
 use onceward::limits::Limits;
 use onceward::policy::Policy;
 use onceward::principal::KeySpace;
 use onceward::problem::Code;
-use onceward::reply::Reply;
+use onceward::reply::StoredResponse;
 use onceward::secret::{HashKeys, RecordId, Secret};
 use onceward::store::MemoryStore;
 use parking_lot::Mutex;
@@ -287,7 +287,7 @@ async fn call(engine: &Engine, key: u8, print: u8, shared: &Shared) -> Call {
         policy.lease = LEASE;
         policy
     });
-    let ask = Ask {
+    let ask = KeyedRequest {
         key: Key::parse(format!("simulated-{key}").as_bytes()).expect("a key"),
         principal: policy.identify(&HeaderMap::new()).expect("nobody"),
         space: KeySpace::default(),
@@ -296,11 +296,11 @@ async fn call(engine: &Engine, key: u8, print: u8, shared: &Shared) -> Call {
     };
     let nonce = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("a nonce"));
     let answered = match engine.run(&ask, Box::new(Order { key, print, shared: shared.clone() })).await {
-        Answer::Own(0, _) => Answered::Declined,
-        Answer::Own(nonce, outcome) => Answered::Own(nonce, outcome),
-        Answer::Replay(reply) => Answered::Replay(nonce(&reply.body)),
-        Answer::Released(_) => Answered::Declined,
-        Answer::Refused(problem) => Answered::Refused(problem.code()),
+        RunOutcome::Own(0, _) => Answered::Declined,
+        RunOutcome::Own(nonce, outcome) => Answered::Own(nonce, outcome),
+        RunOutcome::Replay(reply) => Answered::Replay(nonce(&reply.body)),
+        RunOutcome::Released(_) => Answered::Declined,
+        RunOutcome::Refused(problem) => Answered::Refused(problem.code()),
     };
     Call { key, print, from, to: now(), answered, is_last: false }
 }
@@ -312,17 +312,17 @@ struct Order {
 }
 
 impl Operation for Order {
-    type Answer = u64;
+    type Response = u64;
 
     fn fingerprint(&self, _: &Rules, _: &HashKeys) -> Fingerprint {
         Fingerprint([self.print; 32])
     }
 
     async fn execute(self: Box<Self>, claim: Claim) -> Ended<u64> {
-        let unsent = || Ended { answer: Err(Code::UpstreamUnreachable), end: End::Released(None) };
+        let unsent = || Ended { answer: Err(Code::UpstreamUnreachable), end: AttemptEnd::Released(None) };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(("service", 80))).await;
         let Ok(Ok(mut stream)) = connected else { return unsent() };
-        if claim.first_byte().await.is_err() {
+        if claim.mark_sending().await.is_err() {
             return unsent();
         }
         if now() < QUIET {
@@ -331,11 +331,12 @@ impl Operation for Order {
         let mut nonce = [0; 8];
         let sent = stream.write_all(&[self.key, self.print]).await;
         match sent.is_ok() && stream.read_exact(&mut nonce).await.is_ok() {
-            false => Ended { answer: Err(Code::UpstreamLost), end: End::Unknown },
-            true if nonce == [0; 8] => Ended { answer: Ok(0), end: End::Released(None) },
+            false => Ended { answer: Err(Code::UpstreamLost), end: AttemptEnd::Unknown },
+            true if nonce == [0; 8] => Ended { answer: Ok(0), end: AttemptEnd::Released(None) },
             true => {
-                let reply = Reply::keep(StatusCode::CREATED, &HeaderMap::new(), Bytes::copy_from_slice(&nonce));
-                Ended { answer: Ok(u64::from_be_bytes(nonce)), end: End::Completed(Arc::new(reply)) }
+                let reply =
+                    StoredResponse::keep(StatusCode::CREATED, &HeaderMap::new(), Bytes::copy_from_slice(&nonce));
+                Ended { answer: Ok(u64::from_be_bytes(nonce)), end: AttemptEnd::Completed(Arc::new(reply)) }
             }
         }
     }

@@ -9,8 +9,8 @@ use http::StatusCode;
 
 use super::{LEASE, claim, id, print, record, released};
 use crate::clock::ManualClock;
-use crate::record::{Kept, Phase, Record};
-use crate::reply::Reply;
+use crate::record::{Phase, Record, Retained};
+use crate::reply::StoredResponse;
 use crate::secret::RecordId;
 use crate::store::Store;
 use crate::store::embedded::journal::CheckError;
@@ -39,11 +39,11 @@ impl Image {
                     2 => completed(n),
                     _ => claim(n),
                 };
-                store.replace(&id(n), claim(n).version(), &next).await.unwrap();
+                store.compare_and_swap(&id(n), claim(n).version(), &next).await.unwrap();
                 records.push((id(n), next));
             }
         };
-        store.meta("name", NAMED).await.unwrap();
+        store.get_or_insert_meta("name", NAMED).await.unwrap();
         write(0..12).await;
         let engine = store.engine().unwrap();
         for keyspace in [&engine.records, &engine.index, &engine.meta] {
@@ -68,7 +68,7 @@ impl Image {
             Err(_) => return Outcome::Rejected,
         };
         let mut failures = 0;
-        match store.meta("name", b"another").await {
+        match store.get_or_insert_meta("name", b"another").await {
             Ok(value) => assert_eq!(value, NAMED, "another named value"),
             Err(_) => failures += 1,
         }
@@ -108,9 +108,13 @@ enum Outcome {
 }
 
 pub(super) fn completed(n: u8) -> Record {
-    let reply =
-        Reply { status: StatusCode::CREATED, headers: Vec::new(), body: Bytes::from(vec![n; 200]), redirect: None };
-    let kept = Kept::Whole(Arc::new(reply));
+    let reply = StoredResponse {
+        status: StatusCode::CREATED,
+        headers: Vec::new(),
+        body: Bytes::from(vec![n; 200]),
+        redirect: None,
+    };
+    let kept = Retained::Response(Arc::new(reply));
     record(n, Phase::Completed { print: print(), kept, retention: LEASE, tombstone: LEASE })
 }
 

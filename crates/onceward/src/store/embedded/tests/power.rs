@@ -21,7 +21,7 @@ use super::corruption::completed;
 use super::{claim, id, released};
 use crate::record::Record;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::{Replaced, Store};
+use crate::store::{Cas, Store};
 
 const PLAY: &str = "ONCEWARD_TEST_POWER";
 const KEYS: u8 = 40;
@@ -49,7 +49,7 @@ async fn play() {
         let open = store.as_ref().unwrap();
         open.insert(&id(n), &claim(n)).await.unwrap();
         tell(&format!("claimed {n}"));
-        assert_eq!(open.replace(&id(n), claim(n).version(), &end(n)).await.unwrap(), Replaced::Yes);
+        assert_eq!(open.compare_and_swap(&id(n), claim(n).version(), &end(n)).await.unwrap(), Cas::Swapped);
         tell(&format!("ended {n}"));
         if n % 8 == 5 {
             // Memtables are flushed to tables.

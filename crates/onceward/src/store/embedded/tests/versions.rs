@@ -59,7 +59,7 @@ async fn make() {
     let Ok(file) = std::env::var(MAKE) else { return };
     let [live, folder] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let store = EmbeddedStore::open(live.path()).unwrap();
-    store.meta("name", b"a named value").await.unwrap();
+    store.get_or_insert_meta("name", b"a named value").await.unwrap();
     for (n, record) in records() {
         store.insert(&id(n), &record).await.unwrap();
         if n == 7 {
@@ -82,12 +82,12 @@ async fn data_dir_of_older_version_is_opened_completely() {
         // Later than all writes, by the machine's clock.
         clock.shift_wall(100 * 365 * 86_400_000);
         let store = EmbeddedStore::open_with(folder.path(), Arc::new(clock)).unwrap();
-        assert_eq!(store.meta("name", b"another").await.unwrap(), &b"a named value"[..]);
+        assert_eq!(store.get_or_insert_meta("name", b"another").await.unwrap(), &b"a named value"[..]);
         for (n, record) in records() {
             let found = store.insert(&id(n), &claim(99)).await.unwrap();
             assert_eq!(found.map(|found| *found.record), Some(record), "{n}, opening {opening}");
         }
-        let census = store.census().await.unwrap();
+        let census = store.stats().await.unwrap();
         assert_eq!((census.in_flight, census.completed, census.released, census.unknown), (3, 3, 3, 3));
         assert_eq!(store.insert(&id(100 + opening), &claim(9)).await.unwrap(), None);
         assert!(store.remove(&id(100 + opening), claim(9).version()).await.unwrap());

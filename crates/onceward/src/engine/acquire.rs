@@ -6,37 +6,37 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use super::holding::hold;
-use super::{Answer, Ask, Boxed, Error, Operation, Running, Shared};
-use crate::claim::Held;
+use super::execute::execute_claimed;
+use super::{Boxed, Error, KeyedRequest, Operation, RunOutcome, Running, Shared};
+use crate::claim::Attempt;
 use crate::decide;
 use crate::fault;
 use crate::fingerprint::Fingerprint;
 use crate::problem::Code;
-use crate::record::{Found, Kept, Record};
-use crate::reply::Reply;
+use crate::record::{Record, Retained, StoredRecord};
+use crate::reply::StoredResponse;
 use crate::secret::{HashKeys, RecordId};
-use crate::store::{Applied, Replaced};
+use crate::store::{Applied, Cas};
 
 /// What became of asking for a claim.
-enum Claimed<T> {
-    Won,
-    Told(Answer<T>),
+enum Acquire<T> {
+    Acquired,
+    Decided(RunOutcome<T>),
     /// Another attempt is executing.
-    Running(Box<Met>),
+    InFlight(Box<Met>),
     /// The request follows a redirect, and this is its own record.
     Redirected(RecordId),
 }
 
 /// Another attempt's record, as it was met.
 struct Met {
-    found: Found,
+    found: StoredRecord,
     age: Duration,
     left: Duration,
 }
 
 pub(super) enum Begun<O: Operation> {
-    Answered(Answer<O::Answer>),
+    Answered(RunOutcome<O::Response>),
     /// Another attempt is executing.
     Running(Box<Other<O>>),
     /// The request follows a redirect, and has a record of its own.
@@ -54,9 +54,9 @@ const REDIRECTS_MAX: usize = 5;
 
 /// Another attempt, and the request that met it.
 pub(super) struct Other<O> {
-    pub(super) asked: Arc<Held>,
+    pub(super) asked: Arc<Attempt>,
     pub(super) operation: Box<O>,
-    pub(super) found: Found,
+    pub(super) found: StoredRecord,
     pub(super) age: Duration,
     pub(super) left: Duration,
 }
@@ -85,34 +85,34 @@ impl<O: Operation> From<Begun<O>> for Ended<O> {
 
 /// The life of a request in the engine: claims the key, and executes where the claim is won. Made in a plain function: see
 /// [`Boxed`].
-pub(super) fn live<O: Operation>(held: Arc<Held>, mut operation: Box<O>) -> Boxed<'static, Ended<O>> {
+pub(super) fn live<O: Operation>(held: Arc<Attempt>, mut operation: Box<O>) -> Boxed<'static, Ended<O>> {
     let running = Running::begin(&held.shared);
     Box::pin(async move {
-        // From before the claim to the end of all that belongs to it; see `Held::place`.
+        // From before the claim to the end of all that belongs to it; see `Attempt::place`.
         let is_full = !held.take_place();
         match claim(&held, &mut *operation, is_full).await {
-            Claimed::Won => {}
-            Claimed::Told(answer) => {
+            Acquire::Acquired => {}
+            Acquire::Decided(answer) => {
                 held.leave_place();
                 return Begun::Answered(answer).into();
             }
-            Claimed::Running(met) => {
+            Acquire::InFlight(met) => {
                 // Whoever waits for another's execution has none.
                 held.leave_place();
                 let Met { found, age, left } = *met;
                 return Begun::Running(Box::new(Other { asked: held, operation, found, age, left })).into();
             }
-            Claimed::Redirected(id) => return Begun::Redirected(Box::new(Redirected { id, operation })).into(),
+            Acquire::Redirected(id) => return Begun::Redirected(Box::new(Redirected { id, operation })).into(),
         }
-        hold(&held, operation, running).await
+        execute_claimed(&held, operation, running).await
     })
 }
 
 /// Claims the key, as one of the new keys that its caller may send.
-async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O, is_full: bool) -> Claimed<O::Answer> {
+async fn claim<O: Operation>(held: &Arc<Attempt>, operation: &mut O, is_full: bool) -> Acquire<O::Response> {
     let too_many = held.shared.take_new_key(held).err();
     let claimed = claim_unless(held, operation, is_full, too_many).await;
-    if too_many.is_none() && !matches!(claimed, Claimed::Won) {
+    if too_many.is_none() && !matches!(claimed, Acquire::Acquired) {
         held.shared.give_new_key_back(held);
     }
     claimed
@@ -121,14 +121,14 @@ async fn claim<O: Operation>(held: &Arc<Held>, operation: &mut O, is_full: bool)
 /// Claims the key: one insert, and a replace where something that no longer binds is in its place. A caller that sent too many
 /// new keys may look, so that replays are never refused: `too_many` is after how many seconds it may send one.
 async fn claim_unless<O: Operation>(
-    held: &Arc<Held>,
+    held: &Arc<Attempt>,
     operation: &mut O,
     is_full: bool,
     too_many: Option<u64>,
-) -> Claimed<O::Answer> {
+) -> Acquire<O::Response> {
     let shared = &held.shared;
     let record = held.record_in_flight();
-    let refused = |problem| Claimed::Told(Answer::refused(problem));
+    let refused = |problem| Acquire::Decided(RunOutcome::refused(problem));
     let mut over = None;
     // Each turn that goes on saw another record than the one before: only a storm of claims and releases takes many.
     for _ in 0..16 {
@@ -144,11 +144,11 @@ async fn claim_unless<O: Operation>(
         let written = match over {
             _ if closed.is_some() => shared.get(&held.id).await,
             None => shared.insert(&held.id, &record).await,
-            Some(version) => match shared.replace(&held.id, version, &record).await {
-                Ok(Replaced::Yes) => Ok(None),
-                Ok(Replaced::No(Some(found))) => Ok(Some(found)),
+            Some(version) => match shared.compare_and_swap(&held.id, version, &record).await {
+                Ok(Cas::Swapped) => Ok(None),
+                Ok(Cas::Conflict(Some(found))) => Ok(Some(found)),
                 // Removed in between: the next turn inserts.
-                Ok(Replaced::No(None)) => {
+                Ok(Cas::Conflict(None)) => {
                     over = None;
                     continue;
                 }
@@ -161,13 +161,13 @@ async fn claim_unless<O: Operation>(
                     return refused(problem);
                 }
                 fault::reach("claim-after");
-                held.won(sent_at, over);
-                return Claimed::Won;
+                held.on_acquired(sent_at, over);
+                return Acquire::Acquired;
             }
             // The claim was taken, and its answer lost: by the attempt it is recognised as ours.
             Ok(Some(found)) if found.record.attempt == held.attempt => {
-                held.won(sent_at, over);
-                return Claimed::Won;
+                held.on_acquired(sent_at, over);
+                return Acquire::Acquired;
             }
             Ok(Some(found)) => found,
             Err(error) => {
@@ -179,31 +179,31 @@ async fn claim_unless<O: Operation>(
         };
         let fingerprint = held.fingerprint_for(&found.record, operation);
         return match decide::claim(&found, &fingerprint, held.policy.guarantee) {
-            decide::Claim::InFlight { .. } if fault::planted("second-execution") => {
+            decide::ClaimDecision::InFlight { .. } if fault::planted("second-execution") => {
                 over = Some(found.record.version());
                 continue;
             }
-            decide::Claim::Unknown if fault::planted("claim-ttl") => {
+            decide::ClaimDecision::Unknown if fault::planted("claim-ttl") => {
                 over = Some(found.record.version());
                 continue;
             }
-            decide::Claim::Execute => match refused_now() {
+            decide::ClaimDecision::Execute => match refused_now() {
                 Some(problem) => refused(problem),
                 None => {
                     over = Some(found.record.version());
                     continue;
                 }
             },
-            decide::Claim::InFlight { age, left } => Claimed::Running(Box::new(Met { found, age, left })),
-            decide::Claim::Mismatch if decide::redirect(&found).is_some() && !held.is_redirected => {
+            decide::ClaimDecision::InFlight { age, left } => Acquire::InFlight(Box::new(Met { found, age, left })),
+            decide::ClaimDecision::Mismatch if decide::redirect(&found).is_some() && !held.is_redirected => {
                 match redirected(held, &found, operation).await {
-                    Ok(Some(id)) => Claimed::Redirected(id),
-                    Ok(None) => Claimed::Told(held.mismatch(&found.record, operation)),
+                    Ok(Some(id)) => Acquire::Redirected(id),
+                    Ok(None) => Acquire::Decided(held.mismatch(&found.record, operation)),
                     Err(error) => refused(shared.store_refusal(Some(&held.id), &error)),
                 }
             }
-            decide::Claim::Mismatch => Claimed::Told(held.mismatch(&found.record, operation)),
-            judged => Claimed::Told(shared.told(&held.id, judged)),
+            decide::ClaimDecision::Mismatch => Acquire::Decided(held.mismatch(&found.record, operation)),
+            judged => Acquire::Decided(shared.told(&held.id, judged)),
         };
     }
     refused(shared.problem(Code::StoreUnavailable, &held.id).retry_after(1))
@@ -212,8 +212,8 @@ async fn claim_unless<O: Operation>(
 /// Finds the record of a request that followed redirects, the first of which was found under the key. Each target has a record
 /// of its own, so that a chain executes once and can be retried as a whole. Boxed, for it is rare.
 fn redirected<'a, O: Operation>(
-    held: &'a Held,
-    found: &'a Found,
+    held: &'a Attempt,
+    found: &'a StoredRecord,
     operation: &'a mut O,
 ) -> Boxed<'a, Result<Option<RecordId>, Error>> {
     Box::pin(async move {
@@ -234,9 +234,14 @@ fn redirected<'a, O: Operation>(
     })
 }
 
-impl Held {
+impl Attempt {
     /// The attempt of a request whose key was looked up in the hashes.
-    pub(super) fn asking<O: Operation>(shared: Arc<Shared>, keys: &HashKeys, ask: &Ask, operation: &O) -> Arc<Self> {
+    pub(super) fn asking<O: Operation>(
+        shared: Arc<Shared>,
+        keys: &HashKeys,
+        ask: &KeyedRequest,
+        operation: &O,
+    ) -> Arc<Self> {
         let rules = &ask.policy.fingerprint;
         let id = keys.record_id_in(&shared.namespace, &ask.principal, &ask.space, &ask.key);
         let print = operation.print(rules, keys);
@@ -244,11 +249,11 @@ impl Held {
     }
 
     /// Refuses a request that is another one than the record's, and says what differs.
-    pub(super) fn mismatch<O: Operation, T>(&self, found: &Record, operation: &O) -> Answer<T> {
+    pub(super) fn mismatch<O: Operation, T>(&self, found: &Record, operation: &O) -> RunOutcome<T> {
         let problem = self.shared.problem(Code::KeyReused, &self.id);
         let keys = self.shared.opened.get().map(|opened| &opened.keys);
         let difference = found.print().zip(keys).and_then(|(print, keys)| operation.difference(print, keys));
-        Answer::refused(match difference {
+        RunOutcome::refused(match difference {
             Some(names) => problem.detail(format!(
                 "This key came with another request before. What differs: {names}. Retry with the very same request, or make a new key for a new action."
             )),
@@ -271,22 +276,24 @@ impl Held {
 
 impl Shared {
     /// What a request is told by what was found, where it neither executes nor waits.
-    pub(super) fn told<T>(&self, id: &RecordId, judged: decide::Claim<'_>) -> Answer<T> {
+    pub(super) fn told<T>(&self, id: &RecordId, judged: decide::ClaimDecision<'_>) -> RunOutcome<T> {
         match judged {
-            decide::Claim::Replay(Kept::Whole(reply)) if fault::planted("replay-altered") => {
-                Answer::Replay(Arc::new(Reply { status: http::StatusCode::OK, ..reply.as_ref().clone() }))
+            decide::ClaimDecision::Replay(Retained::Response(reply)) if fault::planted("replay-altered") => {
+                RunOutcome::Replay(Arc::new(StoredResponse { status: http::StatusCode::OK, ..reply.as_ref().clone() }))
             }
-            decide::Claim::Replay(Kept::Whole(reply)) => Answer::Replay(Arc::clone(reply)),
-            decide::Claim::Replay(Kept::Head(head)) => Answer::refused(self.not_kept(id, head)),
-            decide::Claim::Mismatch => Answer::refused(self.problem(Code::KeyReused, id)),
-            decide::Claim::Unknown if fault::planted("in-flight-for-ever") => {
-                Answer::refused(self.problem(Code::InFlight, id).retry_after(1))
+            decide::ClaimDecision::Replay(Retained::Response(reply)) => RunOutcome::Replay(Arc::clone(reply)),
+            decide::ClaimDecision::Replay(Retained::HeadOnly(head)) => RunOutcome::refused(self.not_kept(id, head)),
+            decide::ClaimDecision::Mismatch => RunOutcome::refused(self.problem(Code::KeyReused, id)),
+            decide::ClaimDecision::Unknown if fault::planted("in-flight-for-ever") => {
+                RunOutcome::refused(self.problem(Code::InFlight, id).retry_after(1))
             }
-            decide::Claim::Unknown => Answer::refused(self.problem(Code::OutcomeUnknown, id)),
-            decide::Claim::Expired(executed) => Answer::refused(self.problem(Code::KeyExpired, id).executed(executed)),
+            decide::ClaimDecision::Unknown => RunOutcome::refused(self.problem(Code::OutcomeUnknown, id)),
+            decide::ClaimDecision::Expired(executed) => {
+                RunOutcome::refused(self.problem(Code::KeyExpired, id).executed(executed))
+            }
             // Free meanwhile, in another process: the client may claim it, this request was told to wait.
-            decide::Claim::Execute | decide::Claim::InFlight { .. } => {
-                Answer::refused(self.problem(Code::InFlight, id).retry_after(1))
+            decide::ClaimDecision::Execute | decide::ClaimDecision::InFlight { .. } => {
+                RunOutcome::refused(self.problem(Code::InFlight, id).retry_after(1))
             }
         }
     }

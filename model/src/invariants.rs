@@ -1,8 +1,8 @@
 //! The laws: what must hold in each state, and what must be seen somewhere, so that they do not hold for want of events.
 
-use onceward::decide::{self, Standing, Sweep};
+use onceward::decide::{self, EffectiveState, Sweep};
 use onceward::policy::Guarantee;
-use onceward::record::Stage;
+use onceward::record::PhaseKind;
 use stateright::Property;
 
 use crate::holder::{End, Holder, Step, Told, mine};
@@ -90,7 +90,7 @@ impl History {
 
     /// The row changed.
     pub(crate) fn write(&mut self, guarantee: Guarantee, before: Option<Row>, after: Option<Row>) {
-        let free = before.is_some_and(|row| decide::standing(&row.found(false)) == Standing::Free);
+        let free = before.is_some_and(|row| decide::effective_state(&row.found(false)) == EffectiveState::Free);
         let was_kept = before.is_some_and(|row| matches!(row.at, At::Completed { .. } | At::Tombstone { .. }));
         match (before, after) {
             (None, None) => {}
@@ -157,7 +157,7 @@ fn seen() -> [Property<Protocol>; 13] {
         Property::sometimes(MISMATCH, |_, state: &State| told(state, |told| told == Told::Mismatch)),
         Property::sometimes(COMPLETED_FROM_UNKNOWN, |protocol, state: &State| {
             owner(state).is_some_and(|(row, holder)| {
-                let over = Step::Over(mine(protocol.me(row.attempt), Stage::Unknown));
+                let over = Step::Over(mine(protocol.me(row.attempt), PhaseKind::Unknown));
                 row.at == At::Unknown
                     && matches!(holder, Holder::Ending { end: End::Completed, step, .. } if step == over)
             })
@@ -239,7 +239,7 @@ fn unsent_is_free(_: &Protocol, state: &State) -> bool {
 fn never_stuck(_: &Protocol, state: &State) -> bool {
     let Some(row) = state.row.filter(|_| state.at_rest()) else { return true };
     let found = state.found(Row { age: row.age.max(1), ..row });
-    let in_flight = matches!(decide::standing(&found), Standing::InFlight { .. });
+    let in_flight = matches!(decide::effective_state(&found), EffectiveState::InFlight { .. });
     let swept = row.at != At::InFlight || matches!(decide::sweep(&found), Sweep::Write(_));
     !in_flight && swept
 }

@@ -4,23 +4,23 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Running, Shared, over};
-use crate::claim::Held;
-use crate::decide::{self, Late, Release, Winner};
+use super::{Running, Shared, wait_aborted};
+use crate::claim::Attempt;
+use crate::decide::{self, FinalizeDecision, Release, SupersededBy};
 use crate::fault;
-use crate::record::{Found, Kept, Phase, Record, Version};
+use crate::record::{Phase, Record, Retained, StoredRecord, Version};
 use crate::secret::RecordId;
-use crate::store::{Error, Replaced};
+use crate::store::{Cas, Error};
 
 impl Shared {
     /// Releases, in the background and until the store answers, an attempt whose claim may have been taken or may still be.
-    pub(super) fn release_later(held: &Arc<Held>, over: Option<Version>) {
+    pub(super) fn release_later(held: &Arc<Attempt>, over: Option<Version>) {
         let running = Running::begin(&held.shared);
         let held = Arc::clone(held);
         tokio::spawn(async move {
             let _running = running;
             if decide::follows_unknown(over) {
-                held.shared.keep_writing(&held, &held.record_unknown()).await;
+                held.shared.retry_finalize(&held, &held.record_unknown()).await;
                 return;
             }
             let released = held.record(held.shared.released());
@@ -32,18 +32,18 @@ impl Shared {
         Phase::Released { keep: self.limits.released_keep() }
     }
 
-    async fn release(&self, id: &RecordId, released: &Record, over: Option<Version>) -> Result<Wrote, Error> {
+    async fn release(&self, id: &RecordId, released: &Record, over: Option<Version>) -> Result<FinalizeOutcome, Error> {
         let mut found = self.get(id).await?;
         for _ in 0..16 {
             found = match decide::release(found.as_ref(), released.attempt, over) {
-                Release::Done => return Ok(Wrote::Here { audited: false }),
+                Release::Done => return Ok(FinalizeOutcome::Here { audited: false }),
                 Release::Insert => match self.insert(id, released).await? {
-                    None => return Ok(Wrote::Here { audited: false }),
+                    None => return Ok(FinalizeOutcome::Here { audited: false }),
                     found => found,
                 },
-                Release::Write(version) => match self.replace(id, version, released).await? {
-                    Replaced::Yes => return Ok(Wrote::Here { audited: false }),
-                    Replaced::No(found) => found,
+                Release::Write(version) => match self.compare_and_swap(id, version, released).await? {
+                    Cas::Swapped => return Ok(FinalizeOutcome::Here { audited: false }),
+                    Cas::Conflict(found) => found,
                 },
             };
         }
@@ -55,7 +55,7 @@ impl Shared {
         &self,
         mut attempt: impl FnMut() -> F,
     ) -> Option<T> {
-        let mut given_up = self.give_up.subscribe();
+        let mut aborted = self.abort.subscribe();
         let mut pause = Duration::from_millis(20);
         loop {
             match attempt().await {
@@ -65,16 +65,16 @@ impl Shared {
                 }
             }
             tokio::select! {
-                () = over(&mut given_up) => return attempt().await.ok(),
+                () = wait_aborted(&mut aborted) => return attempt().await.ok(),
                 () = self.clock.sleep_until(self.clock.now().saturating_add(pause)) => pause = (pause * 2).min(Duration::from_secs(2)),
             }
         }
     }
 
     /// Writes how an attempt ended until it succeeds, or until nobody can wait for it any more.
-    pub(super) async fn keep_writing(&self, held: &Held, record: &Record) -> Option<Wrote> {
+    pub(super) async fn retry_finalize(&self, held: &Attempt, record: &Record) -> Option<FinalizeOutcome> {
         self.retry_until(async || {
-            let written = self.replace(&held.id, held.in_flight(), record).await;
+            let written = self.compare_and_swap(&held.id, held.in_flight(), record).await;
             self.written(held, record, written).await
         })
         .await
@@ -83,67 +83,73 @@ impl Shared {
     /// What became of the end of an attempt, `record`, after the first write of it.
     pub(super) async fn written(
         &self,
-        held: &Held,
+        held: &Attempt,
         record: &Record,
-        written: Result<Replaced, Error>,
-    ) -> Result<Wrote, Error> {
+        written: Result<Cas, Error>,
+    ) -> Result<FinalizeOutcome, Error> {
         match written? {
-            Replaced::Yes => Ok(Wrote::Here { audited: false }),
+            Cas::Swapped => Ok(FinalizeOutcome::Here { audited: false }),
             // Somebody touched the record since the claim.
-            Replaced::No(found) => self.write_end_after(held, record, found).await,
+            Cas::Conflict(found) => self.write_end_after(held, record, found).await,
         }
     }
 
-    async fn write_end_after(&self, held: &Held, record: &Record, mut found: Option<Found>) -> Result<Wrote, Error> {
+    async fn write_end_after(
+        &self,
+        held: &Attempt,
+        record: &Record,
+        mut found: Option<StoredRecord>,
+    ) -> Result<FinalizeOutcome, Error> {
         let unknown = held.record_unknown();
         for _ in 0..16 {
             // An answer that broke off meanwhile is none.
-            let record = if held.was_cut() { &unknown } else { record };
+            let record = if held.was_truncated() { &unknown } else { record };
             let phase = &record.phase;
             let late = match phase {
-                _ if is_overwritten(phase, held, found.as_ref()) => Late::Write {
+                _ if is_overwritten(phase, held, found.as_ref()) => FinalizeDecision::Write {
                     over: found.as_ref().map_or(held.in_flight(), |found| found.record.version()),
                     audited: false,
                 },
                 Phase::Released { .. } => match decide::release(found.as_ref(), held.attempt, held.over()) {
-                    Release::Write(version) => Late::Write { over: version, audited: false },
-                    Release::Insert => Late::Gone,
+                    Release::Write(version) => FinalizeDecision::Write { over: version, audited: false },
+                    Release::Insert => FinalizeDecision::Missing,
                     Release::Done => match found.as_ref().filter(|found| found.record.attempt != held.attempt) {
                         Some(_) => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
-                        None => return Ok(Wrote::Here { audited: false }),
+                        None => return Ok(FinalizeOutcome::Here { audited: false }),
                     },
                 },
-                Phase::Unknown { .. } => decide::interrupt(found.as_ref(), held.attempt, &held.print.fingerprint),
+                Phase::Unknown { .. } => decide::unknown(found.as_ref(), held.attempt, &held.print.fingerprint),
                 _ => decide::complete(found.as_ref(), held.attempt, &held.print.fingerprint),
             };
             match late {
-                Late::Write { over, audited } => match self.replace(&held.id, over, record).await? {
-                    Replaced::Yes => return Ok(Wrote::Here { audited }),
-                    Replaced::No(now) => found = now,
+                FinalizeDecision::Write { over, audited } => match self.compare_and_swap(&held.id, over, record).await?
+                {
+                    Cas::Swapped => return Ok(FinalizeOutcome::Here { audited }),
+                    Cas::Conflict(now) => found = now,
                 },
-                Late::Kept(kept) => {
+                FinalizeDecision::AlreadyRecorded(kept) => {
                     return Ok(match &kept.phase {
-                        Phase::Completed { kept, .. } => Wrote::Kept(kept.clone()),
-                        _ => Wrote::Here { audited: false },
+                        Phase::Completed { kept, .. } => FinalizeOutcome::Kept(kept.clone()),
+                        _ => FinalizeOutcome::Here { audited: false },
                     });
                 }
-                Late::Overtaken(winner) => {
+                FinalizeDecision::Superseded(winner) => {
                     return Ok(match winner {
-                        Winner::Answer(kept) => Wrote::Overtaken(Some(kept.clone())),
-                        Winner::Running => Wrote::Running,
-                        Winner::None => Wrote::Overtaken(None),
+                        SupersededBy::Response(kept) => FinalizeOutcome::Superseded(Some(kept.clone())),
+                        SupersededBy::Running => FinalizeOutcome::Running,
+                        SupersededBy::None => FinalizeOutcome::Superseded(None),
                     });
                 }
-                Late::Gone => {
+                FinalizeDecision::Missing => {
                     // A release leaves its record in any case, so that a late word finds it.
                     let releases = matches!(phase, Phase::Released { .. });
                     // Nothing but its own end deletes a claim, so a store in which it is not has lost some of its memory, be it
                     // noticed or not: a failover, a power loss. Were the end not inserted, the next retry would execute again.
                     if !releases && held.may_have_ended() {
-                        return Ok(Wrote::Overtaken(None));
+                        return Ok(FinalizeOutcome::Superseded(None));
                     }
                     match self.insert(&held.id, record).await? {
-                        None => return Ok(Wrote::Here { audited: !releases }),
+                        None => return Ok(FinalizeOutcome::Here { audited: !releases }),
                         now => found = now,
                     }
                 }
@@ -154,22 +160,22 @@ impl Shared {
 }
 
 /// A planted bug: the end of an attempt is written over another attempt's.
-fn is_overwritten(phase: &Phase, held: &Held, found: Option<&Found>) -> bool {
+fn is_overwritten(phase: &Phase, held: &Attempt, found: Option<&StoredRecord>) -> bool {
     let bug = if matches!(phase, Phase::Released { .. }) { "release-uncompared" } else { "completion-uncompared" };
     fault::planted(bug) && found.is_some_and(|found| found.record.attempt != held.attempt)
 }
 
 /// What became of the word of an attempt that ended.
-pub(super) enum Wrote {
+pub(super) enum FinalizeOutcome {
     /// It is written.
     Here {
         /// The attempt had been given up, or the store forgot it.
         audited: bool,
     },
     /// This attempt's end was already there: that answer counts.
-    Kept(Kept),
+    Kept(Retained),
     /// Another attempt has the key, with this answer.
-    Overtaken(Option<Kept>),
+    Superseded(Option<Retained>),
     /// Another attempt has the key, and is executing.
     Running,
 }

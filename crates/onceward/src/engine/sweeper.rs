@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use crate::decide::{self, Standing};
+use crate::decide::{self, EffectiveState};
 use crate::fault;
 use crate::fingerprint::Fingerprint;
-use crate::record::{AttemptId, Kept, Phase, Print, Record};
-use crate::reply::Reply;
+use crate::record::{AttemptId, FingerprintWithRules, Phase, Record, Retained};
+use crate::reply::StoredResponse;
 use crate::secret::{KeyHash, RecordId};
-use crate::store::{Error, Replaced};
+use crate::store::{Cas, Error};
 
 /// How many records a sweep looks at together.
 const SWEEP_BATCH: usize = 256;
@@ -45,8 +45,8 @@ impl Shared {
                 decide::Sweep::Write(phase) => {
                     let unknown = matches!(phase, Phase::Unknown { .. });
                     let record = Record { phase, ..(*found.record).clone() };
-                    let replaced = self.replace(id, over, &record).await?;
-                    if unknown && replaced == Replaced::Yes {
+                    let replaced = self.compare_and_swap(id, over, &record).await?;
+                    if unknown && replaced == Cas::Swapped {
                         tracing::warn!(instance = %id.instance(), "a holder was lost; nobody knows whether it executed");
                     }
                     Ok(true)
@@ -65,18 +65,18 @@ impl Shared {
     pub(super) async fn self_test(&self) -> Result<(), Error> {
         let id = RecordId(*blake3::hash(&AttemptId::random().0).as_bytes());
         let attempt = AttemptId::random();
-        let print = Print::new(Fingerprint([7; 32]), Arc::default());
+        let print = FingerprintWithRules::new(Fingerprint([7; 32]), Arc::default());
         let keep = Duration::from_secs(60);
         // If this is cut short anywhere, the sweep of whichever process removes what is left.
         let phase = Phase::InFlight { print: print.clone(), lease: keep, began: Duration::ZERO };
         let claim = Record { key_hash: SELF_TEST, attempt, phase };
-        let reply = Reply {
+        let reply = StoredResponse {
             status: http::StatusCode::CREATED,
             headers: vec![(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"))],
             body: bytes::Bytes::from_static(b"once"),
             redirect: None,
         };
-        let kept = Kept::Whole(Arc::new(reply));
+        let kept = Retained::Response(Arc::new(reply));
         let phase = Phase::Completed { print, kept: kept.clone(), retention: keep, tombstone: Duration::ZERO };
         let done = Record { phase, ..claim.clone() };
         let failed = |what: &str| Err(Error::refused(format!("the store's self-test failed: {what}")));
@@ -88,12 +88,13 @@ impl Shared {
             Some(found) if *found.record == claim => {}
             _ => return failed("a claim was not found again, so that a second request would have executed"),
         }
-        if self.replace(&id, claim.version(), &done).await? != Replaced::Yes {
+        if self.compare_and_swap(&id, claim.version(), &done).await? != Cas::Swapped {
             return failed("an answer could not be kept");
         }
         // The store itself is asked, not what this process remembers of it.
         match self.timed("get", self.store.get(&id)).await? {
-            Some(found) if matches!(decide::standing(&found), Standing::Completed(found) if *found == kept) => {}
+            Some(found) if matches!(decide::effective_state(&found), EffectiveState::Completed(found) if *found == kept) =>
+                {}
             _ => return failed("an answer that was kept is not replayed"),
         }
         match self.remove(&id, done.version()).await? {

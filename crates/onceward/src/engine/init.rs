@@ -13,7 +13,7 @@ use crate::secret::{HashKeys, Secret};
 use crate::store::Error;
 
 /// What was read from the store when it was opened.
-pub(super) struct Opened {
+pub(super) struct StoreSession {
     pub(super) keys: HashKeys,
     /// The secret, where it is the store that keeps it for all.
     shared: Option<Secret>,
@@ -33,9 +33,9 @@ impl Drop for Sweeper {
 }
 
 impl Shared {
-    pub(super) async fn open(self: &Arc<Self>) -> Result<&Opened, Error> {
+    pub(super) async fn open(self: &Arc<Self>) -> Result<&StoreSession, Error> {
         match self.opened.get() {
-            Some(_) if self.is_foreign.load(Ordering::Relaxed) => Err(another_secret()),
+            Some(_) if self.is_foreign.load(Ordering::Relaxed) => Err(secret_mismatch()),
             Some(opened) => {
                 self.ensure_sweeper();
                 Ok(opened)
@@ -44,28 +44,28 @@ impl Shared {
         }
     }
 
-    fn open_first<'a>(self: &'a Arc<Self>) -> Boxed<'a, Result<&'a Opened, Error>> {
+    fn open_first<'a>(self: &'a Arc<Self>) -> Boxed<'a, Result<&'a StoreSession, Error>> {
         Box::pin(self.opened.get_or_try_init(|| self.open_now()))
     }
 
-    async fn open_now(self: &Arc<Self>) -> Result<Opened, Error> {
+    async fn open_now(self: &Arc<Self>) -> Result<StoreSession, Error> {
         let (secret, shared) = match &self.secret {
             Some(secret) => (secret.clone(), None),
             None => {
                 let fresh: [u8; 32] = rand::random();
-                let kept = self.meta("secret", &fresh).await?;
+                let kept = self.get_or_insert_meta("secret", &fresh).await?;
                 let bytes = kept.as_ref().try_into().map_err(|_| Error::unreadable("the store's secret is damaged"))?;
                 let secret = Secret::new(bytes);
                 (secret.clone(), Some(secret))
             }
         };
         let keys = HashKeys::new(&secret);
-        if self.meta("secret-check", &keys.check_value()).await? != keys.check_value().as_slice() {
-            return Err(another_secret());
+        if self.get_or_insert_meta("secret-check", &keys.check_value()).await? != keys.check_value().as_slice() {
+            return Err(secret_mismatch());
         }
         let identity = Mutex::new(self.identity().await?);
         self.ensure_sweeper();
-        Ok(Opened { keys, shared, identity })
+        Ok(StoreSession { keys, shared, identity })
     }
 
     /// Starts the sweeper unless it runs. It ends with the runtime that it was started on, which need not be the last one: the next
@@ -76,13 +76,13 @@ impl Shared {
         }
         let sweeper = Sweeper(Arc::downgrade(self));
         // One in this process's memory forgets with it.
-        let may_forget = !self.store.facts().in_process;
+        let may_forget = !self.store.info().in_process;
         let clock = Arc::clone(&self.clock);
         tokio::spawn(async move {
             loop {
                 clock.sleep_until(clock.now().saturating_add(Duration::from_secs(1))).await;
                 let Some(shared) = sweeper.0.upgrade() else { return };
-                if may_forget && let Err(error) = shared.notice_loss().await {
+                if may_forget && let Err(error) = shared.detect_data_loss().await {
                     tracing::debug!(%error, "the store does not say whether it lost its memory");
                 }
                 if let Err(error) = shared.sweep_all().await {
@@ -94,19 +94,19 @@ impl Shared {
 
     /// Looks whether the store lost its memory. One that did gets back what all of its processes must agree on: else the next
     /// one that starts would make another secret up, its keys would never meet those of the others, and both would execute.
-    pub(super) async fn notice_loss(&self) -> Result<(), Error> {
+    pub(super) async fn detect_data_loss(&self) -> Result<(), Error> {
         let Some(opened) = self.opened.get() else { return Ok(()) };
         let found = self.identity().await?;
         if *opened.identity.lock() == found {
             return Ok(());
         }
         let gives_back = match &opened.shared {
-            Some(secret) => self.meta("secret", secret.bytes()).await? == secret.bytes().as_slice(),
+            Some(secret) => self.get_or_insert_meta("secret", secret.bytes()).await? == secret.bytes().as_slice(),
             None => true,
         };
         // Where another was made up meanwhile, its check value must not be ours: nobody could start any more.
         let check = opened.keys.check_value();
-        let is_foreign = !gives_back || self.meta("secret-check", &check).await? != check.as_slice();
+        let is_foreign = !gives_back || self.get_or_insert_meta("secret-check", &check).await? != check.as_slice();
         self.is_foreign.store(is_foreign, Ordering::Relaxed);
         let mut identity = opened.identity.lock();
         // Others may look at the same time: it is lost once.
@@ -119,12 +119,12 @@ impl Shared {
 
     /// The store's identity, made by whoever asks first.
     async fn identity(&self) -> Result<[u8; 16], Error> {
-        let kept = self.meta("identity", &AttemptId::random().0).await?;
+        let kept = self.get_or_insert_meta("identity", &AttemptId::random().0).await?;
         kept.as_ref().try_into().map_err(|_| Error::unreadable("the store's identity is damaged"))
     }
 }
 
-fn another_secret() -> Error {
+fn secret_mismatch() -> Error {
     Error::refused(
         "the store belongs to another secret; set secret_file to the one that it was made with, or start this process anew",
     )

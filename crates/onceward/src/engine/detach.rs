@@ -7,26 +7,26 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tracing::{Instrument, Span};
 
-use super::claiming::Ended;
+use super::acquire::Ended;
 use super::{Boxed, Operation};
 
 /// A life that its caller polls as long as it is there. If the caller goes away, it goes on in a task of its own: no client's
 /// hang-up ends what was begun, and as long as nobody hangs up, nothing costs a task.
-pub(super) struct Cared<O: Operation> {
+pub(super) struct DetachOnDrop<O: Operation> {
     life: Option<Boxed<'static, Ended<O>>>,
     runtime: Handle,
     /// The span of the request, in which a task goes on logging.
     span: Span,
 }
 
-impl<O: Operation> Cared<O> {
+impl<O: Operation> DetachOnDrop<O> {
     /// To be called within the runtime that the life goes on in.
-    pub(super) fn for_life(life: Boxed<'static, Ended<O>>) -> Self {
+    pub(super) fn new(life: Boxed<'static, Ended<O>>) -> Self {
         Self { life: Some(life), runtime: Handle::current(), span: Span::current() }
     }
 }
 
-impl<O: Operation> Future for Cared<O> {
+impl<O: Operation> Future for DetachOnDrop<O> {
     type Output = Ended<O>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended<O>> {
@@ -39,7 +39,7 @@ impl<O: Operation> Future for Cared<O> {
     }
 }
 
-impl<O: Operation> Drop for Cared<O> {
+impl<O: Operation> Drop for DetachOnDrop<O> {
     fn drop(&mut self) {
         let Some(life) = self.life.take() else { return };
         let rest = async move {
