@@ -54,6 +54,7 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         part("bench", Tests, "test -p bench"),
         part("orders", Tests, "test -p orders"),
         part("gateway", Tests, "test -p onceward-gateway"),
+        part("axum", Tests, "test -p onceward-axum"),
         part("client", Tests, "test -p onceward-client"),
         two_gateways_over("postgres"),
         two_gateways_over("redis"),

@@ -56,6 +56,25 @@ fn answer(problem: Problem) -> (StatusCode, HeaderMap, Value) {
 }
 
 #[test]
+fn http_contract_lists_each_code_as_it_is() {
+    let contract = include_str!("../../../../docs/http.md");
+    for &code in Code::ALL {
+        let row = code.row();
+        let name = format!("`{}`", row.code);
+        let mut listed = contract.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+        let cells = listed
+            .find(|cells| cells.len() == 7 && cells[2].contains(&name))
+            .unwrap_or_else(|| panic!("docs/http.md has no row for {name}"));
+        let executed = cells[4].split([',', ' ']).next();
+        assert_eq!(
+            (cells[1], cells[3], executed, cells[5]),
+            (row.status.as_str(), row.outcome.as_str(), Some(row.executed.as_str()), row.retry.as_str()),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn each_code_is_the_row_that_was_promised() {
     for &(code, status, word, outcome, executed, retry) in TABLE {
         let row = code.row();
