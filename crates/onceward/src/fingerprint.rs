@@ -191,6 +191,20 @@ impl Rules {
         (fingerprint, Some(details))
     }
 
+    /// Returns the headers on which a fingerprint by these rules depends, in their order, and no others.
+    pub(crate) fn headers_of(&self, headers: &HeaderMap) -> HeaderMap {
+        let counts = |name: &HeaderName| {
+            [HOST, CONTENT_TYPE, CONTENT_ENCODING].contains(name)
+                || PRECONDITIONS.contains(name)
+                || self.headers.contains(name)
+        };
+        let mut relevant = HeaderMap::with_capacity(2);
+        for (name, value) in headers.iter().filter(|(name, _)| counts(name)) {
+            relevant.append(name.clone(), value.clone());
+        }
+        relevant
+    }
+
     /// Checks that a body can be compared by these rules.
     ///
     /// # Errors

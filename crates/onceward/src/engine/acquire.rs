@@ -234,6 +234,9 @@ fn redirected<'a, O: Operation>(
     })
 }
 
+/// Says how one id can be the key of several requests.
+const SCOPE_HINT: &str = " Where one id is meant for several routes, paths or hosts, as that of a webhook's delivery, the operator sets scope = [\"route\"], [\"path\"] or [\"host\"] in [policy].";
+
 impl Attempt {
     /// The attempt of a request whose key was looked up in the hashes.
     pub(super) fn asking<O: Operation>(
@@ -254,9 +257,14 @@ impl Attempt {
         let keys = self.shared.opened.get().map(|opened| &opened.keys);
         let difference = found.print().zip(keys).and_then(|(print, keys)| operation.difference(print, keys));
         RunOutcome::refused(match difference {
-            Some(names) => problem.detail(format!(
-                "This key came with another request before. What differs: {names}. Retry with the very same request, or make a new key for a new action."
-            )),
+            Some(names) => {
+                // The id of a webhook's delivery comes to several routes.
+                let is_elsewhere = names.contains("path") || names.contains("host");
+                let scope = if is_elsewhere { SCOPE_HINT } else { "" };
+                problem.detail(format!(
+                    "This key came with another request before. What differs: {names}. Retry with the very same request, or make a new key for a new action.{scope}"
+                ))
+            }
             None => problem,
         })
     }

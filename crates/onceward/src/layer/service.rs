@@ -466,7 +466,7 @@ where
         let sent = Box::new(SentRequest {
             method: head.method.clone(),
             uri: settings.hooks.uri(&head).clone(),
-            headers: head.headers.clone(),
+            headers: policy.fingerprint.headers_of(&head.headers),
             body: body.clone(),
         });
         if !policy.forward_key {

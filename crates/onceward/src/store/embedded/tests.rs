@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::EmbeddedStore;
 use super::row::{claim_key, name_key};
 use crate::clock::ManualClock;
-use crate::fingerprint::{Fingerprint, Rules};
+use crate::fingerprint::{FIRST_VERSION, Fingerprint, Kind, Rules};
 use crate::record::{AttemptId, FingerprintWithRules, Phase, Record, Version};
 use crate::secret::{KeyHash, RecordId};
 use crate::store::{Applied, Cas, Store};
@@ -30,7 +30,9 @@ fn record(n: u8, phase: Phase) -> Record {
 }
 
 fn print() -> FingerprintWithRules {
-    FingerprintWithRules::new(Fingerprint([7; 32]), Arc::new(Rules::default()))
+    // The construction of the records in `folder-1`.
+    let rules = Rules { version: FIRST_VERSION, kind: Kind::Exact, ..Rules::default() };
+    FingerprintWithRules::new(Fingerprint([7; 32]), Arc::new(rules))
 }
 
 fn claim(n: u8) -> Record {
