@@ -10,7 +10,7 @@ const PROMISES: [&str; 10] = ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "L1", "L
 /// The tests stand in backticks in the last cell of a row: `| S1 once | … | `test_a`, `module::test_b` |`.
 #[test]
 fn each_promise_names_tests_that_exist() {
-    let map = read("ARCHITECTURE.md");
+    let map = read("docs/guarantees.md");
     let sources: Vec<String> = rust_files().iter().map(|file| code(&file.text)).collect();
     let is_there = |test: &str| {
         let name = format!("fn {}", test.rsplit("::").next().unwrap_or(test));
