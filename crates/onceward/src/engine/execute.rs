@@ -211,7 +211,7 @@ async fn renew_until(held: &Arc<Attempt>, mut end: oneshot::Receiver<AttemptEnd>
         };
         renew_at = match is_renewed {
             true => held.confirmed().saturating_add(third),
-            // A superseded holder has nothing to renew; a store that failed is asked again soon.
+            // A superseded holder has nothing to renew; a store that failed is retried soon.
             false if held.was_overtaken() => Duration::MAX,
             false => clock.now().saturating_add(third / 4),
         };
