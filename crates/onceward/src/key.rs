@@ -12,6 +12,7 @@ pub const KEY_BYTES_MAX: usize = 255;
 ///
 /// The key is never displayed: `Debug` prints only its length, since a key in a log is readable by
 /// many.
+///
 /// ```
 /// use onceward::key::Key;
 ///

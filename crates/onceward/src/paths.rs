@@ -4,6 +4,7 @@
 //! A route that requires a key must match each spelling that the service behind it executes:
 //! Express ignores case and a last slash, Flask merges slashes, nginx decodes `%2F`, Tomcat drops
 //! `;…`. Only the lookup uses the normal form; the bytes that the service gets stay as received.
+//!
 //! ```
 //! use onceward::paths;
 //!

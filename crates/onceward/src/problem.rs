@@ -233,6 +233,7 @@ impl Code {
 }
 
 /// Refusal, ready to be sent.
+///
 /// ```
 /// use onceward::problem::{Code, Problem};
 ///

@@ -84,8 +84,8 @@ fn has_member(policy: &Policy, headers: &HeaderMap) -> bool {
 }
 
 impl Source {
-    /// Returns the source of the key for a request whose headers have none. `None`: the policy
-    /// requires a key, and the request has none.
+    /// Returns the source of the key for a request whose headers have none. `None`: there is no
+    /// other source.
     pub(super) fn instead(policy: &Policy, headers: &HeaderMap) -> Option<Self> {
         match may_have_key(policy, headers) {
             true => Some(Self::Body),
