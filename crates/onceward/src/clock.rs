@@ -53,7 +53,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved, for tests.
+/// Clock that stops until it is advanced, for tests.
 ///
 /// ```
 /// use std::time::Duration;

@@ -253,7 +253,7 @@ pub enum Sweep {
     /// Its holder is lost: write it as unknown, for the gauge and the operators. Every read already
     /// treats it so.
     Write(Phase),
-    /// It no longer applies to any request.
+    /// The record no longer applies to any request: delete it.
     Forget,
 }
 

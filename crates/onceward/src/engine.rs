@@ -59,7 +59,7 @@ pub trait Operation: Send + Sized + 'static {
     /// Returns the request's fingerprint, by the given rules.
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
 
-    /// Returns the fingerprint, with the details that a record keeps besides.
+    /// Returns the fingerprint, with the details that a record contains besides.
     fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> FingerprintWithRules {
         FingerprintWithRules::new(self.fingerprint(rules, keys), Arc::clone(rules))
     }
@@ -93,13 +93,13 @@ pub struct Execution<T> {
 /// End of an attempt, as it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttemptEnd {
-    /// It executed, and this was its whole response.
+    /// Executed, with this whole response.
     Completed(Arc<StoredResponse>),
-    /// It executed, and its response is not stored.
+    /// Executed, but its response is not stored.
     NotKept(Head),
-    /// It did not execute. The duplicates that waited for it get this response.
+    /// Not executed. The duplicates that waited for it get this response.
     Released(Option<Arc<StoredResponse>>),
-    /// It may or may not have executed.
+    /// Possibly executed: the outcome is unknown.
     Unknown,
 }
 

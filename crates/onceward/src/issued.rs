@@ -34,7 +34,7 @@ impl Default for IssuerConfig {
 /// Reason why a key is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidKey {
-    /// The key was not issued here, or so long ago that its generation is retired.
+    /// The key was not issued here, or its generation is retired.
     BadSignature,
     /// The key was issued to another caller, or for another route.
     WrongSubject,

@@ -141,7 +141,8 @@ pub use routes::{LayerError, RouteError};
 use service::Settings;
 pub use service::{FromRecord, Idempotency};
 
-/// Applies [`Idempotency`]. Clones share the engine. See the [module's docs](crate::layer) for examples.
+/// Applies [`Idempotency`]. Clones share the engine. See the [module's docs](crate::layer) for
+/// examples.
 #[derive(Clone, Debug)]
 pub struct IdempotencyLayer {
     settings: Arc<Settings>,

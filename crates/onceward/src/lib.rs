@@ -29,7 +29,7 @@
 //! test suite for store authors. `engine` is the engine without the HTTP layer. With no feature,
 //! [`key`], [`wire`] and [`problem`] remain, without tokio: for clients.
 
-// A store alone needs the engine's records, but none of the items that the engine has for the
+// A store on its own needs the engine's records, but none of the items that the engine has for the
 // layer.
 #![cfg_attr(not(feature = "layer"), allow(dead_code))]
 

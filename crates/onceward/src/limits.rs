@@ -16,7 +16,7 @@ pub struct Limits {
     pub cache: usize,
     /// Upper bound on duplicates that wait for one running request. One more gets 409 at once.
     pub waiters_per_key: usize,
-    /// Upper bound on the time that a duplicate waits, whatever it prefers.
+    /// Upper bound on the time that a duplicate waits, regardless of its preference.
     pub wait_max: Duration,
     /// Upper bound on requests that execute concurrently in this process. One more is refused with
     /// `overloaded`, and claims nothing. Waiting duplicates and replays do not count.

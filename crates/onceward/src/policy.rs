@@ -81,14 +81,14 @@ pub enum Stream {
     Keep,
 }
 
-/// Handling of a response that ends with its connection, so that a truncated one looks complete.
+/// Handling of a response that ends with its connection, so that a truncated one seems complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseDelimited {
-    /// It is passed on as it arrives, and is recorded without its body.
+    /// The response is passed on as it arrives, and is recorded without its body.
     #[default]
     Pass,
-    /// It is stored like any other response.
+    /// The response is stored like any other.
     Keep,
 }
 

@@ -30,7 +30,7 @@ pub enum PrincipalPart {
     Authorization,
     /// A header.
     Header(HeaderName),
-    /// One cookie.
+    /// A cookie.
     Cookie(String),
     /// A claim of a verified token, which is stable when the token is renewed. See
     /// [`VerifiedToken`].

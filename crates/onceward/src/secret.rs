@@ -100,7 +100,8 @@ impl HashKeys {
         RecordId(framed.hash(&self.redirect))
     }
 
-    /// Returns the digest of the key alone, by which an operator finds it without its caller.
+    /// Returns the digest of the key alone, by which an operator finds it without knowing the
+    /// caller.
     pub fn key_hash(&self, key: &Key) -> KeyHash {
         KeyHash(*blake3::keyed_hash(&self.lookup, key.as_str().as_bytes()).as_bytes())
     }

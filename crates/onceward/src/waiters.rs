@@ -29,7 +29,7 @@ pub(crate) type Looked = Arc<Result<Option<StoredRecord>, Error>>;
 pub(crate) enum Event {
     /// The attempt ended, in this process.
     Ended(Ended),
-    /// One of the waiters has read the store.
+    /// A waiter has read the store.
     Looked(Looked),
 }
 

@@ -170,7 +170,7 @@ fn is_overwritten(phase: &Phase, held: &Attempt, found: Option<&StoredRecord>) -
 
 /// Outcome of the finalization of an attempt.
 pub(super) enum FinalizeOutcome {
-    /// It is written.
+    /// The end is written.
     Here {
         /// The attempt had been recorded as released, or the store lost its claim.
         audited: bool,

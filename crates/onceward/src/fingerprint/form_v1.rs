@@ -15,8 +15,8 @@ pub(super) struct Form {
 
 /// Field or file.
 struct Field {
-    /// Of a part: its headers, names in lower case. Of an escaped pair: its name, and the presence
-    /// of a value.
+    /// Attributes of a part: its headers, names in lower case. Of an escaped pair: its name, and
+    /// the presence of a value.
     headers: Vec<(Vec<u8>, Vec<u8>)>,
     value: Bytes,
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A JSON Pointer, such as `/order/items/0`.
+/// JSON Pointer, such as `/order/items/0`.
 ///
 /// ```
 /// use onceward::fingerprint::Pointer;

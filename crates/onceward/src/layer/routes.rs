@@ -77,7 +77,7 @@ impl std::error::Error for RouteError {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LayerError {
-    /// A path of [`IdempotencyLayer::policy_for`](super::IdempotencyLayer::policy_for) cannot be matched.
+    /// A path of [`policy_for`](super::IdempotencyLayer::policy_for) cannot be matched.
     Route(RouteError),
     /// A policy would void its guarantee.
     Policy {

@@ -691,7 +691,7 @@ enum Flow {
 /// Decides the delivery of a response to its client. `known`: the length of its body, if it is
 /// known before its end.
 fn flow(policy: &Policy, head: &response::Parts, known: Option<u64>, limit: usize) -> Flow {
-    // A response of known length has an end that can be awaited, whatever its content type.
+    // A response of known length has an end that can be awaited, regardless of its content type.
     if let Some(length) = known {
         return if length > limit as u64 { Flow::Passes } else { Flow::IsHeld };
     }
