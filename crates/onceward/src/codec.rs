@@ -75,7 +75,8 @@ fn sealed(bytes: &mut Vec<u8>, id: &RecordId, write: impl FnOnce(&mut Writer<'_>
 ///
 /// # Errors
 ///
-/// [`Error::unreadable`]: another version, a checksum that fails, or rules or a phase that this process does not know.
+/// [`Error::unreadable`]: another version, a checksum that fails, or rules or a phase that this
+/// process does not know.
 pub fn decode(id: &RecordId, bytes: &Bytes) -> Result<Record, Error> {
     unsealed(id, bytes)?.record()
 }
