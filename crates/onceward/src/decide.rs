@@ -26,7 +26,7 @@ use crate::record::{AttemptId, Executed, Phase, PhaseKind, Record, Retained, Sto
 pub enum EffectiveState<'a> {
     /// No record that still applies exists: the key is free.
     Free,
-    /// Its holder is believed to be alive.
+    /// Its holder is presumed to be alive.
     InFlight {
         /// Time since its last renewal.
         age: Duration,

@@ -78,7 +78,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Returns a token that was taken for a key that turned out not to be new.
+    /// Gives back a token that was taken for a key that turned out not to be new.
     pub(super) fn give_new_key_back(&self, held: &Attempt) {
         let Some((bucket, most)) = rate_of(held) else { return };
         let mut rates = self.callers.rates.lock();
