@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use onceward::problem::{Code, Problem};
 
-/// Extracts the claim of the attempt that a handler runs under. A route that also takes requests without a key extracts
-/// `Option<Claim>`.
+/// Extracts the claim of the attempt that a handler runs under. A route that also accepts requests
+/// without a key extracts `Option<Claim>`.
 #[derive(Clone, Debug)]
 pub struct Claim(pub onceward::claim::Claim);
 
@@ -37,7 +37,8 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Claim {
     }
 }
 
-/// The handler runs under no claim: the request has no key, or the layer is not around the application.
+/// Error of a handler that runs under no claim: the request has no key, or the layer is not around
+/// the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoClaimError;
 

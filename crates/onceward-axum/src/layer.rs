@@ -18,18 +18,19 @@ use tower_layer::Layer;
 
 use crate::service::{Adapter, Idempotency};
 
-/// Applies [`Idempotency`]: takes and returns axum's body, and compares requests by the URI as it was received, whatever a router
-/// in front has taken of its path. Clones share the engine.
+/// Applies [`Idempotency`]: takes and returns axum's body, and compares requests by the URI as it
+/// was received, even if a router in front has removed a part of its path. Clones share the engine.
 #[derive(Clone, Debug)]
 pub struct IdempotencyLayer(layer::IdempotencyLayer);
 
 impl IdempotencyLayer {
-    /// Builds a layer over a store, with the documented defaults.
+    /// Creates a layer over a store, with the documented defaults.
     pub fn new(store: impl Store) -> Self {
         Self::builder(store).build()
     }
 
-    /// Begins a layer over a store, with other settings. Takes an `Arc<dyn Store>` as well.
+    /// Starts building a layer over a store, with other settings. An `Arc<dyn Store>` is accepted
+    /// as well.
     pub fn builder(store: impl Store) -> Builder {
         let matched = "the layer is inside of a router, where each layer that is added later is outside of it";
         let builder = layer::IdempotencyLayer::builder(store)
@@ -37,7 +38,8 @@ impl IdempotencyLayer {
         Builder(builder.inner_only::<MatchedPath>(matched))
     }
 
-    /// Puts the layer around a whole application. Layers that are added to the router that is returned are outside.
+    /// Puts the layer around a whole application. Layers that are added to the returned router are
+    /// outside.
     pub fn around(&self, app: Router) -> Router {
         Router::new().fallback_service(self.layer(app))
     }
@@ -47,13 +49,15 @@ impl IdempotencyLayer {
         Self(self.0.with_policy(policy))
     }
 
-    /// Returns a layer with another policy for one path, such as `/orders` or `/orders/{id}`, over the same engine. A policy without
-    /// a principal of its own has the layer's. [`IdempotencyLayer::endpoints`] tells of it from then on.
+    /// Returns a layer with another policy for one path, such as `/orders` or `/orders/{id}`, over
+    /// the same engine. A policy without a principal of its own gets the layer's.
+    /// [`IdempotencyLayer::endpoints`] includes it from then on.
     pub fn policy_for(&self, path: &str, policy: Policy) -> Self {
         Self(self.0.policy_for(path, policy))
     }
 
-    /// Returns a layer that refuses requests without a key at one path. Other paths take them as before.
+    /// Returns a layer that refuses requests without a key at one path. Other paths accept them as
+    /// before.
     pub fn require_key_for(&self, path: &str) -> Self {
         Self(self.0.require_key_for(path))
     }
@@ -63,27 +67,29 @@ impl IdempotencyLayer {
         Self(self.0.require_key())
     }
 
-    /// Returns a layer that takes only keys that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
+    /// Returns a layer that accepts only keys that `POST keys` of [`IdempotencyLayer::endpoints`]
+    /// issued.
     pub fn issued_keys(&self) -> Self {
         Self(self.0.issued_keys())
     }
 
-    /// Checks the policies, and opens the store before the first request does. [`serve`](crate::serve) does so.
+    /// Checks the policies, and opens the store before the first request does.
+    /// [`serve`](crate::serve) does so.
     ///
     /// # Errors
     ///
-    /// [`LayerError`] where a policy or a path is unusable, or the store does not open.
+    /// [`LayerError`] if a policy or a path is unusable, or if the store does not open.
     pub async fn start(&self) -> Result<(), LayerError> {
         self.0.start().await
     }
 
-    /// Returns the public paths `policy`, `operation` and `keys`, to be nested at `/.idempotency`; refusals link to them from then
-    /// on.
+    /// Returns the public paths `policy`, `operation` and `keys`, to be nested at `/.idempotency`.
+    /// Refusals link to them from then on.
     pub fn endpoints(&self) -> Endpoints {
         self.0.endpoints()
     }
 
-    /// Returns the engine: to drain it, to count.
+    /// Returns the engine: to drain it, to read its counts.
     pub fn engine(&self) -> &Engine {
         self.0.engine()
     }
@@ -107,7 +113,7 @@ impl<S> Layer<S> for IdempotencyLayer {
 pub struct Builder(layer::Builder);
 
 impl Builder {
-    /// Sets the namespace. Services that share a store have one each.
+    /// Sets the namespace. Services that share a store need one each.
     pub fn namespace(self, namespace: impl Into<String>) -> Self {
         Self(self.0.namespace(namespace))
     }
@@ -117,12 +123,13 @@ impl Builder {
         Self(self.0.policy(policy))
     }
 
-    /// Sets which parts of a request name the caller. See [`layer::Builder::principal`].
+    /// Sets the parts of a request that name the caller. See [`layer::Builder::principal`].
     pub fn principal(self, rule: impl Into<principal::PrincipalRule>) -> Self {
         Self(self.0.principal(rule))
     }
 
-    /// Names the caller by a closure over the head of a request. See [`layer::Builder::principal_with`].
+    /// Sets a closure that names the caller from the head of a request. See
+    /// [`layer::Builder::principal_with`].
     pub fn principal_with<N: Into<Vec<u8>>>(
         self,
         name: impl Fn(&request::Parts) -> Option<N> + Send + Sync + 'static,
@@ -130,12 +137,14 @@ impl Builder {
         Self(self.0.principal_with(name))
     }
 
-    /// Names the URI of a request as it was received. Unset: axum's original URI.
+    /// Sets a closure that returns the URI of a request as it was received. Unset: axum's original
+    /// URI.
     pub fn uri(self, uri: impl for<'a> Fn(&'a request::Parts) -> &'a Uri + Send + Sync + 'static) -> Self {
         Self(self.0.uri(uri))
     }
 
-    /// Says what an error of the inner service means. See [`layer::Builder::classify_error`].
+    /// Sets the disposition for errors of the inner service. See
+    /// [`layer::Builder::classify_error`].
     pub fn classify_error<E: 'static>(
         self,
         classify: impl Fn(&E) -> Option<Disposition> + Send + Sync + 'static,
@@ -143,7 +152,8 @@ impl Builder {
         Self(self.0.classify_error(classify))
     }
 
-    /// Logs a warning where a layer outside has made this extension. See [`layer::Builder::inner_only`].
+    /// Logs a warning if a layer outside has made this extension. See
+    /// [`layer::Builder::inner_only`].
     pub fn inner_only<T: Clone + Send + Sync + 'static>(self, why: &'static str) -> Self {
         Self(self.0.inner_only::<T>(why))
     }
@@ -153,22 +163,24 @@ impl Builder {
         Self(self.0.limits(limits))
     }
 
-    /// Sets the secret. Unset: the first process puts one into the store, and all others read it there.
+    /// Sets the secret. Unset: the first process writes one into the store, and all others read it
+    /// from there.
     pub fn secret(self, secret: Secret) -> Self {
         Self(self.0.secret(secret))
     }
 
-    /// Sets how keys are issued.
+    /// Sets the configuration of issued keys.
     pub fn issuing(self, issuing: IssuerConfig) -> Self {
         Self(self.0.issuing(issuing))
     }
 
-    /// Sets who is told what happens.
+    /// Sets the observer, which is notified of events.
     pub fn observer(self, observer: Arc<dyn Observer>) -> Self {
         Self(self.0.observer(observer))
     }
 
-    /// Sets the clock of claim holders. Tests of a service need none: the default follows tokio's paused time.
+    /// Sets the clock of claim holders. Tests of a service need not set it: the default follows
+    /// tokio's paused time.
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
         Self(self.0.clock(clock))
     }

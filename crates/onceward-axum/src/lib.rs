@@ -1,7 +1,8 @@
 //! Onceward for axum: a retried POST takes effect **once**.
 //!
-//! Put the layer *around the application*, so that all that commits, saves or scopes is inside of it: when a client disconnects,
-//! the request runs on with its sessions and transactions, and its final response is stored for the retry.
+//! Put the layer *around the application*, so that everything that commits, saves or scopes is
+//! inside of it. When a client disconnects, the request runs on with its sessions and transactions,
+//! and its final response is stored for the retry.
 //!
 //! # Example
 //!
@@ -32,16 +33,17 @@
 //! # }
 //! ```
 //!
-//! # What belongs outside, and what inside
+//! # Order of layers
 //!
-//! The table is in [`onceward::layer`]. A use per route, `.route_layer(once)`, protects as well, but each layer that is added to the
-//! router later is outside: a session or a transaction there is dropped with the connection, and the retry replays a success over
-//! nothing. The layer says so once in the log.
+//! The rules are in [`onceward::layer`]. A layer per route, `.route_layer(once)`, protects as well,
+//! but each layer that is added to the router later is outside. A session or a transaction there is
+//! dropped with the connection, and the retry replays a success although nothing was saved. The
+//! layer logs this once.
 //!
 //! # CORS
 //!
-//! The CORS layer belongs outside, for a browser hides a replay or a refusal without its headers. It must let pages send the key and
-//! read what became of it:
+//! The CORS layer belongs outside, since a browser hides a replay or a refusal without its headers.
+//! It must let pages send the key and read the outcome:
 //!
 //! ```
 //! # use tower_http::cors::CorsLayer;

@@ -1,4 +1,4 @@
-//! Serves, drains and waits.
+//! Server with a graceful shutdown that drains the engine.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -17,16 +17,17 @@ use tower_service::Service;
 
 use crate::IdempotencyLayer;
 
-/// How long what runs has to end after a shutdown began, unless [`Serve::drain_timeout`] says otherwise.
+/// Default time for running requests to end after a shutdown began. See [`Serve::drain_timeout`].
 const DRAIN: Duration = Duration::from_secs(30);
-/// How long the store has to take the last writes after that.
+/// Time for the store to accept the last writes after that.
 const FINAL_FLUSH: Duration = Duration::from_secs(5);
 
 /// Serves `app` as [`axum::serve()`] does, with the layer `once` around it or within it.
 ///
-/// The policies are checked and the store is opened before the first connection is taken. After the signal of
-/// [`with_graceful_shutdown`](Serve::with_graceful_shutdown) no new key is claimed, and the future ends once each request that runs
-/// has ended and its response is stored; those of clients that disconnected, too.
+/// The policies are checked and the store is opened before the first connection is accepted. After
+/// the signal of [`with_graceful_shutdown`](Serve::with_graceful_shutdown) no new key is claimed.
+/// The future ends once each running request has ended and its response is stored, including those
+/// of clients that disconnected.
 ///
 /// ```no_run
 /// # async fn run(listener: tokio::net::TcpListener, app: axum::Router, once: onceward_axum::IdempotencyLayer) -> std::io::Result<()> {
@@ -45,7 +46,7 @@ where
     Serve { listener, app, once: once.clone(), drain: DRAIN, service: std::marker::PhantomData }
 }
 
-/// A server that runs for ever. Made by [`serve`].
+/// Server that runs for ever. Created by [`serve`].
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct Serve<L, M, S> {
     listener: L,
@@ -56,7 +57,8 @@ pub struct Serve<L, M, S> {
 }
 
 impl<L, M, S> Serve<L, M, S> {
-    /// Sets how long what runs has to end after the signal (default: 30 s). What still runs then has an unknown outcome.
+    /// Sets the time for running requests to end after the signal (default: 30 s). Those that still
+    /// run then have an unknown outcome.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain = timeout;
         self
@@ -77,7 +79,7 @@ impl<L, M, S> fmt::Debug for Serve<L, M, S> {
     }
 }
 
-/// A server that shuts down gracefully. Made by [`Serve::with_graceful_shutdown`].
+/// Server that shuts down gracefully. Created by [`Serve::with_graceful_shutdown`].
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct WithGracefulShutdown<L, M, S, F> {
     serve: Serve<L, M, S>,
@@ -91,7 +93,8 @@ impl<L, M, S, F> fmt::Debug for WithGracefulShutdown<L, M, S, F> {
 }
 
 impl<L, M, S, F> WithGracefulShutdown<L, M, S, F> {
-    /// Sets how long what runs has to end after the signal (default: 30 s). What still runs then has an unknown outcome.
+    /// Sets the time for running requests to end after the signal (default: 30 s). Those that still
+    /// run then have an unknown outcome.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.serve.drain = timeout;
         self
@@ -140,7 +143,7 @@ where
             let server = axum::serve(listener, app).with_graceful_shutdown(async move {
                 signal.await;
                 draining.drain();
-                // An error only says that the server has failed.
+                // An error only means that the server has failed.
                 let _ = begin.send(after(drain));
             });
             let mut server = std::pin::pin!(server.into_future());
@@ -149,14 +152,15 @@ where
                 served = &mut server => return finish(served, &engine, after(drain)).await,
                 Ok(deadline) = begun => deadline,
             };
-            // A connection that stays open must not keep the process.
+            // A connection that stays open must not keep the process alive.
             let served = timeout_at(deadline, &mut server).await.unwrap_or(Ok(()));
             finish(served, &engine, deadline).await
         })
     }
 }
 
-/// Waits for what runs without a connection, and writes as unknown what does not end in time.
+/// Waits for requests that run without a connection, and writes those that do not end in time as
+/// unknown.
 async fn finish(served: io::Result<()>, engine: &Engine, deadline: Instant) -> io::Result<()> {
     engine.drain();
     tokio::select! {
@@ -169,17 +173,18 @@ async fn finish(served: io::Result<()>, engine: &Engine, deadline: Instant) -> i
         "requests still run at the end of the shutdown; their keys are unknown"
     );
     engine.abort();
-    // A store that does not respond must not keep the process: its claims are found lost at the next start.
+    // A store that does not respond must not keep the process alive: its claims are found lost at
+    // the next start.
     drop(timeout(FINAL_FLUSH, engine.drained()).await);
     served
 }
 
 fn after(timeout: Duration) -> Instant {
-    // A timeout that is longer than any clock goes is none.
+    // A timeout beyond the range of the clock is endless.
     Instant::now().checked_add(timeout).unwrap_or_else(|| Instant::now() + Duration::from_secs(30 * 365 * 24 * 3600))
 }
 
-/// Ends when the process is asked to stop: by SIGTERM or SIGINT (Ctrl-C).
+/// Resolves when the process is asked to stop: by SIGTERM or SIGINT (Ctrl-C).
 pub async fn shutdown_signal() {
     let interrupt = async {
         if tokio::signal::ctrl_c().await.is_err() {

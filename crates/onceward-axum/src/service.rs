@@ -13,7 +13,8 @@ use tower_service::Service;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Runs each request that has a key once. Made by [`IdempotencyLayer`](crate::IdempotencyLayer). Like a `Router` it can be handed to
+/// Executes each request that has a key once. Created by
+/// [`IdempotencyLayer`](crate::IdempotencyLayer). Like a `Router` it can be passed to
 /// [`serve`](crate::serve) as it is.
 #[derive(Clone, Debug)]
 pub struct Idempotency<S>(layer::Idempotency<Adapter<S>>);
@@ -48,7 +49,7 @@ where
     }
 }
 
-/// A connection is served by a clone.
+/// Serves each connection with a clone.
 impl<S, L> Service<IncomingStream<'_, L>> for Idempotency<S>
 where
     S: Clone,
@@ -94,7 +95,7 @@ where
     }
 }
 
-/// A body that was passed on is the service's own: it is not boxed again.
+/// Converts a body. A body that was passed on is the service's own, and is not boxed again.
 fn into_axum<B>(body: layer::Body<B>) -> Body
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -107,7 +108,7 @@ where
 }
 
 pin_project! {
-    /// The future of [`Idempotency`].
+    /// Future of [`Idempotency`].
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]

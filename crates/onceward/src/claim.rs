@@ -1,4 +1,4 @@
-//! The holder's handle: what an executing attempt may ask and declare.
+//! Handle of the claim holder: queries and declarations of an executing attempt.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -20,13 +20,14 @@ use crate::record::{AttemptId, FingerprintWithRules, Phase, PhaseKind, Record, V
 use crate::secret::{KeyHash, RecordId, hex};
 use crate::store::{Cas, Error};
 
-/// The right to execute, held by one attempt. It stands in the extensions of each keyed request that executes.
+/// The right to execute, held by one attempt. The extensions of each keyed request that executes
+/// contain it.
 #[derive(Clone)]
 pub struct Claim {
     pub(crate) held: Arc<Attempt>,
 }
 
-/// Another attempt overtook this one, or nobody can tell: nothing may be sent any more.
+/// Another attempt superseded this one, or ownership is unknown: nothing more may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SupersededError;
 
@@ -39,19 +40,21 @@ impl fmt::Display for SupersededError {
 impl std::error::Error for SupersededError {}
 
 impl Claim {
-    /// This attempt.
+    /// Returns the id of this attempt.
     pub fn attempt(&self) -> AttemptId {
         self.held.attempt
     }
 
-    /// Whether an earlier attempt with this key is known: one that was released, or, on an `at-least-once` route, one that
-    /// was lost and may have done part of the work.
+    /// Returns true if an earlier attempt with this key is known: one that was released, or, on an
+    /// `at-least-once` route, one that was lost and may have done part of the work.
     pub fn earlier_attempt(&self) -> bool {
         self.held.over().is_some()
     }
 
-    /// Declares how this attempt ends, whatever its answer's status says: [`Disposition::Released`] (it did nothing, the key is
-    /// free again) or [`Disposition::NotKept`] (it executed, but its answer must not be stored), or [`Disposition::Unknown`].
+    /// Declares how this attempt ends, overriding the status of its response:
+    /// [`Disposition::Released`] (it did nothing, and the key is free again),
+    /// [`Disposition::NotKept`] (it executed, but its response must not be stored), or
+    /// [`Disposition::Unknown`].
     pub fn declare(&self, fate: Disposition) {
         let code = match fate {
             Disposition::NotSent | Disposition::Released => 1,
@@ -61,15 +64,16 @@ impl Claim {
         self.held.declared.store(code, Ordering::Relaxed);
     }
 
-    /// Says that the first byte is about to go to the upstream, and returns once it may: a claim of which two thirds are
-    /// over is renewed before. A forwarding service awaits it right before it writes; for a handler the layer does.
+    /// Marks that the first byte is about to be sent upstream, and returns once it may be. A claim
+    /// that has used two thirds of its lease is renewed first. A forwarding service awaits this
+    /// right before it writes; for a handler the layer does.
     ///
     /// # Errors
     ///
     /// [`SupersededError`]: nothing may be sent; the attempt ends as [`Disposition::NotSent`].
     pub async fn mark_sending(&self) -> Result<(), SupersededError> {
         let held = &self.held;
-        // An overtaken holder's renewal fails, so the first look is the only one that it needs.
+        // The renewal of a superseded holder fails, so this one check at the start is enough.
         if held.was_overtaken() || (held.is_past_two_thirds() && !held.renew_boxed().await) {
             return Err(SupersededError);
         }
@@ -78,46 +82,51 @@ impl Claim {
         Ok(())
     }
 
-    /// Takes [`Claim::mark_sending`] back: it was not written after all, and surely never will be. A forwarding service says so
-    /// where the connection that it had taken turns out to be closed, before it makes another.
+    /// Reverts [`Claim::mark_sending`]: the request was not written, and surely never will be. A
+    /// forwarding service calls this if the connection that it had taken turns out to be closed,
+    /// before it opens another.
     pub fn mark_unsent(&self) {
         self.held.sent.store(false, Ordering::Relaxed);
     }
 
-    /// The value of `Onceward-Claim`: opaque, and unguessable.
+    /// Returns the value of `Onceward-Claim`: opaque and unguessable.
     pub fn header_value(&self) -> HeaderValue {
         let text = format!("{}.{}", hex(&self.held.id.0), hex(&self.held.attempt.0));
-        // Hexadecimal and a dot are always a header's value.
+        // Hexadecimal digits and a dot are always a valid header value.
         HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
-    /// What names the operation to support.
+    /// Returns the name of the operation, for support requests.
     pub fn instance(&self) -> String {
         self.held.id.instance()
     }
 
-    /// Returns the fingerprint that a request would have by the rules of this attempt, and whether that is its own.
+    /// Returns the fingerprint that a request would have by the rules of this attempt, and true if
+    /// it equals this attempt's own.
     pub(crate) fn fingerprint(&self, request: &Parts<'_>) -> Option<(Fingerprint, bool)> {
         let FingerprintWithRules { fingerprint, rules, .. } = &self.held.print;
         let other = rules.fingerprint(self.held.shared.keys()?, request);
         Some((other, other == *fingerprint))
     }
 
-    /// Says that the streamed rest of the answer was cut, until the store took it.
+    /// Marks the streamed rest of the response as truncated, and retries until the store has
+    /// written it.
     pub(crate) async fn mark_truncated(&self) {
         let held = &self.held;
-        // First: whoever still writes down that there was an answer writes from now on that nobody knows.
+        // Set first: any concurrent write that records a response then records an unknown outcome
+        // instead.
         held.cut.store(true, Ordering::SeqCst);
         held.shared.retry_until(|| held.mark_truncated()).await;
     }
 
-    /// Notes that the response has begun: from now on its client is not sent away by `upstream_timeout`.
+    /// Marks that the response has begun: `upstream_timeout` no longer applies to its client.
     pub(crate) fn response_began(&self) {
         self.held.response_began.store(true, Ordering::Relaxed);
     }
 
-    /// Postpones the end of the attempt: its response is handed on now, and its record stays in flight until the returned
-    /// handle says how it ended. A handle that is dropped says [`AttemptEnd::Unknown`].
+    /// Postpones the end of the attempt: its response is passed on now, and its record stays in
+    /// flight until the returned handle reports the end. Dropping the handle reports
+    /// [`AttemptEnd::Unknown`].
     pub(crate) fn end_later(&self) -> LaterEnd {
         let (end, receiver) = oneshot::channel();
         let (written, is_written) = oneshot::channel();
@@ -144,22 +153,22 @@ impl fmt::Debug for Claim {
     }
 }
 
-/// Says how an attempt ended whose response was handed on before its end.
+/// Reports the end of an attempt whose response was passed on before that end.
 pub(crate) struct LaterEnd {
     end: oneshot::Sender<AttemptEnd>,
     is_written: oneshot::Receiver<()>,
 }
 
 impl LaterEnd {
-    /// Says how it ended. The returned future resolves once that is stored.
+    /// Reports the end. The returned future resolves once it is stored.
     pub(crate) fn send(self, end: AttemptEnd) -> oneshot::Receiver<()> {
-        // Nobody listens where the drain's limit is over: the end is written as unknown there.
+        // After the drain timeout there is no receiver: the end is then written as unknown.
         let _ = self.end.send(end);
         self.is_written
     }
 }
 
-/// What is known of an attempt, from when its claim is asked for until it is written how it ended.
+/// State of an attempt, from the request for its claim until its end is written.
 pub(crate) struct Attempt {
     pub(crate) shared: Arc<Shared>,
     pub(crate) id: RecordId,
@@ -168,32 +177,34 @@ pub(crate) struct Attempt {
     pub(crate) attempt: AttemptId,
     pub(crate) print: FingerprintWithRules,
     pub(crate) policy: Arc<Policy>,
-    /// When the attempt began, by the wall clock: a hint.
+    /// Start of the attempt, by the wall clock: a hint.
     pub(crate) began: Duration,
-    /// What the claim replaced, if it was more than an insert.
+    /// The version that the claim replaced, unless the claim was an insert.
     over: OnceLock<Version>,
-    /// When the last sign of life was *sent*, in microseconds of the holder's clock.
+    /// When the last confirmed renewal was *sent*, in microseconds of the holder's clock.
     confirmed: AtomicU64,
     sent: AtomicBool,
     overtaken: AtomicBool,
-    /// The answer that was handed on as it came broke off.
+    /// The response was truncated while it was being streamed.
     cut: AtomicBool,
     response_began: AtomicBool,
     declared: AtomicU8,
-    /// Where the end of the attempt comes from if its response was handed on before, and whom to tell that it is stored.
+    /// Receiver of the attempt's end if its response was passed on before, and the sender that
+    /// confirms that the end is stored.
     later_end: Mutex<Option<(oneshot::Receiver<AttemptEnd>, oneshot::Sender<()>)>>,
-    /// The place of the execution. It is free again when nobody holds the claim any more: neither the engine nor the task
-    /// that reads a response which was handed on.
+    /// Permit of the execution. It is released when nobody holds the claim any more: neither the
+    /// engine nor the task that reads a response which was passed on.
     place: Mutex<Option<ExecutionPermit>>,
-    /// One renewal at a time: the loop's and the one before the first byte may meet.
+    /// Serializes renewals: the renewal loop and the renewal before the first byte may be
+    /// concurrent.
     renewing: tokio::sync::Mutex<()>,
-    /// What the client is told whose patience ends before the execution.
+    /// Response to a client whose timeout ends before the execution does.
     pub(crate) impatience: TimeoutResponse,
-    /// Whether this is the record of a redirected request, and not of the key's first one.
+    /// True if this is the record of a redirected request, not that of the key's first request.
     pub(crate) is_redirected: bool,
 }
 
-/// The word to a client whose patience ends: it may be spoken before anybody listens.
+/// Response to a client that has timed out. It may be sent before the receiver subscribes.
 #[derive(Default)]
 pub(crate) struct TimeoutResponse(Mutex<Option<Word>>);
 
@@ -206,7 +217,7 @@ impl TimeoutResponse {
     pub(crate) fn tell(&self, problem: Problem) {
         let mut word = self.0.lock();
         match word.take() {
-            // An error only says that the client went away.
+            // An error only means that the client has disconnected.
             Some(Word::Awaited(sender)) => drop(sender.send(Box::new(problem))),
             _ => *word = Some(Word::Spoken(Box::new(problem))),
         }
@@ -235,7 +246,7 @@ impl Attempt {
         Arc::new(Self::begin(shared, id, principal, key_hash, print, policy))
     }
 
-    /// The attempt of the same request at the record that a redirect has led to.
+    /// Returns the attempt of the same request at the record of a redirect's target.
     pub(crate) fn redirected(&self, id: RecordId) -> Arc<Self> {
         let (shared, policy) = (Arc::clone(&self.shared), Arc::clone(&self.policy));
         let attempt = Self::begin(shared, id, self.principal, self.key_hash, self.print.clone(), policy);
@@ -275,31 +286,32 @@ impl Attempt {
         }
     }
 
-    /// The claim was won: by a write that was sent then, over what was there.
+    /// Records that the claim was acquired, by a write sent at `sent_at` that replaced the version
+    /// `over`.
     pub(crate) fn on_acquired(&self, sent_at: Duration, over: Option<Version>) {
         self.confirmed.store(micros(sent_at), Ordering::Relaxed);
         if let Some(version) = over {
-            // A claim is won once.
+            // A claim is acquired once.
             let _ = self.over.set(version);
         }
     }
 
-    /// What the claim replaced, if it was more than an insert.
+    /// Returns the version that the claim replaced, unless the claim was an insert.
     pub(crate) fn over(&self) -> Option<Version> {
         self.over.get().copied()
     }
 
-    /// The record of this attempt in a phase.
+    /// Returns the record of this attempt in a phase.
     pub(crate) fn record(&self, phase: Phase) -> Record {
         Record { key_hash: self.key_hash, attempt: self.attempt, phase }
     }
 
-    /// The record of this attempt while it executes.
+    /// Returns the record of this attempt while it executes.
     pub(crate) fn record_in_flight(&self) -> Record {
         self.record(Phase::InFlight { print: self.print.clone(), lease: self.policy.lease, began: self.began })
     }
 
-    /// Where the record stands if nobody touched it.
+    /// Returns the version that the record has unless another write has replaced it.
     pub(crate) fn in_flight(&self) -> Version {
         Version { attempt: self.attempt, stage: PhaseKind::InFlight }
     }
@@ -308,22 +320,22 @@ impl Attempt {
         Duration::from_micros(self.confirmed.load(Ordering::Relaxed))
     }
 
-    /// Whether the first byte may have been sent.
+    /// Returns true if the first byte may have been sent.
     pub(crate) fn was_sent(&self) -> bool {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Whether its answer broke off after it had begun to go to the client.
+    /// Returns true if its response was truncated after streaming to the client had begun.
     pub(crate) fn was_truncated(&self) -> bool {
         self.cut.load(Ordering::SeqCst)
     }
 
-    /// The record of this attempt where nobody knows whether it executed.
+    /// Returns the record of this attempt for an unknown outcome.
     pub(crate) fn record_unknown(&self) -> Record {
         self.record(Phase::Unknown { print: self.print.clone() })
     }
 
-    /// Takes a place among the executions. Returns false if none is free.
+    /// Acquires an execution permit. Returns false if none is free.
     pub(crate) fn take_place(&self) -> bool {
         let place = self.shared.begin_execution();
         let is_taken = place.is_some();
@@ -339,7 +351,7 @@ impl Attempt {
         self.response_began.load(Ordering::Relaxed)
     }
 
-    /// Takes the channel of [`Claim::end_later`], if the end was postponed.
+    /// Takes the channels of [`Claim::end_later`], if the end was postponed.
     pub(crate) fn take_later_end(&self) -> Option<(oneshot::Receiver<AttemptEnd>, oneshot::Sender<()>)> {
         self.later_end.lock().take()
     }
@@ -348,8 +360,9 @@ impl Attempt {
         self.overtaken.load(Ordering::Relaxed)
     }
 
-    /// Whether an end of this attempt, kept by a write whose answer was lost, can be past its retention and its tombstone by now:
-    /// it was not there before the last sign of life.
+    /// Returns true if a completion of this attempt, written by a request whose response was lost,
+    /// could already have passed its retention and tombstone. The completion cannot be older than
+    /// the last confirmed renewal.
     pub(crate) fn may_have_ended(&self) -> bool {
         let known = self.policy.retention.saturating_add(self.policy.tombstone);
         self.shared.clock.now().saturating_sub(self.confirmed()) >= known
@@ -359,18 +372,19 @@ impl Attempt {
         self.shared.clock.now().saturating_sub(self.confirmed()) > self.policy.lease / 3 * 2
     }
 
-    /// [`Attempt::renew`], where it is rare: not in each request's own future.
+    /// Boxes [`Attempt::renew`] for rare callers, so that not every request's future contains it.
     fn renew_boxed(&self) -> Boxed<'_, bool> {
         Box::pin(self.renew())
     }
 
-    /// Gives a sign of life. Returns whether the store took it.
+    /// Renews the claim. Returns true if the store accepted the renewal.
     pub(crate) async fn renew(&self) -> bool {
         let _one = self.renewing.lock().await;
         let sent_at = self.shared.clock.now();
         let record = self.record_in_flight();
         let mut over = self.in_flight();
-        // Given up as unknown meanwhile, it is claimed back from there; forgotten by the store, it is claimed anew.
+        // If the record was meanwhile marked unknown, the claim is restored from there; if the
+        // store lost it, the claim is inserted again.
         for _ in 0..3 {
             let found = match self.shared.compare_and_swap(&self.id, over, &record).await {
                 Ok(Cas::Swapped) => return self.is_alive(sent_at),
@@ -385,7 +399,7 @@ impl Attempt {
                             "the store forgot a claim whose holder lives");
                         return self.is_alive(sent_at);
                     }
-                    // The next turn looks whose it is.
+                    // The next iteration checks which attempt owns it.
                     Ok(Some(_)) => {}
                     Err(error) => return self.is_not_renewed(&error),
                 },
@@ -406,11 +420,11 @@ impl Attempt {
         false
     }
 
-    /// Says that the streamed rest of the answer was cut, so that nobody believes it was whole.
+    /// Marks the streamed rest of the response as truncated, so that nobody takes it for complete.
     async fn mark_truncated(&self) -> Result<(), Error> {
         let unknown = self.record_unknown();
         let mut over = Version { attempt: self.attempt, stage: PhaseKind::Completed };
-        // The word that there is an answer may come in between, once.
+        // The write that records a response may come in between, once.
         for _ in 0..4 {
             match self.shared.compare_and_swap(&self.id, over, &unknown).await? {
                 Cas::Swapped => break,
@@ -424,7 +438,7 @@ impl Attempt {
     }
 }
 
-/// The record and the attempt that a value of `Onceward-Claim` names.
+/// Parses the record id and the attempt id from a value of `Onceward-Claim`.
 pub(crate) fn parse_header(value: &HeaderValue) -> Option<(RecordId, AttemptId)> {
     let (id, attempt) = value.to_str().ok()?.split_once('.')?;
     Some((RecordId(unhex(id)?), AttemptId(unhex(attempt)?)))
@@ -437,7 +451,7 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     }
     for (at, byte) in bytes.iter_mut().enumerate() {
         let digits = text.get(2 * at..2 * at + 2)?;
-        // A sign is no digit, though `from_str_radix` takes it.
+        // A plus sign is not a digit, but `from_str_radix` accepts it.
         *byte = u8::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'))?;
     }
     Some(bytes)

@@ -1,4 +1,4 @@
-//! Time is asked of a clock, so that tests can move it.
+//! Clock abstraction, so that tests can control the time.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -9,35 +9,37 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-/// What tells the time.
+/// Source of time.
 pub trait Clock: Debug + Send + Sync + 'static {
-    /// Time since some fixed moment; never goes back while the process lives.
+    /// Returns the time since some fixed moment. Never goes back while the process lives.
     fn now(&self) -> Duration;
 
-    /// Time since 1970 by the wall clock, which may be wrong and may jump. For hints, and for ages over a restart.
+    /// Returns the time since 1970 by the wall clock, which may be wrong and may jump. For hints,
+    /// and for ages across a restart.
     fn wall(&self) -> Duration;
 
-    /// Ends once `now` has reached `until`.
+    /// Resolves once `now` has reached `until`.
     fn sleep_until(&self, until: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// The machine's own time. Under tokio's paused time (`#[tokio::test(start_paused = true)]`) this clock stands still and moves
-/// with tokio's, so that a test of a service needs no clock of its own.
+/// System time. Under tokio's paused time (`#[tokio::test(start_paused = true)]`) this clock stops
+/// and advances with tokio's, so that a test of a service needs no clock of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
-/// The moment that [`SystemClock::now`] counts from.
+/// Returns the moment that [`SystemClock::now`] counts from.
 fn origin() -> Instant {
     static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     *ORIGIN.get_or_init(Instant::now)
 }
 
-/// Longest time that a timer is set to: a sleep until [`Duration::MAX`] is one that never ends.
+/// Longest timeout of a timer: a sleep until [`Duration::MAX`] never ends.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 impl Clock for SystemClock {
     fn now(&self) -> Duration {
-        // Tokio's, for the timers are tokio's: of two clocks, one that stands still makes each loop over a timer spin.
+        // Tokio's clock, since the timers are tokio's: with two clocks, one of them stopped, each
+        // loop over a timer would spin.
         tokio::time::Instant::now().into_std().saturating_duration_since(origin())
     }
 
@@ -51,7 +53,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved, for tests.
+/// Clock that stops until it is advanced, for tests.
 ///
 /// ```
 /// use std::time::Duration;
@@ -73,7 +75,7 @@ struct Manual {
 }
 
 impl ManualClock {
-    /// Moves the clock, and wakes who has slept long enough.
+    /// Advances the clock, and wakes the sleepers that are due.
     pub fn advance(&self, by: Duration) {
         let mut manual = self.0.lock();
         manual.now += by;

@@ -1,11 +1,13 @@
-//! How a record is written as bytes: numbered fields, a version, a checksum.
+//! Encoding of a record as bytes: numbered fields, a version, a checksum.
 //!
-//! `version (1 byte) · checksum (8 bytes) · fields (protobuf)`. The checksum covers the record's id too, so that bytes that
-//! belong to another key do not pass. Fields may be added to a version as long as a reader without them decides the same;
-//! else the version goes up, and an older process says `record_unreadable` instead of guessing.
+//! `version (1 byte) · checksum (8 bytes) · fields (protobuf)`. The checksum covers the record's id
+//! too, so that bytes of another key are rejected. Fields may be added to a version if a reader
+//! without them decides the same. Otherwise the version is raised, and an older process reports
+//! `record_unreadable` instead of guessing.
 //!
-//! Version 1 had the first bytes of a BLAKE3 as its checksum, version 2 has an XXH3, which takes a tenth of the time. Both notice
-//! what a disk or a wire does; neither has a key, and whoever can write into the store can write either.
+//! The checksum of version 1 is the first bytes of a BLAKE3 hash, that of version 2 an XXH3, which
+//! takes a tenth of the time. Both detect errors of a disk or a wire. Neither has a key: a process
+//! that can write to the store can write either.
 
 mod reader;
 mod writer;
@@ -23,34 +25,35 @@ use crate::store::Error;
 use reader::Fields;
 use writer::Writer;
 
-/// The version that is written.
+/// Version that is written.
 pub const VERSION: u8 = 2;
 
 const HEADER: usize = 9;
 
-/// Writes a record.
+/// Encodes a record.
 pub fn encode(id: &RecordId, record: &Record) -> Bytes {
     let mut bytes = Vec::new();
     write(&mut bytes, id, record);
     bytes.into()
 }
 
-/// Writes a record behind what is there.
+/// Appends an encoded record.
 pub(crate) fn write(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) {
     sealed(bytes, id, |fields| fields.record(record));
 }
 
-/// Writes the answer of a completed record alone, for a store that keeps it apart from what is left without it.
+/// Appends the encoded response of a completed record alone, for a store that holds it apart from
+/// the rest of the record.
 #[cfg(feature = "redis")]
 pub(crate) fn write_answer(bytes: &mut Vec<u8>, id: &RecordId, record: &Record) {
     sealed(bytes, id, |fields| fields.answer(record));
 }
 
-/// Reads the answer that belongs to what is left of its record: a tombstone of the same attempt.
+/// Decodes the response that belongs to the rest of its record: a tombstone of the same attempt.
 ///
 /// # Errors
 ///
-/// Those of [`decode`], and where it is another's.
+/// Those of [`decode`], and an error if the response belongs to another attempt.
 #[cfg(feature = "redis")]
 pub(crate) fn decode_answer(id: &RecordId, bytes: &Bytes, left: &Record) -> Result<Record, Error> {
     let Phase::Tombstone { print, keep, .. } = &left.phase else { return Err(damaged("answer")) };
@@ -59,7 +62,7 @@ pub(crate) fn decode_answer(id: &RecordId, bytes: &Bytes, left: &Record) -> Resu
     Ok(Record { key_hash: left.key_hash, attempt: left.attempt, phase })
 }
 
-/// Writes the version, the checksum, and what `write` writes.
+/// Writes the version, the checksum, and the output of `write`.
 fn sealed(bytes: &mut Vec<u8>, id: &RecordId, write: impl FnOnce(&mut Writer<'_>)) {
     let begin = bytes.len();
     bytes.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -68,11 +71,12 @@ fn sealed(bytes: &mut Vec<u8>, id: &RecordId, write: impl FnOnce(&mut Writer<'_>
     bytes[begin + 1..begin + HEADER].copy_from_slice(&sum);
 }
 
-/// Reads a record.
+/// Decodes a record.
 ///
 /// # Errors
 ///
-/// [`Error::unreadable`]: another version, a checksum that fails, rules or a phase that this process does not know.
+/// [`Error::unreadable`]: another version, a checksum that fails, or rules or a phase that this
+/// process does not know.
 pub fn decode(id: &RecordId, bytes: &Bytes) -> Result<Record, Error> {
     unsealed(id, bytes)?.record()
 }
@@ -106,7 +110,7 @@ fn checksum(id: &RecordId, version: u8, fields: &[u8]) -> [u8; 8] {
     xxh3_64_with_seed(fields, xxh3_64(&of)).to_le_bytes()
 }
 
-/// The numbers of the fields. They are for ever: one that is no longer used is not used again.
+/// Field numbers. They are permanent: a number that is no longer used is never reused.
 mod tag {
     pub(super) const STAGE: u32 = 1;
     pub(super) const ATTEMPT: u32 = 2;
@@ -121,14 +125,14 @@ mod tag {
     pub(super) const HEAD: u32 = 11;
     pub(super) const BEGAN_MS: u32 = 12;
 
-    /// Within a fingerprint.
+    /// Fields of a fingerprint.
     pub(super) mod print {
         pub(in super::super) const FINGERPRINT: u32 = 1;
         pub(in super::super) const VERSION: u32 = 2;
         pub(in super::super) const KIND: u32 = 3;
         pub(in super::super) const HEADER: u32 = 4;
-        /// The digest by a newer construction, with these fields again. What stands beside it is
-        /// for a process that does not know that one.
+        /// The digest by a newer construction, with these same fields. The fields beside it are for
+        /// a process that does not know that construction.
         pub(in super::super) const NEWER: u32 = 5;
         pub(in super::super) const HOSTS: u32 = 6;
         pub(in super::super) const EXCEPT: u32 = 7;
@@ -137,17 +141,18 @@ mod tag {
         pub(in super::super) const MEMBERS: u32 = 10;
     }
 
-    /// Within an answer, and within what is left of one that is not kept.
+    /// Fields of a response, and of the head of one that is not stored.
     pub(super) mod reply {
         pub(in super::super) const STATUS: u32 = 1;
         pub(in super::super) const HEADER: u32 = 2;
         pub(in super::super) const BODY: u32 = 3;
         pub(in super::super) const LOCATION: u32 = 2;
-        /// A reader that does not know it refuses the redirected request as another one, as all did before.
+        /// A reader that does not know this field refuses the redirected request as a mismatch, as
+        /// all versions before it did.
         pub(in super::super) const REDIRECT: u32 = 4;
     }
 
-    /// Within a header.
+    /// Fields of a header.
     pub(super) mod header {
         pub(in super::super) const NAME: u32 = 1;
         pub(in super::super) const VALUE: u32 = 2;
@@ -160,7 +165,7 @@ const RELEASED: u8 = 3;
 const UNKNOWN: u8 = 4;
 const TOMBSTONE: u8 = 5;
 
-/// The number of a stage, for whoever keeps it beside the record, too.
+/// Returns the number of a phase kind, also for stores that write it beside the record.
 pub(crate) fn number(stage: PhaseKind) -> u8 {
     match stage {
         PhaseKind::InFlight => IN_FLIGHT,
@@ -171,13 +176,13 @@ pub(crate) fn number(stage: PhaseKind) -> u8 {
     }
 }
 
-/// The numbers of how bodies are compared.
+/// Numbers of body kinds.
 const EXACT: u64 = 0;
 const FORM: u64 = 2;
 const JSON: u64 = 3;
 const AUTO: u64 = 4;
 
-/// The number of a rule that leaves the authority out.
+/// Number of the rule that leaves the authority out.
 const SAME_HOSTS: u64 = 1;
 
 fn executed_number(executed: Executed) -> u64 {
@@ -192,7 +197,7 @@ fn damaged(what: &str) -> Error {
     Error::unreadable(format!("the record's {what} cannot be read"))
 }
 
-/// A duration beyond what fits is as good as for ever.
+/// Returns milliseconds. A duration that does not fit is as good as endless.
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

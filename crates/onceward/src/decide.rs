@@ -1,7 +1,8 @@
-//! The rule: what may be done with a key, given what a store found.
+//! Decision rules: the permitted operations on a key, given the stored record.
 //!
-//! Pure functions of what was found, what is asked and the policy. Every question that the engine, the sweep or an operator
-//! has about a record is answered here, and nowhere else; `model/` explores these very functions.
+//! Pure functions of the stored record, the request and the policy. Every question that the engine,
+//! the sweep or an operator has about a record is decided here, and nowhere else. `model/` explores
+//! these same functions.
 //!
 //! ```text
 //!                   claim                       complete                         retention
@@ -20,27 +21,28 @@ use crate::fingerprint::Fingerprint;
 use crate::policy::Guarantee;
 use crate::record::{AttemptId, Executed, Phase, PhaseKind, Record, Retained, StoredRecord, Version};
 
-/// What a record means at this moment, whoever asks.
+/// State that a record is in at this moment, the same for every caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EffectiveState<'a> {
-    /// Nothing is known, or nothing that binds: the key is free.
+    /// No record that still applies exists: the key is free.
     Free,
-    /// Its holder is believed to be alive.
+    /// Its holder is presumed to be alive.
     InFlight {
-        /// How long since its last sign of life.
+        /// Time since its last renewal.
         age: Duration,
-        /// How long it is still believed.
+        /// Time until its lease expires.
         left: Duration,
     },
-    /// Its holder is lost: it may or may not have executed.
+    /// Its holder is lost: the request may or may not have been executed.
     Lost,
-    /// Executed; this is kept of the answer.
+    /// Executed; carries the retained response or its head.
     Completed(&'a Retained),
-    /// Known, but no longer its answer.
+    /// Executed or settled in the past; its response is no longer retained.
     Expired(Executed),
 }
 
-/// Reads a record. Retention is looked at before all else, so that an answer is never shown longer than was promised.
+/// Derives the effective state of a record. Retention is checked first, so that a response is never
+/// returned past its retention.
 pub fn effective_state(found: &StoredRecord) -> EffectiveState<'_> {
     let StoredRecord { record, age, owner_lost } = found;
     match &record.phase {
@@ -58,29 +60,29 @@ pub fn effective_state(found: &StoredRecord) -> EffectiveState<'_> {
     }
 }
 
-/// What becomes of a request that came with a key.
+/// Decision for a request that has a key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClaimDecision<'a> {
-    /// It may execute, as a new attempt that replaces what was found.
+    /// Execute it, as a new attempt that replaces the stored record.
     Execute,
-    /// It gets the first answer, or is told that there was one.
+    /// Return the first response, or report that there was one.
     Replay(&'a Retained),
-    /// Another is executing.
+    /// Another attempt is executing.
     InFlight {
-        /// How long since its last sign of life.
+        /// Time since its last renewal.
         age: Duration,
-        /// How long it is still believed.
+        /// Time until its lease expires.
         left: Duration,
     },
-    /// It is another request than the key's first.
+    /// The request differs from the key's first request.
     Mismatch,
-    /// Nobody can tell whether the first was executed.
+    /// The outcome of the first request is unknown.
     Unknown,
-    /// The first was executed longer ago than answers are kept.
+    /// The response's retention is over.
     Expired(Executed),
 }
 
-/// A request asks to execute. `asked` is its fingerprint, by the rules of the record that was found.
+/// Decides a request to execute. `asked` is its fingerprint, by the rules of the stored record.
 pub fn claim<'a>(found: &'a StoredRecord, asked: &Fingerprint, guarantee: Guarantee) -> ClaimDecision<'a> {
     let standing = effective_state(found);
     let same = found.record.print().is_none_or(|print| print.fingerprint == *asked);
@@ -95,8 +97,9 @@ pub fn claim<'a>(found: &'a StoredRecord, asked: &Fingerprint, guarantee: Guaran
     }
 }
 
-/// Returns the fingerprint that the request has at the target of a redirect, as long as that redirect is kept. A request with
-/// the same key that has it is the redirected one, and has a record of its own.
+/// Returns the fingerprint that the request has at the target of a redirect, while that redirect is
+/// stored. A request with the same key and this fingerprint is the redirected one, and has its own
+/// record.
 pub fn redirect(found: &StoredRecord) -> Option<Fingerprint> {
     match effective_state(found) {
         EffectiveState::Completed(Retained::Response(reply)) => reply.redirect,
@@ -104,43 +107,46 @@ pub fn redirect(found: &StoredRecord) -> Option<Fingerprint> {
     }
 }
 
-/// Returns true if an attempt that replaced this version follows one that may have executed. No response releases it: "not
-/// executed" says nothing of the earlier attempt, so that the outcome stays unknown.
+/// Returns true if an attempt that replaced this version follows one that may have executed. No
+/// response releases such an attempt: "not executed" says nothing about the earlier attempt, so the
+/// outcome stays unknown.
 pub fn follows_unknown(over: Option<Version>) -> bool {
     over.is_some_and(|over| matches!(over.stage, PhaseKind::InFlight | PhaseKind::Unknown))
 }
 
-/// What becomes of the word of an attempt that ended: completed, or unknown.
+/// Decision for the completion of an attempt, or for its unknown end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FinalizeDecision<'a> {
-    /// It is written over this version.
+    /// Write it over this version.
     Write {
-        /// What it replaces.
+        /// The version that it replaces.
         over: Version,
-        /// The attempt had been given up as released, and ran all the same: worth an auditor's look.
+        /// The attempt had been recorded as released, yet it ran: an event for the audit log.
         audited: bool,
     },
-    /// This attempt's end is already kept; the word changes nothing.
+    /// The end of this attempt is already stored; nothing changes.
     AlreadyRecorded(&'a Record),
-    /// Another attempt overtook it.
+    /// Another attempt superseded it.
     Superseded(SupersededBy<'a>),
-    /// Nothing is there. As long as no end of this attempt can have been kept and forgotten since, the store lost its memory of
-    /// the claim, which nothing else deletes: to be inserted. Else refused.
+    /// No record exists. Claims are never deleted, so the store has lost data. Insert the
+    /// completion, unless a completion of this attempt may already have been stored and expired;
+    /// then reject it.
     Missing,
 }
 
-/// What the client of an overtaken attempt gets.
+/// Response for the client of a superseded attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SupersededBy<'a> {
-    /// The winner's answer, or that there was one.
+    /// The winner's response, or the fact that there was one.
     Response(&'a Retained),
     /// The winner is still executing.
     Running,
-    /// The winner has no answer either: the client gets its own, marked `not-stored`.
+    /// The winner has no response either: the client gets its own, marked `not-stored`.
     None,
 }
 
-/// Attempt `attempt`, of a request with fingerprint `asked`, says that it executed, with an answer.
+/// Decides the completion of `attempt`, whose request has the fingerprint `asked`: it executed, and
+/// has a response.
 pub fn complete<'a>(found: Option<&'a StoredRecord>, attempt: AttemptId, asked: &Fingerprint) -> FinalizeDecision<'a> {
     let Some(found) = found else { return FinalizeDecision::Missing };
     let over = found.record.version();
@@ -152,14 +158,15 @@ pub fn complete<'a>(found: Option<&'a StoredRecord>, attempt: AttemptId, asked: 
     }
 }
 
-/// Attempt `attempt` says that it was interrupted after its first byte was sent.
+/// Decides the end of `attempt` if it was interrupted after its first byte was sent.
 pub fn unknown<'a>(found: Option<&'a StoredRecord>, attempt: AttemptId, asked: &Fingerprint) -> FinalizeDecision<'a> {
     let Some(found) = found else { return FinalizeDecision::Missing };
     let over = found.record.version();
     match &found.record.phase {
         _ if found.record.attempt != attempt => overtaken(found, asked),
         Phase::InFlight { .. } => FinalizeDecision::Write { over, audited: false },
-        // It was declared as not executed, yet its first byte was sent: the honest state is that nobody knows.
+        // It was declared as not executed, yet its first byte was sent: the only correct state is
+        // unknown.
         Phase::Released { .. } => FinalizeDecision::Write { over, audited: true },
         Phase::Unknown { .. } | Phase::Completed { .. } | Phase::Tombstone { .. } => {
             FinalizeDecision::AlreadyRecorded(&found.record)
@@ -167,7 +174,8 @@ pub fn unknown<'a>(found: Option<&'a StoredRecord>, attempt: AttemptId, asked: &
     }
 }
 
-/// Attempt `attempt` says that the answer whose head it kept, or is about to keep, was cut on its way.
+/// Returns the version to replace with an unknown outcome if `attempt` has recorded, or is about to
+/// record, the head of a response that was truncated.
 pub fn truncated(found: Option<&StoredRecord>, attempt: AttemptId) -> Option<Version> {
     let found = found?;
     match &found.record.phase {
@@ -180,26 +188,28 @@ pub fn truncated(found: Option<&StoredRecord>, attempt: AttemptId) -> Option<Ver
     }
 }
 
-/// What becomes of the word that an attempt sent nothing.
+/// Decision for an attempt that reports that it sent nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// It is written over this version.
+    /// Write it over this version.
     Write(Version),
-    /// Nothing is there: it is left as a small record, so that the claim, should it still arrive, finds the key taken.
+    /// No record exists: insert a small record, so that the claim, should it still arrive, finds
+    /// the key taken.
     Insert,
-    /// Nothing to do: it is released already, or the key is another attempt's.
+    /// Nothing to do: it is released already, or the key belongs to another attempt.
     Done,
 }
 
-/// Attempt `attempt` says that it sent nothing, or that its status is declared as released. `over` is what its claim was to
-/// replace, if it was more than an insert: a claim whose fate is not known may still arrive there.
+/// Decides the release of `attempt`, which sent nothing or whose status is declared as released.
+/// `over` is the version that its claim was to replace, unless the claim was an insert: a claim
+/// whose outcome is unknown may still arrive there.
 pub fn release(found: Option<&StoredRecord>, attempt: AttemptId, over: Option<Version>) -> Release {
     let Some(found) = found else { return Release::Insert };
     let version = found.record.version();
     match &found.record.phase {
         Phase::InFlight { .. } | Phase::Unknown { .. } if version.attempt == attempt => Release::Write(version),
-        // What no longer binds makes place for the claim, should it still arrive: over this very version, or by an insert
-        // once the sweep has removed it.
+        // A record that no longer applies is replaced, for the claim may still arrive: over this
+        // very version, or by an insert once the sweep has removed the record.
         _ if version.attempt != attempt
             && effective_state(found) == EffectiveState::Free
             && (Some(version) == over || sweep(found) == Sweep::Forget) =>
@@ -210,18 +220,20 @@ pub fn release(found: Option<&StoredRecord>, attempt: AttemptId, over: Option<Ve
     }
 }
 
-/// What becomes of a sign of life.
+/// Decision for a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renew {
-    /// It is written over this version: nobody overtook the attempt, though it may have been given up.
+    /// Write it over this version: the attempt was not superseded, though it may have been marked
+    /// unknown.
     Write(Version),
-    /// Nothing is there: the store lost its memory of the claim, which is made anew if nobody else was quicker.
+    /// No record exists: the store lost the claim. Insert it again, unless a concurrent request
+    /// does first.
     Insert,
-    /// Another attempt has the key, or this one's end is kept.
+    /// Another attempt has the key, or the end of this one is stored.
     Lost,
 }
 
-/// Attempt `attempt` says that it is alive.
+/// Decides a renewal by `attempt`.
 pub fn renew(found: Option<&StoredRecord>, attempt: AttemptId) -> Renew {
     match found {
         None => Renew::Insert,
@@ -233,23 +245,24 @@ pub fn renew(found: Option<&StoredRecord>, attempt: AttemptId) -> Renew {
     }
 }
 
-/// What the sweep does about a record.
+/// Decision of the sweep for a record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sweep {
-    /// Nothing yet.
+    /// Nothing is due yet.
     Leave,
-    /// Its holder is lost: it is written as unknown, for the gauge and the operators. Every look says so already.
+    /// Its holder is lost: write it as unknown, for the gauge and the operators. Every read already
+    /// treats it so.
     Write(Phase),
-    /// It binds nobody any more.
+    /// The record no longer applies to any request: delete it.
     Forget,
 }
 
-/// The sweep looks at a record. It never deletes a claim or an unknown.
+/// Decides what the sweep does with a record. A claim or an unknown record is never deleted.
 pub fn sweep(found: &StoredRecord) -> Sweep {
     match (effective_state(found), &found.record.phase) {
         (EffectiveState::Lost, Phase::InFlight { print, .. }) => Sweep::Write(Phase::Unknown { print: print.clone() }),
         (EffectiveState::Expired(executed), Phase::Completed { print, retention, tombstone, .. }) => {
-            // The tombstone ends when it was promised to, however late the sweep comes.
+            // The tombstone ends at the promised time, even if the sweep runs late.
             let keep = retention.saturating_add(*tombstone).saturating_sub(found.age);
             Sweep::Write(Phase::Tombstone { print: print.clone(), executed, keep })
         }
@@ -262,7 +275,8 @@ pub fn sweep(found: &StoredRecord) -> Sweep {
 fn overtaken<'a>(found: &'a StoredRecord, asked: &Fingerprint) -> FinalizeDecision<'a> {
     let same = found.record.print().is_none_or(|print| print.fingerprint == *asked);
     FinalizeDecision::Superseded(match effective_state(found) {
-        // Released in between, the key went to another request: its answer is not this client's to see.
+        // The key was released in between, and went to another request: its response must not be
+        // shown to this client.
         _ if !same => SupersededBy::None,
         EffectiveState::Completed(kept) => SupersededBy::Response(kept),
         EffectiveState::InFlight { .. } => SupersededBy::Running,

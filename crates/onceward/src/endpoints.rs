@@ -1,4 +1,5 @@
-//! The public paths: `policy` tells what is protected and how, `operation` what became of a key, `keys` issues one.
+//! Public paths: `policy` describes the protected routes, `operation` returns the status of a key,
+//! `keys` issues a key.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -26,7 +27,7 @@ use crate::principal::{KeySpace, Principal, ScopePart, UnidentifiedCallerError};
 use crate::problem::{Code, Problem};
 use crate::wire::{self, Outcome};
 
-/// Serves `GET policy`, `GET operation` and `POST keys` below wherever it is mounted.
+/// Serves `GET policy`, `GET operation` and `POST keys` at any mount path.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
     shared: Arc<Shared>,
@@ -38,18 +39,19 @@ struct Shared {
     policy: Policy,
     routes: Vec<(String, Policy)>,
     hooks: Hooks,
-    /// Which of `routes` a path belongs to.
+    /// Index into `routes` by path.
     routes_by_path: matchit::Router<usize>,
 }
 
-/// Principal and key space under which a record of a key may be.
+/// Principal and key space under which the record of a key may be.
 type Place = (Principal, KeySpace);
 
 impl Endpoints {
     pub(crate) fn new(engine: Engine, policy: Policy, routes: Vec<(String, Policy)>) -> Self {
         let mut routes_by_path = matchit::Router::new();
         for (at, (pattern, _)) in routes.iter().enumerate() {
-            // A pattern that is none, or stands twice, matches nothing: its paths are under the policy of all others.
+            // An invalid or duplicate pattern matches nothing: the default policy applies to its
+            // paths.
             let normal = paths::pattern(pattern).unwrap_or_else(|_| pattern.clone());
             if routes_by_path.insert(normal, at).is_err() {
                 tracing::warn!(pattern, "the pattern cannot be matched, so no keys are issued for it");
@@ -58,7 +60,7 @@ impl Endpoints {
         Self { shared: Arc::new(Shared { engine, policy, routes, hooks: Hooks::default(), routes_by_path }) }
     }
 
-    /// Names the caller as the layer does.
+    /// Sets the hooks, so that callers are named as in the layer.
     pub(crate) fn hooks(mut self, hooks: Hooks) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.hooks = hooks;
@@ -81,7 +83,8 @@ impl<B: Send + 'static> Service<Request<B>> for Endpoints {
         let (mut head, _) = request.into_parts();
         shared.hooks.name_caller(&mut head);
         Box::pin(async move {
-            // Mounted with or without its prefix, the last part of the path tells.
+            // Mounted with or without its prefix, the last segment of the path identifies the
+            // endpoint.
             let name = head.uri.path().rsplit('/').next().unwrap_or_default();
             let response = match (name, &head.method) {
                 ("policy", &Method::GET | &Method::HEAD) => shared.policy(&head.headers),
@@ -129,7 +132,7 @@ impl Shared {
         body(StatusCode::OK, "application/json", policy.to_string())
     }
 
-    /// What a refusal's `type` and `Link` lead to: an anchor per code.
+    /// Renders the page that the `type` and `Link` of a refusal lead to, with an anchor per code.
     fn page(&self) -> String {
         let mut page = String::from(
             "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
@@ -157,7 +160,7 @@ impl Shared {
         page
     }
 
-    /// Issues a key to whoever asks, for the route of the path that the query names.
+    /// Issues a key to the caller, for the route of the path that the query names.
     async fn issue(&self, head: &request::Parts) -> Response<Bytes> {
         let policy = named_path(head).map_or(&self.policy, |path| self.policy_of(&path));
         let principal = match policy.identify(head) {
@@ -173,7 +176,7 @@ impl Shared {
         }
     }
 
-    /// The policy of a path.
+    /// Returns the policy of a path.
     fn policy_of(&self, path: &str) -> &Policy {
         let route = self.routes_by_path.at(&paths::normal(path)).ok().and_then(|found| self.routes.get(*found.value));
         route.map_or(&self.policy, |(_, policy)| policy)
@@ -184,13 +187,14 @@ impl Shared {
         self.engine.refusal(error.code()).detail(error.detail())
     }
 
-    /// Where the records of a key may be: under each distinct rule and scope, or of the path that the query names.
+    /// Returns the places where the records of a key may be: under each distinct rule and scope, or
+    /// those of the path that the query names.
     ///
-    /// Also returns true if there may be more, in scopes that cannot be told without the path.
+    /// Also returns true if there may be more, in scopes that cannot be derived without the path.
     ///
     /// # Errors
     ///
-    /// The refusal where no rule can tell the caller.
+    /// The refusal, if no rule can identify the caller.
     fn places(&self, head: &request::Parts) -> Result<(Vec<Place>, bool), Box<Problem>> {
         let path = named_path(head);
         let all = [("", &self.policy)].into_iter().chain(self.routes.iter().map(|(path, policy)| (&**path, policy)));
@@ -209,7 +213,7 @@ impl Shared {
                     continue;
                 }
             };
-            // A pattern that stands for itself is the path.
+            // A pattern without parameters is itself the path.
             let uri =
                 Some(path).filter(|path| !path.is_empty() && !path.contains('{')).and_then(|path| path.parse().ok());
             let uri: Uri = match uri {
@@ -220,7 +224,7 @@ impl Shared {
                 }
                 None => Uri::default(),
             };
-            // Without a method in the scope, each gives the same.
+            // If the method is not part of the scope, each gives the same place.
             for method in &policy.methods {
                 let place = (principal, policy.scope.of(&policy.route, method, &uri, &head.headers));
                 if !places.contains(&place) {
@@ -236,7 +240,7 @@ impl Shared {
         }
     }
 
-    /// What became of a key: in the first place where something is known of it.
+    /// Returns the status of a key, from the first place that has a record for it.
     async fn look(
         &self,
         key: &Key,
@@ -245,7 +249,7 @@ impl Shared {
     ) -> (Result<KeyStatus, Problem>, Principal) {
         let mut free = Principal::Anonymous;
         for (principal, space) in places {
-            // Only where it runs is there anything to wait for.
+            // Only a place with a record in flight makes this call wait.
             match self.engine.lookup(key, principal, space, wait).await {
                 Ok(KeyStatus::Free) => free = *principal,
                 look => return (look, *principal),
@@ -271,7 +275,7 @@ impl Shared {
         let wait = wire::prefer_wait(headers);
         let (look, principal) = self.look(&key, &places, wait).await;
         let mut response = match (look, principal) {
-            // A page that believed that nothing is known would make a new order.
+            // A client that took the key for free would place a new order.
             (Ok(KeyStatus::Free), _) if needs_path => engine
                 .refusal(Code::OutcomeUnknown)
                 .detail("Keys are separate by path here. Ask with the path of the request: GET operation?path=/orders, for example.")
@@ -304,14 +308,15 @@ impl Shared {
     }
 }
 
-/// The path that the query names, for which a key is, or was, meant.
+/// Returns the path that the query names, to which the key belongs.
 fn named_path(head: &request::Parts) -> Option<String> {
     let query = head.uri.query().unwrap_or_default();
     let path = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "path").map(|(_, path)| path);
     path.filter(|path| path.starts_with('/')).map(std::borrow::Cow::into_owned)
 }
 
-/// What an anonymous caller is told: anybody could be asking, so the answer itself is not shown.
+/// Returns the response to an anonymous caller: the request could come from anybody, so the stored
+/// response itself is not returned.
 fn state_of(look: &KeyStatus) -> Response<Bytes> {
     let (outcome, executed, seconds) = match look {
         KeyStatus::Replay(_) => (Outcome::Stored, "yes", None),
@@ -363,7 +368,8 @@ fn describe(policy: &Policy) -> Value {
     })
 }
 
-/// Where a key may stand besides `Idempotency-Key`, as people type it.
+/// Returns the names of the places besides `Idempotency-Key` that may contain a key, as used in
+/// settings.
 fn key_sources(policy: &Policy) -> Vec<&str> {
     let members = policy.key_members.iter().map(Pointer::as_str);
     policy.key_headers.iter().map(HeaderName::as_str).chain(members).collect()

@@ -1,7 +1,9 @@
-//! The loop of a keyed request: claim, renew, execute, keep; and what is said when any of it fails.
+//! Engine of a keyed request: claims the key, renews the claim, executes, stores the end, and maps
+//! each failure to a response.
 //!
-//! Read it from the top: [`Engine::run`] is the whole life of a request. `decide` judges, the store keeps, and what stands
-//! here is only the order of things and what becomes of each failure.
+//! [`Engine::run`] is the entry point, and handles a request from start to end. `decide` makes the
+//! decisions, and the store persists them. This module contains only the order of the steps and the
+//! handling of failures.
 
 mod acquire;
 mod cache;
@@ -49,81 +51,84 @@ use callers::Callers;
 use detach::DetachOnDrop;
 use init::StoreSession;
 
-/// What executes at most once: the request, and how to run it.
+/// Operation that executes at most once: a request, and the way to run it.
 pub trait Operation: Send + Sized + 'static {
-    /// The answer for the client that began it.
+    /// Response for the client that began it.
     type Response: Send + 'static;
 
-    /// The request's fingerprint, by the given rules.
+    /// Returns the request's fingerprint, by the given rules.
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint;
 
-    /// The same, with what a record keeps besides.
+    /// Returns the fingerprint, with the details that a record contains besides.
     fn print(&self, rules: &Arc<Rules>, keys: &HashKeys) -> FingerprintWithRules {
         FingerprintWithRules::new(self.fingerprint(rules, keys), Arc::clone(rules))
     }
 
-    /// Names what differs between this request and the one of a record, if the record tells.
+    /// Returns a description of the difference between this request and the one of a record, if the
+    /// record has the details for it.
     fn difference(&self, _print: &FingerprintWithRules, _keys: &HashKeys) -> Option<String> {
         None
     }
 
-    /// Whether an execution that takes too long runs on until its end, for dropping it half way would leave part of its work done.
-    /// Otherwise it is dropped when nobody waits for it any longer.
+    /// Returns true if an execution that takes too long runs on until its end, because dropping it
+    /// half way would leave its work partly done. Otherwise it is dropped when nobody waits for it
+    /// any longer.
     fn survives_timeout(&self) -> bool {
         false
     }
 
-    /// Executes. No client's hang-up ends it: without a caller it goes on in a task.
+    /// Executes. A client disconnect does not cancel it: without a caller it continues in a task.
     fn execute(self: Box<Self>, claim: Claim) -> impl Future<Output = Execution<Self::Response>> + Send;
 }
 
-/// How an execution ended.
+/// Result of an execution.
 #[derive(Debug)]
 pub struct Execution<T> {
-    /// The answer for the client.
+    /// The response for the client.
     pub answer: Result<T, Code>,
-    /// What is kept of it.
+    /// The end to store.
     pub end: AttemptEnd,
 }
 
-/// What is kept of an execution.
+/// End of an attempt, as it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttemptEnd {
-    /// It executed, and this was its whole answer.
+    /// Executed, with this whole response.
     Completed(Arc<StoredResponse>),
-    /// It executed, and its answer is not kept.
+    /// Executed, but its response is not stored.
     NotKept(Head),
-    /// It did not execute; those who waited for it get this answer.
+    /// Not executed. The duplicates that waited for it get this response.
     Released(Option<Arc<StoredResponse>>),
-    /// It may or may not have executed.
+    /// Possibly executed: the outcome is unknown.
     Unknown,
 }
 
-/// What a request asks.
+/// Request with a key.
 #[derive(Clone, Debug)]
 pub struct KeyedRequest {
     /// The key.
     pub key: Key,
-    /// Who asks.
+    /// The caller.
     pub principal: Principal,
-    /// What separates the key besides its caller.
+    /// The key space: what separates the key besides its caller.
     pub space: KeySpace,
     /// The route's policy.
     pub policy: Arc<Policy>,
-    /// How long the client is ready to wait for another's answer, if it says.
+    /// Time that the client is ready to wait for another attempt's response, if it sent a
+    /// preference.
     pub wait: Option<Duration>,
 }
 
-/// What a keyed request gets.
+/// Outcome of a keyed request.
 #[derive(Debug)]
 pub enum RunOutcome<T> {
-    /// The answer of its own execution.
+    /// The response of its own execution.
     Own(T, Outcome),
-    /// The first answer again.
+    /// The first response, replayed.
     Replay(Arc<StoredResponse>),
-    /// The answer of a released attempt that it waited for.
+    /// The response of a released attempt that it waited for.
     Released(Arc<StoredResponse>),
-    /// A refusal. Boxed, for it is rare, and answers are moved often.
+    /// A refusal. Boxed, since it is rare, and outcomes are moved often.
     Refused(Box<Problem>),
 }
 
@@ -133,20 +138,20 @@ impl<T> RunOutcome<T> {
     }
 }
 
-/// What became of a key, for whoever asks without a request.
+/// Status of a key, for a caller without a request.
 #[derive(Debug)]
 pub enum KeyStatus {
-    /// Nothing is known that binds.
+    /// No record that still applies exists.
     Free,
-    /// An attempt is executing; ask again after so many seconds.
+    /// An attempt is executing; carries the seconds after which to ask again.
     InFlight(u64),
-    /// The first answer.
+    /// The first response.
     Replay(Arc<StoredResponse>),
-    /// A refusal says it.
+    /// A refusal that describes the status.
     Refused(Problem),
 }
 
-/// The engine: one per process and store. Clones share it.
+/// Engine: one per process and store. Clones share it.
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -166,10 +171,10 @@ impl Engine {
         }
     }
 
-    /// Does `operation` once, or says what became of it.
+    /// Runs `operation` once, or returns the outcome of its key.
     ///
-    /// All of it is polled in the caller's task, as long as the caller is there. From the moment on when a claim was sent it may go
-    /// away: then a task goes on.
+    /// Runs in the caller's task. If the caller drops this future after the claim was sent, the
+    /// rest runs in a spawned task.
     pub async fn run<O: Operation>(&self, ask: &KeyedRequest, operation: Box<O>) -> RunOutcome<O::Response> {
         let shared = &self.shared;
         if let Err(error) = ask.policy.check() {
@@ -205,36 +210,38 @@ impl Engine {
         answer
     }
 
-    /// Opens the store: reads or creates the secret, and checks it. Done by the first request otherwise.
+    /// Opens the store: reads or creates the secret, and checks it. Otherwise the first request
+    /// does so.
     ///
     /// # Errors
     ///
-    /// The store's, and where it belongs to another secret.
+    /// The store's, and an error if the store belongs to another secret.
     pub async fn start(&self) -> Result<(), Error> {
         self.shared.open().await.map(drop)
     }
 
-    /// Writes, reads back and replays a synthetic key, so that a store that never replays is noticed before it matters.
+    /// Writes, reads back and replays a synthetic key, so that a store that never replays is
+    /// detected before it matters.
     ///
     /// # Errors
     ///
-    /// Says what the store did not do.
+    /// Describes what the store failed to do.
     pub async fn self_test(&self) -> Result<(), Error> {
         self.shared.open().await?;
         self.shared.self_test().await
     }
 
-    /// From now on no new claims: replays and refusals go on.
+    /// Begins a graceful shutdown: no new claims are accepted. Replays and refusals go on.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
     }
 
-    /// Whether [`Engine::drain`] was called.
+    /// Returns true if [`Engine::drain`] was called.
     pub fn is_draining(&self) -> bool {
         self.shared.draining.load(Ordering::SeqCst)
     }
 
-    /// Ends when nothing is executing, detached or not, and nothing is left to be written down.
+    /// Resolves when nothing is executing, detached or not, and no write is pending.
     pub async fn drained(&self) {
         loop {
             let ended = self.shared.idle.notified();
@@ -245,28 +252,30 @@ impl Engine {
         }
     }
 
-    /// Writes whatever still executes as unknown, at once. Await [`Engine::drained`] after it.
+    /// Writes all attempts that still execute as unknown, at once. Await [`Engine::drained`] after
+    /// it.
     pub fn abort(&self) {
         self.shared.abort.send_replace(true);
     }
 
-    /// How many claims are being made, executing, or being written down in this process.
+    /// Returns the number of claims that are being made, executing, or being finalized in this
+    /// process.
     pub fn in_flight(&self) -> usize {
         self.shared.running.load(Ordering::SeqCst)
     }
 
-    /// Takes a place for an execution, until the permit is dropped: for requests without a key, which the engine never sees.
-    /// `None`: all of [`Limits::executions`] are taken.
+    /// Acquires an execution permit, which is released when it is dropped: for requests without a
+    /// key, which the engine never sees. `None`: all of [`Limits::executions`] are in use.
     pub fn begin_execution(&self) -> Option<ExecutionPermit> {
         self.shared.begin_execution()
     }
 
-    /// The number of requests that execute in this process, with or without a key.
+    /// Returns the number of requests that execute in this process, with or without a key.
     pub fn executing(&self) -> usize {
         self.shared.limits.executions.saturating_sub(self.shared.executions.available_permits())
     }
 
-    /// The store.
+    /// Returns the store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store
     }
@@ -280,17 +289,17 @@ impl Engine {
         self.shared.timed("census", self.shared.store.stats()).await
     }
 
-    /// The limits.
+    /// Returns the limits.
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
     }
 
-    /// Something that the drain waits for, until it is dropped.
+    /// Returns a guard that [`Engine::drained`] waits for, until it is dropped.
     pub(crate) fn running(&self) -> Running {
         Running::begin(&self.shared)
     }
 
-    /// Ends when the drain's limit is over.
+    /// Resolves when [`Engine::abort`] was called.
     pub(crate) async fn aborted(&self) {
         wait_aborted(&mut self.shared.abort.subscribe()).await;
     }
@@ -303,7 +312,8 @@ impl Engine {
         &self.shared.clock
     }
 
-    /// Whether a claim is one of this engine's, for a request with this key; or with whatever key, where the request has none.
+    /// Returns true if a claim is one of this engine's, for a request with this key. Any key
+    /// matches if the request has none.
     pub(crate) fn is_own(&self, claim: &Claim, key: Option<&Key>) -> bool {
         let same_key = || match (key, self.shared.opened.get()) {
             (Some(key), Some(opened)) => opened.keys.key_hash(key) == claim.held.key_hash,
@@ -313,8 +323,9 @@ impl Engine {
         Arc::ptr_eq(&claim.held.shared, &self.shared) && same_key()
     }
 
-    /// Whether `header`, the value of an `Onceward-Claim`, names an attempt that is in flight in this store, for a request with this
-    /// fingerprint: another Onceward in front holds the claim. The ids are unguessable, so nobody else can name one.
+    /// Returns true if `header`, the value of an `Onceward-Claim`, names an attempt that is in
+    /// flight in this store, for a request with this fingerprint: another Onceward in front holds
+    /// the claim. The ids are unguessable, so nobody else can name one.
     pub(crate) async fn is_claimed(
         &self,
         header: &HeaderValue,
@@ -338,13 +349,14 @@ impl Engine {
         }
     }
 
-    /// A refusal before a record was looked at.
+    /// Creates a refusal for a request whose record was not read.
     pub(crate) fn refusal(&self, code: Code) -> Problem {
         let instance = format!("urn:onceward:{}", crate::secret::hex(&AttemptId::random().0[..12]));
         Problem::new(code, instance).endpoints(self.shared.mount.get().map(String::as_str))
     }
 
-    /// Says where the public paths are, so that refusals link to them. The first word counts.
+    /// Sets the path at which the public paths are mounted, so that refusals link to them. Only the
+    /// first call has an effect.
     pub(crate) fn mounted_at(&self, mount: &str) {
         let _ = self.shared.mount.set(mount.trim_end_matches('/').to_owned());
     }
@@ -353,8 +365,8 @@ impl Engine {
         self.shared.mount.get().map(String::as_str)
     }
 
-    /// Looks once for what is due, and does it. Returns how many records were looked at. The engine does so itself every
-    /// second; tests that move a clock need not wait for it.
+    /// Processes due records once. Returns the number of records that were processed. The engine
+    /// does so itself every second; tests that move a clock need not wait for it.
     ///
     /// # Errors
     ///
@@ -364,17 +376,19 @@ impl Engine {
     }
 }
 
-/// Begins the life of a request, and waits for what its client is told.
+/// Runs the request, and waits for its client's outcome.
 async fn begin<O: Operation>(held: &Arc<Attempt>, operation: Box<O>) -> Begun<O> {
     let mut life = live(Arc::clone(held), operation);
-    // No caller goes away within a poll: what ends in its first needs nobody who cares for it.
+    // A caller cannot be dropped within a poll, so a request that ends in its first poll needs no
+    // guard.
     match poll_immediate(&mut life).await {
         Some(ended) => ended.told(),
         None => go_on(held, life).await,
     }
 }
 
-/// Goes on until the client is told: when the life ends, or earlier, where patience does. Without a caller, a task goes on.
+/// Runs the request until its client gets an outcome: at the end of the request, or earlier, at its
+/// timeout. If the caller is dropped, a task continues it.
 fn go_on<O: Operation>(held: &Attempt, life: Boxed<'static, Ended<O>>) -> Boxed<'static, Begun<O>> {
     let life = DetachOnDrop::new(life);
     let impatience = held.impatience.listen();
@@ -406,47 +420,48 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Services that share a store have a namespace each.
+    /// Sets the namespace. Services that share a store need one each.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
         self
     }
 
-    /// The limits.
+    /// Sets the limits.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// The secret. Unset: the first process puts one into the store, and all others read it there.
+    /// Sets the secret. Unset: the first process writes one into the store, and all others read it
+    /// from there.
     pub fn secret(mut self, secret: Secret) -> Self {
         self.secret = Some(secret);
         self
     }
 
-    /// How keys are issued.
+    /// Sets the configuration of issued keys.
     pub fn issuing(mut self, issuing: IssuerConfig) -> Self {
         self.issuing = issuing;
         self
     }
 
-    /// Who is told what happens.
+    /// Sets the observer, which is notified of events.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
         self
     }
 
-    /// The holder's clock.
+    /// Sets the clock of claim holders.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// The engine.
+    /// Builds the engine.
     pub fn build(self) -> Engine {
-        // More than a semaphore has would be no bound in any case.
+        // A bound over the semaphore's own maximum would be none anyway.
         let executions = Arc::new(Semaphore::new(self.limits.executions.min(Semaphore::MAX_PERMITS)));
-        // A store in this very memory answers as fast as a copy would.
+        // A store in this process's memory responds as fast as a cache would.
         let caches = self.limits.cache > 0 && !self.store.info().in_process;
         Engine {
             shared: Arc::new(Shared {
@@ -475,11 +490,11 @@ impl Builder {
     }
 }
 
-/// A place for an execution, among up to [`Limits::executions`]. Dropping it frees the place.
+/// Permit for an execution, one of up to [`Limits::executions`]. Dropping it releases the permit.
 #[derive(Debug)]
 pub struct ExecutionPermit(#[allow(dead_code, reason = "held, and dropped")] OwnedSemaphorePermit);
 
-/// What all requests share.
+/// State that all requests share.
 pub(crate) struct Shared {
     store: Arc<dyn Store>,
     cache: Option<Cache>,
@@ -490,14 +505,14 @@ pub(crate) struct Shared {
     issuing: IssuerConfig,
     observer: Option<Arc<dyn Observer>>,
     opened: OnceCell<StoreSession>,
-    /// The store belongs to another secret now.
+    /// True once the store belongs to another secret.
     is_foreign: AtomicBool,
-    /// A task of some runtime sweeps.
+    /// True while a task of some runtime sweeps.
     is_sweeping: AtomicBool,
     waiters: Arc<Waiters>,
     callers: Callers,
     executions: Arc<Semaphore>,
-    /// When it may be logged again that no place was left, in seconds of the clock.
+    /// When the message that no permit was free may be logged again, in seconds of the clock.
     full_logged: AtomicU64,
     running: AtomicUsize,
     idle: Notify,
@@ -506,7 +521,7 @@ pub(crate) struct Shared {
     mount: OnceLock<String>,
 }
 
-/// Something that the drain waits for.
+/// Guard of work that the drain waits for.
 pub(crate) struct Running(Arc<Shared>);
 
 impl Running {
@@ -524,7 +539,7 @@ impl Drop for Running {
     }
 }
 
-/// The bound on executions is logged at most once in so many seconds.
+/// Least time between two log messages about the bound on executions, in seconds.
 const FULL_LOGGED_SECONDS: u64 = 10;
 
 impl Shared {
@@ -580,7 +595,7 @@ impl Shared {
         if code == Code::StoreUnavailable { problem.retry_after(1) } else { problem }
     }
 
-    /// Inserts, unless this process knows what is there.
+    /// Inserts, unless this process has the record in its cache.
     pub(crate) async fn insert(&self, id: &RecordId, record: &Record) -> Result<Option<StoredRecord>, Error> {
         if let Some(found) = self.cached(id) {
             return Ok(Some(found));
@@ -600,7 +615,7 @@ impl Shared {
         Ok(replaced)
     }
 
-    /// What is there, as the store says, or as it said a moment ago.
+    /// Returns the stored record, from the store or from the cache.
     async fn get(&self, id: &RecordId) -> Result<Option<StoredRecord>, Error> {
         if let Some(found) = self.cached(id) {
             return Ok(Some(found));
@@ -610,7 +625,7 @@ impl Shared {
         Ok(found)
     }
 
-    /// The keys of the hashes, once the store is open.
+    /// Returns the keys of the hashes, once the store is open.
     pub(crate) fn keys(&self) -> Option<&HashKeys> {
         self.opened.get().map(|opened| &opened.keys)
     }
@@ -640,7 +655,8 @@ impl Shared {
         self.timed("meta", self.store.get_or_insert_meta(name, value)).await
     }
 
-    /// Asks the store, no longer than it may take. No timer is made for a store that answers at once.
+    /// Runs a store operation with its timeout. No timer is created for a store that responds at
+    /// once.
     async fn timed<T: Send + 'static>(&self, op: &'static str, mut asked: StoreFuture<'_, T>) -> Result<T, Error> {
         let sent = self.observed_now();
         if let Some(answer) = poll_immediate(&mut asked).await {
@@ -674,20 +690,21 @@ impl Shared {
         }
     }
 
-    /// What time it is, where somebody is told how long things take.
+    /// Returns the time, if there is an observer for durations.
     fn observed_now(&self) -> Option<Duration> {
         self.observer.as_ref().map(|_| self.clock.now())
     }
 }
 
-/// Ends when the drain's limit is over.
+/// Resolves when the drain's timeout is over.
 async fn wait_aborted(aborted: &mut watch::Receiver<bool>) {
     if aborted.wait_for(|aborted| *aborted).await.is_err() {
-        // Without an engine nobody can give up any more.
+        // Without an engine nothing can be aborted any more.
         std::future::pending().await
     }
 }
 
-/// A future on the heap, made within a plain function: one that is boxed within an `async fn` takes its place in that one's
-/// future all the same, and each request's is as large as the largest path through it.
+/// Future on the heap, made within a plain function. A future that is boxed within an `async fn`
+/// takes up space in that function's own future anyway, and each request's future is as large as
+/// the largest path through it.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,17 +1,19 @@
-//! Places where a test ends or stops this process, and bugs that a test plants to see that its checker finds them.
+//! Failpoints at which a test aborts or stops this process, and planted bugs by which a test
+//! validates its checker.
 //!
-//! Neither is there without its feature: [`reach`] is then empty and [`planted`] is `false` for the compiler. With
-//! `failpoints`, `ONCEWARD_FAILPOINT` says where: `claim-after@3` aborts when that point is reached for the third time,
-//! `claim-after@3+20` 20 ms later, `claim-after@3 stop` stops the process there instead, until somebody continues it. With
-//! `planted`, `ONCEWARD_PLANTED` names the bug.
+//! Both need a feature: without it [`reach`] is empty, and [`planted`] is `false` for the compiler.
+//! With `failpoints`, `ONCEWARD_FAILPOINT` names the point: `claim-after@3` aborts when that point
+//! is reached for the third time, `claim-after@3+20` 20 ms later, and `claim-after@3 stop` stops
+//! the process there instead, until it is continued. With `planted`, `ONCEWARD_PLANTED` names the
+//! bug.
 
-/// The variable that says where.
+/// Environment variable that names the failpoint.
 pub const FAILPOINT: &str = "ONCEWARD_FAILPOINT";
 
-/// The variable that names the bug.
+/// Environment variable that names the planted bug.
 pub const PLANTED: &str = "ONCEWARD_PLANTED";
 
-/// Every point, in the order of a request's life; then the store's.
+/// All failpoints, in the order in which a request reaches them; then the store's.
 pub const POINTS: [&str; 10] = [
     "claim-before",
     "claim-after",
@@ -25,38 +27,38 @@ pub const POINTS: [&str; 10] = [
     "compaction",
 ];
 
-/// This point is reached.
+/// Marks a failpoint. Empty without the feature.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn reach(_point: &'static str) {}
 
-/// This point is reached: ends or stops the process if it was told to.
+/// Marks a failpoint: aborts or stops the process if it is armed.
 #[cfg(feature = "failpoints")]
 pub fn reach(point: &'static str) {
     armed::reach(point);
 }
 
-/// Whether the process is to end or stop at this point, which is then made to be reached.
+/// Returns true if this failpoint is armed, so that the caller makes sure to reach it.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub const fn is_armed(_point: &'static str) -> bool {
     false
 }
 
-/// Whether the process is to end or stop at this point, which is then made to be reached.
+/// Returns true if this failpoint is armed, so that the caller makes sure to reach it.
 #[cfg(feature = "failpoints")]
 pub fn is_armed(point: &'static str) -> bool {
     armed::order().is_some_and(|order| order.point == point)
 }
 
-/// Whether this bug was planted.
+/// Returns true if this bug is planted.
 #[cfg(not(feature = "planted"))]
 #[inline(always)]
 pub const fn planted(_bug: &'static str) -> bool {
     false
 }
 
-/// Whether this bug was planted.
+/// Returns true if this bug is planted.
 #[cfg(feature = "planted")]
 pub fn planted(bug: &'static str) -> bool {
     static NAMED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
@@ -100,10 +102,10 @@ mod armed {
             return;
         }
         match order.later {
-            // Nothing is unwound, nothing is flushed: as `kill -9` would, but exactly here.
+            // Nothing is unwound and nothing is flushed: like `kill -9`, but exactly here.
             None if !order.stop => abort(),
             None => {
-                // It returns once somebody has continued this process.
+                // Returns once the process has been continued.
                 let _ = Command::new("kill").args(["-s", "STOP", &id().to_string()]).stdin(Stdio::null()).status();
             }
             Some(later) => drop(std::thread::spawn(move || {

@@ -1,9 +1,9 @@
-//! Fingerprints: a keyed digest of a request. A key that comes back with another fingerprint is
+//! Fingerprints: a keyed digest of a request. A key that is reused with a different fingerprint is
 //! refused.
 //!
 //! Two constructions exist, and both stay: a record names the version that its digest was made
-//! with, and a retry is compared by that one. [`VERSION`] reads forms and JSON, counts
-//! preconditions and brings the authority into one form.
+//! with, and a retry is compared by that version. [`VERSION`] parses forms and JSON, includes
+//! preconditions and normalises the authority.
 
 mod authority;
 pub(crate) mod coding;
@@ -28,7 +28,7 @@ use form_v1::Form as FormV1;
 pub use json::JsonError;
 pub use pointer::{ParsePointerError, Pointer};
 
-/// The digest of a request, under [`Rules`].
+/// Digest of a request, under [`Rules`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
 
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Fingerprint {
     }
 }
 
-/// How bodies are compared.
+/// Comparison of bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
@@ -47,19 +47,19 @@ pub enum Kind {
     Auto,
     /// Byte by byte.
     Exact,
-    /// Forms by their fields and files, whatever the boundary and the escapes, without the CSRF
-    /// fields of frameworks. All else byte by byte.
+    /// Forms by their fields and files, regardless of the boundary and the escapes, without the
+    /// CSRF fields of frameworks. All else byte by byte.
     Form,
-    /// JSON by its values, whatever the white space, the order of members and the escapes. All else
-    /// as [`Kind::Auto`].
+    /// JSON by its values, regardless of white space, the order of members and escapes. All else as
+    /// [`Kind::Auto`].
     Json,
 }
 
 impl Kind {
-    /// Every kind, in the order in which the docs name them.
+    /// All kinds, in the order of the docs.
     pub const ALL: [Self; 4] = [Self::Auto, Self::Exact, Self::Form, Self::Json];
 
-    /// Returns the name that people type.
+    /// Returns the name used in settings.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -70,43 +70,44 @@ impl Kind {
     }
 }
 
-/// Whether requests to two hosts can be the same request.
+/// Handling of requests to two hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hosts {
-    /// Another authority is another request.
+    /// A request to another authority is a different request.
     #[default]
     Distinct,
-    /// All authorities are names of one service: none is part of the fingerprint.
+    /// All authorities are names of one service: the fingerprint excludes the authority.
     Same,
 }
 
-/// Which members of a JSON body a fingerprint of [`Kind::Json`] is made of.
+/// Members of a JSON body that a fingerprint of [`Kind::Json`] includes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Members {
     /// All of them.
     #[default]
     All,
-    /// All but these.
+    /// All except these.
     Except(Vec<Pointer>),
-    /// These only.
+    /// Only these.
     Only(Vec<Pointer>),
 }
 
-/// What a fingerprint is made of. A record keeps the rules that it was made with, and a retry is
-/// computed by those, so that a change of the rules does not turn honest retries into mismatches.
+/// Rules for computing a fingerprint. A record stores the rules that it was made with, and a retry
+/// is computed by those, so that a change of the rules does not turn genuine retries into
+/// mismatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The construction: [`FIRST_VERSION`] or [`VERSION`].
+    /// Version of the construction: [`FIRST_VERSION`] or [`VERSION`].
     pub version: u8,
-    /// How bodies are compared.
+    /// Comparison of bodies.
     pub kind: Kind,
-    /// Headers that count, besides `Content-Type`, `Content-Encoding` and the preconditions.
+    /// Headers that are included, besides `Content-Type`, `Content-Encoding` and the preconditions.
     pub headers: Vec<HeaderName>,
-    /// Whether the authority counts. Only [`VERSION`] can leave it out.
+    /// Inclusion of the authority. Only [`VERSION`] can leave it out.
     pub hosts: Hosts,
-    /// Which members of a JSON body count.
+    /// Members of a JSON body that are included.
     pub members: Members,
 }
 
@@ -122,17 +123,17 @@ impl Default for Rules {
     }
 }
 
-/// The construction that is used for new records; it goes into each digest.
+/// Construction that is used for new records. Each digest includes its number.
 pub const VERSION: u8 = 2;
 
-/// The construction of records of before, which is read and never chosen.
+/// Construction of older records, which is read and never chosen.
 pub const FIRST_VERSION: u8 = 1;
 
-/// The preconditions, which are part of a request: the same body under another `If-Match` is
-/// another wish.
+/// Preconditions, which are part of a request: the same body under another `If-Match` is a
+/// different request.
 const PRECONDITIONS: [HeaderName; 3] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE];
 
-/// The parts of a request that a fingerprint is made of.
+/// Parts of a request that a fingerprint is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts<'a> {
     /// The method.
@@ -145,25 +146,25 @@ pub struct Parts<'a> {
     pub body: &'a Bytes,
 }
 
-/// What a record keeps besides its digest.
+/// Data that a record contains besides its digest, to describe a mismatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
-    /// The digest by [`FIRST_VERSION`] and its kind, for processes that know no other.
+    /// The digest by [`FIRST_VERSION`] and its kind, for processes that know no other version.
     pub first: Option<(Fingerprint, Kind)>,
-    /// Two bytes of a keyed digest of each part, by which a mismatch tells what differs.
+    /// Two bytes of a keyed digest of each part, which identify the differing part of a mismatch.
     pub parts: Vec<u8>,
-    /// The same of each member of a JSON body.
+    /// The same for each member of a JSON body.
     pub members: Vec<u8>,
 }
 
 impl Details {
-    /// Returns about how much memory they take, in bytes.
+    /// Returns their approximate memory use, in bytes.
     pub fn size(&self) -> usize {
         size_of::<Self>() + self.parts.len() + self.members.len()
     }
 }
 
-/// How many members of a JSON body are told apart in a mismatch.
+/// Upper bound on the members of a JSON body that a mismatch distinguishes.
 const MEMBERS_MAX: usize = 64;
 
 impl Rules {
@@ -175,7 +176,7 @@ impl Rules {
         }
     }
 
-    /// Computes the fingerprint of a request, and what a record keeps besides.
+    /// Computes the fingerprint of a request, and the details that a record contains besides.
     pub fn fingerprint_with_details(&self, keys: &HashKeys, request: &Parts<'_>) -> (Fingerprint, Option<Details>) {
         if self.version == FIRST_VERSION {
             return (self.fingerprint(keys, request), None);
@@ -209,7 +210,7 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// A JSON body in which a member stands twice: which one counts is for each reader to choose.
+    /// A JSON body with a duplicate member: parsers differ in which one they use.
     pub fn check(&self, headers: &HeaderMap, body: &Bytes) -> Result<(), JsonError> {
         match self.kind {
             Kind::Json if json::is_json(headers) => match json::read(headers, body) {
@@ -220,8 +221,8 @@ impl Rules {
         }
     }
 
-    /// Names what differs between a request and the one of a record: in words, never with a value.
-    /// `None`: the record does not tell.
+    /// Returns the names of the parts that differ between a request and the one of a record, never
+    /// a value. `None`: the record has no details for that.
     pub fn difference(
         &self,
         keys: &HashKeys,
@@ -242,9 +243,9 @@ impl Rules {
         (!differing.is_empty()).then(|| differing.join(", "))
     }
 
-    /// Returns the key material of a request that is its own key. A request that the first
-    /// construction tells apart from all others as well keeps that one's digest: old and new
-    /// processes derive the same key from it.
+    /// Returns the key material of a request whose key is derived. If the first construction
+    /// distinguishes the request as precisely, its digest is used, so that old and new processes
+    /// derive the same key.
     pub fn derived_key(&self, keys: &HashKeys, request: &Parts<'_>) -> (u8, Fingerprint) {
         let is_plain = self.hosts == Hosts::Distinct
             && !PRECONDITIONS.iter().any(|name| line(request.headers, name).is_some())
@@ -259,7 +260,7 @@ impl Rules {
         }
     }
 
-    /// The second construction, up to its digest.
+    /// Builds the fields of the second construction.
     fn draft(&self, keys: &HashKeys, request: &Parts<'_>) -> Draft {
         let content = Content::read(self, request);
         let mut draft = Draft::default();
@@ -314,7 +315,8 @@ impl Rules {
         draft
     }
 
-    /// The kind by which a process that knows the first construction only compares such a request.
+    /// Returns the kind by which a process that knows only the first construction compares such a
+    /// request.
     fn kind_v1(&self, headers: &HeaderMap) -> Kind {
         match self.kind {
             Kind::Exact => Kind::Exact,
@@ -324,7 +326,7 @@ impl Rules {
         }
     }
 
-    /// The first construction. It never changes.
+    /// Computes the first construction. It never changes.
     fn fingerprint_v1(&self, kind: Kind, keys: &HashKeys, request: &Parts<'_>) -> Fingerprint {
         self.digest_v1(kind, keys, request, authority(request))
     }
@@ -358,7 +360,7 @@ const EXACT: usize = 0;
 const FORM: usize = 2;
 const JSON: usize = 3;
 
-/// A body, read as its rules and its content type say.
+/// Body, parsed by its rules and its content type.
 enum Content<'b> {
     Exact,
     Form(Form),
@@ -377,8 +379,7 @@ impl<'b> Content<'b> {
             Kind::Auto | Kind::Json => form::is_multipart(headers),
         };
         match is_form {
-            // A form with a broken escape means what each reader makes of it: it equals itself
-            // only.
+            // Parsers differ on a form with a broken escape: it is compared byte by byte.
             true => Form::read(headers, body).filter(Form::is_sound).map_or(Self::Exact, Self::Form),
             false => Self::Exact,
         }
@@ -393,18 +394,18 @@ impl<'b> Content<'b> {
     }
 }
 
-/// The fields of a digest, and where each part ends.
+/// Fields of a digest, and the end of each part.
 #[derive(Default)]
 struct Draft {
     framed: LengthPrefixed,
     start: usize,
     ends: SmallVec<[usize; 12]>,
-    /// A JSON body, and where its members stand.
+    /// The fields of a JSON body, and the ranges of its members.
     values: LengthPrefixed,
     members: Vec<(String, Range<usize>)>,
 }
 
-/// How many bytes tell whether a part differs.
+/// Number of bytes that indicate if a part differs.
 const HINT: usize = 2;
 
 impl Draft {
@@ -412,8 +413,8 @@ impl Draft {
         Fingerprint(self.framed.mac(&keys.fingerprint))
     }
 
-    /// A few bytes of each part, under a hash of the whole request: those of two records cannot be
-    /// compared.
+    /// Returns a few bytes of each part, hashed with the whole request, so that those of two
+    /// records cannot be compared.
     fn part_hints(&self, keys: &HashKeys, whole: &Fingerprint) -> Vec<u8> {
         let starts = std::iter::once(self.start).chain(self.ends.iter().copied());
         let parts = starts.zip(&self.ends).map(|(start, end)| &self.framed.bytes()[start..*end]);
@@ -432,7 +433,7 @@ impl Draft {
         keys.hint(&whole.0, usize::MAX, &self.values.bytes()[member.1.clone()])
     }
 
-    /// The name of the body as something that differs, with the members that do.
+    /// Returns the name of the body as a differing part, with its differing members.
     fn body_name(&self, keys: &HashKeys, first: &Fingerprint, members: &[u8]) -> String {
         let known: Vec<&[u8]> = members.chunks(HINT).collect();
         if known.is_empty() || self.members.is_empty() || self.members.len() > MEMBERS_MAX {
@@ -453,14 +454,14 @@ impl Draft {
     }
 }
 
-/// A member's name, short enough for a sentence.
+/// Returns a member's name, short enough for a sentence.
 fn shown(name: &str) -> String {
     const LONGEST: usize = 64;
     let plain: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if name.chars().count() > LONGEST { format!("{plain}…") } else { plain }
 }
 
-/// The authority, as received.
+/// Returns the authority, as received.
 fn authority<'a>(request: &Parts<'a>) -> &'a [u8] {
     match request.uri.authority() {
         Some(authority) => authority.as_str().as_bytes(),
@@ -468,10 +469,10 @@ fn authority<'a>(request: &Parts<'a>) -> &'a [u8] {
     }
 }
 
-/// Path and query.
+/// Adds the path and the query.
 fn target(framed: &mut LengthPrefixed, uri: &Uri) {
     framed.field(uri.path().as_bytes());
-    // "/a" and "/a?" are two targets; the number tells an empty query from none.
+    // "/a" and "/a?" are two targets; the number distinguishes an empty query from none.
     match uri.query() {
         Some(query) => {
             framed.number(1);
@@ -481,13 +482,13 @@ fn target(framed: &mut LengthPrefixed, uri: &Uri) {
     }
 }
 
-/// A header that a rule names.
+/// Adds a header that a rule names.
 fn header(framed: &mut LengthPrefixed, headers: &HeaderMap, name: &HeaderName) {
     framed.field(name.as_str().as_bytes());
     values_of(framed, headers, name);
 }
 
-/// How many lines of a header there are, and each.
+/// Adds the number of lines of a header, and each line.
 fn values_of(framed: &mut LengthPrefixed, headers: &HeaderMap, name: &HeaderName) {
     framed.number(lines(headers, name).count());
     lines(headers, name).for_each(|value| framed.field(value.as_bytes()));

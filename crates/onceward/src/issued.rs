@@ -1,10 +1,12 @@
-//! Keys that are issued here: to one caller, for one route, for a while. Checked without asking the store.
+//! Keys that are issued here: to one caller, for one route, for a limited time. They are checked
+//! without the store.
 //!
-//! A key is `i1-` and, in hexadecimal digits, `generation (4 bytes) · expiry (8) · nonce (16) · seal (32) · bond (32)`. The
-//! seal says that it was issued here, the bond to whom and for what, so that a key of somebody else is told from one that
-//! nobody issued. Both are HMAC-SHA-256 under a key of their generation, which is derived from the store's secret: raise
-//! the generation and the old one is out of use as soon as what it issued has expired, while processes that were not
-//! restarted yet go on.
+//! A key is `i1-` and, in hexadecimal digits, `generation (4 bytes) · expiry (8) · nonce (16) ·
+//! signature (32) · binding MAC (32)`. The signature proves that the key was issued here; the
+//! binding MAC, to whom and for which route. So a key of another caller is distinguished from a key
+//! that was never issued. Both are HMAC-SHA-256 under a key of their generation, which is derived
+//! from the store's secret. Raising the generation retires the old one once its issued keys have
+//! expired, while processes that were not restarted yet continue to work.
 
 use std::time::Duration;
 
@@ -12,13 +14,14 @@ use crate::key::Key;
 use crate::principal::Principal;
 use crate::secret::{HashKeys, LengthPrefixed, MacKey, hex};
 
-/// How keys are issued. [`Default`] gives the documented defaults.
+/// Configuration of issued keys. [`Default`] gives the documented defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IssuerConfig {
-    /// How long a key may be used, from when it was issued, by the wall clock of the processes that issue and check.
+    /// Lifetime of a key from its issue, by the wall clock of the processes that issue and check.
     pub lifetime: Duration,
-    /// Which key signs. Raised by one to rotate; keys of the one before and the one after are taken too.
+    /// Version of the signing key. Raised by one to rotate; keys of the version before and the
+    /// version after are accepted too.
     pub generation: u32,
 }
 
@@ -28,18 +31,18 @@ impl Default for IssuerConfig {
     }
 }
 
-/// Why a key is not taken.
+/// Reason why a key is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidKey {
-    /// It was not issued here, or so long ago that its generation is gone.
+    /// The key was not issued here, or its generation is retired.
     BadSignature,
-    /// It was issued to another caller, or for another route.
+    /// The key was issued to another caller, or for another route.
     WrongSubject,
-    /// Its time is over.
+    /// The key has expired.
     Expired,
 }
 
-/// To whom, and for what.
+/// Subject of a key: its caller and its route.
 #[derive(Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub(crate) namespace: &'a str,
@@ -51,7 +54,7 @@ const PREFIX: &str = "i1-";
 const BODY: usize = 28;
 const BYTES: usize = BODY + 64;
 
-/// A key for `holder`, and when it expires, since 1970.
+/// Issues a key for `holder`. Returns it and its expiry, since 1970.
 pub(crate) fn issue(
     keys: &HashKeys,
     issuing: &IssuerConfig,
@@ -71,7 +74,7 @@ pub(crate) fn issue(
     Some((key, Duration::from_secs(expiry.as_secs())))
 }
 
-/// Whether a key was issued to `holder`, and still counts.
+/// Checks that a key was issued to `holder`, and is still valid.
 pub(crate) fn check(
     keys: &HashKeys,
     issuing: &IssuerConfig,
@@ -121,7 +124,7 @@ fn bond(body: &[u8], holder: Subject<'_>) -> LengthPrefixed {
     framed
 }
 
-/// Lower-case digits alone: a key that is spelt otherwise would be another record.
+/// Decodes lower-case digits only: a key in another spelling would be another record.
 fn unhex(digits: &str) -> Option<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
     if digits.len() != 2 * BYTES || !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {

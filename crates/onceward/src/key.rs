@@ -1,16 +1,17 @@
-//! The key: what a client sends in `Idempotency-Key`, one per intent, the same on each retry.
+//! Idempotency key: a client sends one per operation in `Idempotency-Key`, the same on each retry.
 
 use std::fmt;
 
 use http::HeaderMap;
 use http::header::{CONNECTION, HeaderName, HeaderValue};
 
-/// The most bytes that a key may have, after unquoting.
+/// Largest length of a key in bytes, after unquoting.
 pub const KEY_BYTES_MAX: usize = 255;
 
-/// A key that was checked: 1 to 255 bytes of `0x21..=0x7E`.
+/// Key that was checked: 1 to 255 bytes of `0x21..=0x7E`.
 ///
-/// It is never shown: `Debug` prints its length alone, for a key in a log is a key in many hands.
+/// The key is never displayed: `Debug` prints only its length, since a key in a log is readable by
+/// many.
 ///
 /// ```
 /// use onceward::key::Key;
@@ -27,7 +28,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// Says in one sentence what is wrong, and where.
+    /// [`ParseKeyError`] describes in one sentence what is wrong, and where.
     pub fn parse(value: &[u8]) -> Result<Self, ParseKeyError> {
         let value = value.trim_ascii();
         match value.first() {
@@ -40,12 +41,12 @@ impl Key {
         }
     }
 
-    /// Finds the key of a request in the header `name`. `None`: the request bears none.
+    /// Finds the key of a request in the header `name`. `None`: the request has none.
     ///
     /// # Errors
     ///
-    /// Besides a malformed value: two lines, of which a proxy may join or drop one, and a `Connection` header that asks
-    /// the next hop to drop the key.
+    /// Besides a malformed value: two lines, of which a proxy may join or drop one, and a
+    /// `Connection` header that asks the next hop to drop the key.
     pub fn of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>, ParseKeyError> {
         let mut lines = crate::wire::lines(headers, name);
         let Some(line) = lines.next() else { return Ok(None) };
@@ -61,7 +62,7 @@ impl Key {
         if is_bare { Ok(Some(Self(line.clone()))) } else { Self::parse(value).map(Some) }
     }
 
-    /// Takes a text that is the key itself, without the syntax of a header.
+    /// Creates a key from a text that is the key itself, without the syntax of a header.
     ///
     /// # Errors
     ///
@@ -73,23 +74,24 @@ impl Key {
         }
     }
 
-    /// From what was made here of a prefix and hexadecimal digits, and so needs no check.
+    /// Creates a key that was generated here from a prefix and hexadecimal digits, and so needs no
+    /// check.
     #[cfg(feature = "layer")]
     pub(crate) fn visible(made: String) -> Self {
         debug_assert!((1..=KEY_BYTES_MAX).contains(&made.len()) && made.bytes().all(is_key_byte));
         Self(HeaderValue::from_str(&made).unwrap_or_else(|_| unreachable!("what is made is visible ASCII")))
     }
 
-    /// As an RFC 9651 string: what a header says of it.
+    /// Returns the key as an RFC 9651 string, for a header.
     #[cfg(feature = "layer")]
     pub(crate) fn header_value(&self) -> HeaderValue {
         let quoted = format!("\"{}\"", self.as_str().replace('\\', "\\\\").replace('"', "\\\""));
         HeaderValue::from_str(&quoted).unwrap_or_else(|_| unreachable!("a key is visible ASCII"))
     }
 
-    /// The key, unquoted.
+    /// Returns the key, unquoted.
     pub fn as_str(&self) -> &str {
-        // It is visible ASCII.
+        // A key is visible ASCII.
         self.0.to_str().unwrap_or_else(|_| unreachable!("a key is visible ASCII"))
     }
 }
@@ -100,26 +102,26 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Why a value is not a key. `Display` gives one sentence without the value.
+/// Error of a value that is not a key. `Display` gives one sentence without the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParseKeyError {
-    /// Nothing between the quotes, or nothing at all.
+    /// The value is empty, or contains nothing between the quotes.
     Empty,
     /// More than [`KEY_BYTES_MAX`] bytes.
     TooLong,
-    /// A byte that may not stand there, at this offset of the value.
+    /// A byte that is not allowed, at this offset of the value.
     Byte {
         /// Offset from the start of the value, in bytes.
         at: usize,
     },
     /// A quote that is not closed, or an escape other than `\"` and `\\`.
     Quote,
-    /// Something follows the closing quote.
+    /// Data after the closing quote.
     Parameters,
     /// More than one header line.
     Repeated,
-    /// The `Connection` header names it.
+    /// The `Connection` header names the key's header.
     Connection,
 }
 
@@ -145,7 +147,7 @@ impl fmt::Display for ParseKeyError {
 }
 
 impl ParseKeyError {
-    /// With a capital letter and a full stop.
+    /// Returns the description with a capital letter and a full stop.
     #[cfg(feature = "layer")]
     pub(crate) fn sentence(self) -> String {
         let words = self.to_string();
@@ -156,7 +158,7 @@ impl ParseKeyError {
 
 impl std::error::Error for ParseKeyError {}
 
-/// Undoes an RFC 9651 string, which starts with a quote.
+/// Unquotes an RFC 9651 string, which starts with a quote.
 fn unquote(value: &[u8]) -> Result<Key, ParseKeyError> {
     let mut plain = Vec::with_capacity(value.len());
     let mut bytes = value.iter().enumerate().skip(1);
@@ -178,7 +180,7 @@ fn unquote(value: &[u8]) -> Result<Key, ParseKeyError> {
 fn checked(plain: &[u8]) -> Result<Key, ParseKeyError> {
     match plain.len() {
         0 => Err(ParseKeyError::Empty),
-        // Visible ASCII is always a header's value.
+        // Visible ASCII is always a valid header value.
         1..=KEY_BYTES_MAX => HeaderValue::from_bytes(plain).map(Key).map_err(|_| ParseKeyError::Byte { at: 0 }),
         _ => Err(ParseKeyError::TooLong),
     }

@@ -1,6 +1,8 @@
-//! The `tower` layer: put it around an application, and a retried POST takes effect once.
+//! `tower` layer for idempotency: wrapped around an application, it makes a retried POST take
+//! effect once.
 //!
-//! For axum use the crate `onceward-axum`: the same layer over axum's body, an extractor, and one call that serves and drains.
+//! For axum use the crate `onceward-axum`: the same layer over axum's body, an extractor, and one
+//! function that serves with a graceful shutdown.
 //!
 //! # Example
 //!
@@ -19,7 +21,7 @@
 //! # let _ = service;
 //! ```
 //!
-//! # Example: another policy, and other limits
+//! # Example: another policy and other limits
 //!
 //! ```
 //! use std::time::Duration;
@@ -35,40 +37,56 @@
 //! # let _ = once;
 //! ```
 //!
-//! # What belongs outside, and what inside
+//! # Order of layers
 //!
-//! The layer runs a handler to its end when the client disconnects, and stores its response. Whatever belongs to the work must be
-//! inside, so that it runs to its end as well; whatever belongs to the connection outside.
+//! The layer runs a handler to its end even if the client disconnects, and stores its response.
+//! Layers whose work must complete with the handler go inside; layers that concern the connection
+//! go outside.
 //!
-//! | outside of the layer | inside of it | why |
-//! |---|---|---|
-//! | request ids, traces, access logs | | they see replays and refusals too; the handler keeps the span when it outlives the connection |
-//! | CORS | | a browser hides each response without its headers, a replay included: allow and expose the contract's headers |
-//! | authentication that names the caller | | the layer must know whose key it is; see [`Builder::principal_with`] |
-//! | rate limits by client, limits of the request's size | | they refuse before a key is claimed; a body over such a limit gets 413 |
-//! | compression of responses | | each replay is compressed anew, as its client asks |
-//! | | sessions, transactions, `task_local!` scopes | dropped with the connection they would not save or commit, and the retry would replay a success |
-//! | | timeouts of the handler | their response is an end like another, and stored |
-//! | | `load_shed`, `buffer`, circuit breakers, concurrency limits | an error before the handler frees the key ([`Builder::classify_error`]); behind a router, a duplicate that waits holds no permit |
-//! | | panics that are caught and turned into a response | the response is stored; without it the layer says 500 `handler_panicked` and the key is unknown |
+//! Outside of the layer:
 //!
-//! A fingerprint is made of the URI that the layer sees. Where a router in front takes a part of the path away, as axum's
-//! `Router::nest` does, `/shops/1/orders` and `/shops/2/orders` both arrive as `/orders`, and a retry of the one would get the
-//! response of the other: put the layer around that router, or name the URI as it was received with [`Builder::uri`].
+//! - Request ids, traces, access logs: they see replays and refusals too. The handler keeps the
+//!   span when it outlives the connection.
+//! - CORS: a browser hides each response without its headers, a replay included. Allow and expose
+//!   the contract's headers.
+//! - Authentication that names the caller: the layer must know whose key it is. See
+//!   [`Builder::principal_with`].
+//! - Rate limits by client, limits of the request's size: they refuse before a key is claimed. A
+//!   body over such a limit gets 413.
+//! - Compression of responses: each replay is compressed again, as its client accepts.
 //!
-//! # What a replay leaves out
+//! Inside of the layer:
 //!
-//! A replay has no response extensions, no trailers, and no `Set-Cookie`: a flash message that travels in a cookie is shown once. It
-//! has `Cache-Control: no-store`. A `multipart/form-data` body differs with each submit by its boundary, so routes that take forms
-//! want [`Kind::Form`](crate::fingerprint::Kind::Form).
+//! - Sessions, transactions, `task_local!` scopes: dropped with the connection they would not save
+//!   or commit, and the retry would replay a success.
+//! - Timeouts of the handler: their response is an ordinary end of the attempt, and is stored.
+//! - `load_shed`, `buffer`, circuit breakers, concurrency limits: an error before the handler frees
+//!   the key ([`Builder::classify_error`]). Behind a router, a duplicate that waits holds no
+//!   permit.
+//! - Panics that are caught and turned into a response: that response is stored. Without it the
+//!   layer responds with 500 `handler_panicked`, and the key is unknown.
 //!
-//! Of gRPC, gRPC-Web and Connect, requests execute once. Their responses are streams to the layer, so that they are not stored: a
-//! retry is refused with `answer_not_kept` in the client's own dialect (`grpc-status`, with the code at the start of
-//! `grpc-message`), and so is each other refusal. Unary Connect responses are stored and replayed like others.
+//! A fingerprint is made of the URI that the layer sees. A router in front may remove a part of the
+//! path, as axum's `Router::nest` does. Then `/shops/1/orders` and `/shops/2/orders` both arrive as
+//! `/orders`, and a retry of the one would get the response of the other. Put the layer around that
+//! router, or return the URI as it was received from [`Builder::uri`].
 //!
-//! # Shutdown
+//! # Limits of a replay
 //!
-//! A handler whose client has gone runs in a task that no server waits for. After the server has stopped accepting:
+//! A replay has no response extensions, no trailers and no `Set-Cookie`: a flash message in a
+//! cookie is shown once. It has `Cache-Control: no-store`. The boundary of a `multipart/form-data`
+//! body differs with each submit, so routes that take forms need
+//! [`Kind::Form`](crate::fingerprint::Kind::Form).
+//!
+//! Requests of gRPC, gRPC-Web and Connect execute once. Their responses are streams to the layer,
+//! so they are not stored: a retry is refused with `answer_not_kept` in the client's own dialect
+//! (`grpc-status`, with the code at the start of `grpc-message`), and so is each other refusal.
+//! Unary Connect responses are stored and replayed like others.
+//!
+//! # Graceful shutdown
+//!
+//! A handler whose client has disconnected runs in a task that no server waits for. After the
+//! server has stopped accepting:
 //!
 //! ```
 //! # async fn stop(once: onceward::layer::IdempotencyLayer) {
@@ -79,10 +97,11 @@
 //!
 //! # Types
 //!
-//! The layer hands [`Body`] on in both directions, so an inner service must take any body. Where one takes a fixed type, convert it
-//! with `tower`'s `map_request_body` and `map_response_body`, such as to a boxed body of `http-body-util`; `onceward-axum` does
-//! that for axum. The adapters for `tower` of poem and salvo take services of their own body types only, and actix has none: put the
-//! gateway in front of such a service.
+//! The layer passes [`Body`] on in both directions, so an inner service must accept any body type.
+//! For a service with a fixed type, convert it with `tower`'s `map_request_body` and
+//! `map_response_body`, for example to a boxed body of `http-body-util`; `onceward-axum` does that
+//! for axum. The `tower` adapters of poem and salvo accept services of their own body types only,
+//! and actix has none: put the gateway in front of such a service.
 
 pub mod body;
 pub(crate) mod coding;
@@ -122,19 +141,21 @@ pub use routes::{LayerError, RouteError};
 use service::Settings;
 pub use service::{FromRecord, Idempotency};
 
-/// Applies [`Idempotency`]. Clones share the engine. See the [module's docs](crate::layer) for examples.
+/// Applies [`Idempotency`]. Clones share the engine. See the [module's docs](crate::layer) for
+/// examples.
 #[derive(Clone, Debug)]
 pub struct IdempotencyLayer {
     settings: Arc<Settings>,
 }
 
 impl IdempotencyLayer {
-    /// Builds a layer over a store, with the documented defaults.
+    /// Creates a layer over a store, with the documented defaults.
     pub fn new(store: impl Store) -> Self {
         Self::builder(store).build()
     }
 
-    /// Begins a layer over a store, with other settings. Takes an `Arc<dyn Store>` as well.
+    /// Starts building a layer over a store, with other settings. An `Arc<dyn Store>` is accepted
+    /// as well.
     pub fn builder(store: impl Store) -> Builder {
         Builder {
             engine: Engine::builder(shared(store)),
@@ -149,9 +170,9 @@ impl IdempotencyLayer {
         self.with(|settings| settings.policy = Arc::new(policy))
     }
 
-    /// Returns a layer with another policy for one path, such as `/orders` or `/orders/{id}`, over the same engine. A policy without
-    /// a principal of its own has the layer's.
-    /// [`IdempotencyLayer::endpoints`] tells of it from then on.
+    /// Returns a layer with another policy for one path, such as `/orders` or `/orders/{id}`, over
+    /// the same engine. A policy without a principal of its own gets the layer's.
+    /// [`IdempotencyLayer::endpoints`] includes it from then on.
     pub fn policy_for(&self, path: &str, mut policy: Policy) -> Self {
         if *policy.route == *Policy::default().route {
             policy.route = path.into();
@@ -168,7 +189,8 @@ impl IdempotencyLayer {
         self.with(|settings| settings.routes = Arc::new(settings.routes.with(path, policy)))
     }
 
-    /// Returns a layer that refuses requests without a key at one path. Other paths take them as before.
+    /// Returns a layer that refuses requests without a key at one path. Other paths accept them as
+    /// before.
     pub fn require_key_for(&self, path: &str) -> Self {
         self.policy_for(path, self.policy().clone().require_key())
     }
@@ -178,7 +200,8 @@ impl IdempotencyLayer {
         self.with_policy(Policy { missing: MissingKey::Reject, ..self.policy().clone() })
     }
 
-    /// Returns a layer that takes only keys that `POST keys` of [`IdempotencyLayer::endpoints`] issued.
+    /// Returns a layer that accepts only keys that `POST keys` of [`IdempotencyLayer::endpoints`]
+    /// issued.
     pub fn issued_keys(&self) -> Self {
         self.with_policy(Policy { keys: AcceptedKeys::Issued, missing: MissingKey::Reject, ..self.policy().clone() })
     }
@@ -193,7 +216,7 @@ impl IdempotencyLayer {
     ///
     /// # Errors
     ///
-    /// [`LayerError`] where a policy or a path is unusable, or the store does not open.
+    /// [`LayerError`] if a policy or a path is unusable, or if the store does not open.
     pub async fn start(&self) -> Result<(), LayerError> {
         let settings = &self.settings;
         settings
@@ -204,30 +227,32 @@ impl IdempotencyLayer {
         self.engine().start().await.map_err(LayerError::Store)
     }
 
-    /// The public paths `policy`, `operation` and `keys`, to be mounted at `/.idempotency`; refusals link to them from then on.
+    /// Returns the public paths `policy`, `operation` and `keys`, to be mounted at `/.idempotency`.
+    /// Refusals link to them from then on.
     pub fn endpoints(&self) -> Endpoints {
         let routes = self.settings.registered.lock().clone();
         self.endpoints_at(wire::ENDPOINTS, routes)
     }
 
-    /// The public paths, to be mounted at `mount`, with the routes that have a policy of their own.
+    /// Returns the public paths, to be mounted at `mount`, with the routes that have a policy of
+    /// their own.
     pub fn endpoints_at(&self, mount: &str, routes: Vec<(String, Policy)>) -> Endpoints {
         self.engine().mounted_at(mount);
         Endpoints::new(self.engine().clone(), self.policy().clone(), routes).hooks(self.settings.hooks.clone())
     }
 
-    /// The engine: to start it before the first request, to drain it, to count.
+    /// Returns the engine: to start it before the first request, to drain it, to read its counts.
     pub fn engine(&self) -> &Engine {
         &self.settings.engine
     }
 
-    /// The policy of all paths that have none of their own.
+    /// Returns the policy of all paths that have none of their own.
     pub fn policy(&self) -> &Policy {
         &self.settings.policy
     }
 }
 
-/// A store as the engine shares it; one that is shared already is not wrapped again.
+/// Returns the store as the engine shares it. A shared store is not wrapped again.
 fn shared<S: Store>(store: S) -> Arc<dyn Store> {
     match (&store as &dyn Any).downcast_ref::<Arc<dyn Store>>() {
         Some(shared) => Arc::clone(shared),
@@ -253,7 +278,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Sets the namespace. Services that share a store have one each.
+    /// Sets the namespace. Services that share a store need one each.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.engine = self.engine.namespace(namespace);
         self
@@ -265,16 +290,19 @@ impl Builder {
         self
     }
 
-    /// Sets which parts of a request name the caller, such as [`PrincipalPart::Authorization`](principal::PrincipalPart). Keys of different callers
-    /// never meet. An empty list says that all callers are one.
+    /// Sets the parts of a request that name the caller, such as
+    /// [`PrincipalPart::Authorization`](principal::PrincipalPart). Keys of different callers never
+    /// collide. An empty list declares that all callers are one.
     pub fn principal(mut self, rule: impl Into<principal::PrincipalRule>) -> Self {
         self.policy.principal = rule.into();
         self
     }
 
-    /// Names the caller by a closure over the head of a request, such as by what an authentication layer outside has found. `None`:
-    /// the policy's rule decides. What the closure reads must have been *verified* outside of this layer: a header that an inner
-    /// layer writes is still the client's here, and a header that an outer layer writes must overwrite the client's.
+    /// Sets a closure that names the caller from the head of a request, for example by the result
+    /// of an authentication layer outside. `None`: the policy's rule decides. The closure must read
+    /// only data that was *verified* outside of this layer: a header that an inner layer writes is
+    /// still the client's here, and a header that an outer layer writes must overwrite the
+    /// client's.
     ///
     /// ```
     /// # use onceward::{layer::IdempotencyLayer, store::MemoryStore};
@@ -292,15 +320,17 @@ impl Builder {
         self
     }
 
-    /// Names the URI of a request as it was received, where a router in front has shortened it. Unset: the request's own.
+    /// Sets a closure that returns the URI of a request as it was received, for a router in front
+    /// that has shortened it. Unset: the request's own.
     pub fn uri(mut self, uri: impl for<'a> Fn(&'a request::Parts) -> &'a Uri + Send + Sync + 'static) -> Self {
         self.hooks.uri = Some(Arc::new(uri));
         self
     }
 
-    /// Says what an error of the inner service means: [`Disposition::NotSent`] or [`Disposition::Released`] where it surely did not execute, so
-    /// that the key is free; `None` or another where nobody knows. Errors of `tower`'s `load_shed` and of a closed `buffer` are known
-    /// as not executed.
+    /// Sets the disposition for errors of the inner service: [`Disposition::NotSent`] or
+    /// [`Disposition::Released`] if it surely did not execute, so that the key is free; `None` or
+    /// another one if the outcome is unknown. Errors of `tower`'s `load_shed` and of a closed
+    /// `buffer` are recognised as not executed.
     ///
     /// ```
     /// # use onceward::{layer::IdempotencyLayer, policy::Disposition, store::MemoryStore};
@@ -322,8 +352,9 @@ impl Builder {
         self
     }
 
-    /// Logs a warning, once, where a request comes with this extension: a layer outside has made it, and what that layer would do
-    /// after the handler (save a session, commit a transaction) is lost when the client disconnects.
+    /// Logs a warning, once, if a request arrives with this extension: a layer outside has made it.
+    /// Whatever that layer would do after the handler (save a session, commit a transaction) is
+    /// lost when the client disconnects.
     ///
     /// ```
     /// # use onceward::{layer::IdempotencyLayer, store::MemoryStore};
@@ -342,32 +373,35 @@ impl Builder {
         self
     }
 
-    /// Sets the secret. Unset: the first process puts one into the store, and all others read it there.
+    /// Sets the secret. Unset: the first process writes one into the store, and all others read it
+    /// from there.
     pub fn secret(mut self, secret: Secret) -> Self {
         self.engine = self.engine.secret(secret);
         self
     }
 
-    /// Sets how keys are issued.
+    /// Sets the configuration of issued keys.
     pub fn issuing(mut self, issuing: IssuerConfig) -> Self {
         self.engine = self.engine.issuing(issuing);
         self
     }
 
-    /// Sets who is told what happens.
+    /// Sets the observer, which is notified of events.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.engine = self.engine.observer(observer);
         self
     }
 
-    /// Sets the clock of claim holders. Tests of a service need none: the default follows tokio's paused time.
+    /// Sets the clock of claim holders. Tests of a service need not set it: the default follows
+    /// tokio's paused time.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.engine = self.engine.clock(clock);
         self
     }
 
-    /// Says that the inner service forwards, and awaits [`Claim::mark_sending`](crate::claim::Claim::mark_sending) itself, right before
-    /// it writes. Otherwise calling the inner service counts as the first byte.
+    /// Declares that the inner service forwards, and itself awaits
+    /// [`Claim::mark_sending`](crate::claim::Claim::mark_sending) right before it writes. Otherwise
+    /// the call of the inner service counts as the first byte.
     pub fn forwarding(mut self) -> Self {
         self.forwarding = true;
         self

@@ -1,8 +1,9 @@
 //! A retried HTTP request takes effect **once**: a `tower` layer for `Idempotency-Key`.
 //!
-//! A client sends a unique key with a POST, and the same one with each retry of it. [`layer`] claims the key in a
-//! [`store`], executes once, keeps the answer, and replays it. What may be done with a key is one pure rule, [`decide`];
-//! what a refusal means is one table, [`problem`].
+//! A client sends a unique key with a POST, and the same key with each retry. [`layer`] claims the
+//! key in a [`store`], executes the request once, stores the response and replays it. [`decide`] is
+//! the single pure rule for what may be done with a key; [`problem`] is the single table of what
+//! each refusal means.
 //!
 //! # Example
 //!
@@ -23,11 +24,13 @@
 //!
 //! # Features
 //!
-//! `layer` and `memory` are on by default; `embedded` adds the store in a folder, `postgres` the one in PostgreSQL, `redis` the one
-//! in Redis or Valkey, `conformance` the suite for authors of stores, `engine` is the loop
-//! without HTTP's layer. With none, [`key`], [`wire`] and [`problem`] are left, without tokio: for clients.
+//! `layer` and `memory` are on by default. `embedded` adds the store in a local directory,
+//! `postgres` the one in PostgreSQL, `redis` the one in Redis or Valkey. `conformance` adds the
+//! test suite for store authors. `engine` is the engine without the HTTP layer. With no feature,
+//! [`key`], [`wire`] and [`problem`] remain, without tokio: for clients.
 
-// A store alone needs the engine's records, and nothing of what the engine has for the layer.
+// A store on its own needs the engine's records, but none of the items that the engine has for the
+// layer.
 #![cfg_attr(not(feature = "layer"), allow(dead_code))]
 
 pub mod key;

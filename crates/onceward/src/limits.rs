@@ -1,30 +1,32 @@
-//! Everything has a limit.
+//! Limits of the engine and the layer.
 
 use std::time::Duration;
 
-/// How much, how many, how long. [`Default`] gives the documented defaults.
+/// Sizes, counts and timeouts. [`Default`] gives the documented defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The largest body of a keyed request, in bytes; a larger one is refused, never passed unprotected.
+    /// Largest body of a keyed request, in bytes. A larger one is refused, never passed
+    /// unprotected.
     pub request_body: usize,
-    /// The largest body of an answer that is kept, in bytes; larger ones stream through.
+    /// Largest body of a response that is stored, in bytes. Larger ones are streamed through.
     pub response_body: usize,
-    /// How many bytes of answers this process remembers of what it completed or read in the last ten seconds, so that they
-    /// are replayed without asking the store. Zero: none.
+    /// Bytes of responses that this process caches: those that it completed or read in the last ten
+    /// seconds, which it replays without reading the store. Zero: none.
     pub cache: usize,
-    /// How many duplicates may wait for one running request; one more gets 409 at once.
+    /// Upper bound on duplicates that wait for one running request. One more gets 409 at once.
     pub waiters_per_key: usize,
-    /// The longest that a duplicate waits, whatever it prefers.
+    /// Upper bound on the time that a duplicate waits, regardless of its preference.
     pub wait_max: Duration,
-    /// Upper bound on requests that execute at the same time in this process. One more is refused with `overloaded`, and
-    /// claims nothing. Waiting duplicates and replays do not count.
+    /// Upper bound on requests that execute concurrently in this process. One more is refused with
+    /// `overloaded`, and claims nothing. Waiting duplicates and replays do not count.
     pub executions: usize,
-    /// How long the store may take for one operation.
+    /// Timeout of one store operation.
     pub store_timeout: Duration,
-    /// What the client waits for an answer.
+    /// Time that the client of an executing request waits for the response to begin. For a handler
+    /// in the layer, this is the time until it returns its response.
     pub upstream_timeout: Duration,
-    /// How long an answer is listened for, to be kept, after the client was sent away.
+    /// Time for which a response is still awaited, to be stored, after its client has timed out.
     pub capture_timeout: Duration,
 }
 
@@ -57,13 +59,13 @@ impl Limits {
         self
     }
 
-    /// Sets how many bytes of responses this process caches. Zero: none.
+    /// Sets the bytes of responses that this process caches. Zero: none.
     pub fn cache(mut self, bytes: usize) -> Self {
         self.cache = bytes;
         self
     }
 
-    /// Sets how many duplicates may wait for one running request.
+    /// Sets the upper bound on duplicates that wait for one running request.
     pub fn waiters_per_key(mut self, waiters: usize) -> Self {
         self.waiters_per_key = waiters;
         self
@@ -75,25 +77,27 @@ impl Limits {
         self
     }
 
-    /// Sets how long the store may take for one operation.
+    /// Sets the timeout of one store operation.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.store_timeout = timeout;
         self
     }
 
-    /// Sets how long the client waits for a response.
+    /// Sets the time that the client waits for a response.
     pub fn upstream_timeout(mut self, timeout: Duration) -> Self {
         self.upstream_timeout = timeout;
         self
     }
 
-    /// Sets how long a response is awaited after the client was sent away. A handler runs on after it; its key is unknown then.
+    /// Sets the time for which a response is still awaited after its client has timed out. A
+    /// handler runs on after it; its key is then unknown.
     pub fn capture_timeout(mut self, timeout: Duration) -> Self {
         self.capture_timeout = timeout;
         self
     }
 
-    /// How long the small record of a released attempt stays, so that its late word finds it.
+    /// Returns the time for which the small record of a released attempt stays, so that a late
+    /// write of that attempt finds it.
     pub fn released_keep(&self) -> Duration {
         self.capture_timeout.saturating_add(Duration::from_secs(3600))
     }

@@ -1,4 +1,5 @@
-//! What the engine tells whoever counts: a small trait, so that no telemetry crate's version is part of this one.
+//! Events of the engine, for metrics: a small trait, so that this crate depends on no telemetry
+//! crate.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use crate::secret::RecordId;
 use crate::wire::Outcome;
 
-/// A way in which a caller becomes another one.
+/// Reason why a caller's principal changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PrincipalChange {
@@ -21,7 +22,7 @@ pub enum PrincipalChange {
 }
 
 impl PrincipalChange {
-    /// Every change, in the order in which the docs name them.
+    /// All changes, in the order of the docs.
     pub const ALL: [Self; 4] = [Self::CookieRenewed, Self::TokenExpires, Self::SameRequest, Self::Rule];
 
     /// Returns its name in metrics.
@@ -53,26 +54,27 @@ impl PrincipalChange {
     }
 }
 
-/// Is told what happens. Called on the path of requests: count, and return.
+/// Observer of the engine's events. Called on the path of requests: count, and return.
 pub trait Observer: Debug + Send + Sync + 'static {
-    /// A keyed request got its answer. `id` is absent where it was refused before a record was looked at.
+    /// A keyed request got its response. `id` is absent if it was refused before its record was
+    /// read.
     fn answered(&self, route: &str, outcome: Outcome, id: Option<&RecordId>);
 
-    /// A duplicate was answered without an execution.
+    /// A duplicate got a response without an execution.
     fn duplicate_prevented(&self, route: &str);
 
-    /// An attempt executed, and this is how long it took.
+    /// An attempt executed for the duration `took`.
     fn executed(&self, route: &str, took: Duration);
 
-    /// A holder that was overtaken executed all the same.
+    /// A superseded holder executed anyway.
     fn second_execution(&self, route: &str);
 
-    /// A caller's credential changed, or will, so that a retry may be another caller and execute again. `name` is that of
-    /// the cookie or header, and empty where none is meant.
+    /// A caller's credential changed, or will, so that a retry may be another caller and execute
+    /// again. `name` is the name of the cookie or header, and empty if there is none.
     fn principal_changed(&self, route: &str, change: PrincipalChange, name: &str) {
         let _ = (route, change, name);
     }
 
-    /// The store was asked: `op` is the method's name.
+    /// A store operation ended: `op` is the method's name.
     fn store(&self, op: &'static str, took: Duration, ok: bool);
 }

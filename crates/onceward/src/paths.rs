@@ -1,8 +1,9 @@
-//! Paths as routes see them: one normal form for all spellings that some server takes for the same path.
+//! Paths for route lookup: one normal form for all spellings that some server takes for the same
+//! path.
 //!
-//! A route that asks for a key must hold for each spelling that the service behind it executes: Express ignores case and a
-//! last slash, Flask merges slashes, nginx decodes `%2F`, Tomcat drops `;…`. Only the lookup uses the normal form; the
-//! bytes that the service gets stay as received.
+//! A route that requires a key must match each spelling that the service behind it executes:
+//! Express ignores case and a last slash, Flask merges slashes, nginx decodes `%2F`, Tomcat drops
+//! `;…`. Only the lookup uses the normal form; the bytes that the service gets stay as received.
 //!
 //! ```
 //! use onceward::paths;
@@ -16,8 +17,8 @@
 
 use std::borrow::Cow;
 
-/// Returns the normal form of a path: escapes undone, slashes merged, dot segments, `;…` and the last slash left out, and
-/// case folded. A backslash counts as a slash.
+/// Returns the normal form of a path: escapes decoded, slashes merged, dot segments, `;…` and the
+/// last slash removed, and case folded. A backslash counts as a slash.
 pub fn normal(path: &str) -> Cow<'_, str> {
     if is_normal(path) {
         return path.into();
@@ -42,7 +43,7 @@ pub fn normal(path: &str) -> Cow<'_, str> {
     normal.into()
 }
 
-/// Whether nothing about a path needs to change: most paths are of this kind.
+/// Returns true if the path is in normal form already, as most are.
 fn is_normal(path: &str) -> bool {
     let bytes = path.as_bytes();
     let is_plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"/-_~".contains(byte);
@@ -53,7 +54,7 @@ fn is_normal(path: &str) -> bool {
         && !path.contains("/.")
 }
 
-/// Undoes escapes once. What is no UTF-8 is replaced, for no pattern can name it.
+/// Decodes escapes once. Invalid UTF-8 is replaced, since no pattern can name it.
 fn decode(path: &str) -> String {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -70,11 +71,12 @@ fn decode(path: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// Returns a pattern in the same form as [`normal`] gives a path: `/orders`, `/users/{id}`, `/files/{*rest}`.
+/// Returns a pattern in the same normal form as [`normal`] gives a path: `/orders`, `/users/{id}`,
+/// `/files/{*rest}`.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and the fix. Patterns of other routers would match nothing here, and are refused.
+/// The cause and the fix. Patterns of other routers would match nothing here, and are refused.
 pub fn pattern(pattern: &str) -> Result<String, String> {
     if !pattern.starts_with('/') {
         return Err(format!("{pattern:?} does not begin with a slash; write \"/orders\", for example"));
@@ -92,7 +94,7 @@ pub fn pattern(pattern: &str) -> Result<String, String> {
         }
     }
     if let Some(what) = fault {
-        // What follows a rest is part of it.
+        // Segments after a rest parameter are part of it.
         if let Some(at) = fixed.iter().position(|segment| segment == "{*rest}") {
             fixed.truncate(at + 1);
         }
@@ -104,7 +106,7 @@ pub fn pattern(pattern: &str) -> Result<String, String> {
             normal_segments.push(fold_around_names(segment));
             continue;
         }
-        // Braces that are doubled are plain ones, and stay doubled.
+        // Doubled braces are literal ones, and stay doubled.
         let plain = decode(&segment.replace("{{", "{").replace("}}", "}"));
         for part in plain.replace('\\', "/").split('/') {
             match part {
@@ -117,7 +119,8 @@ pub fn pattern(pattern: &str) -> Result<String, String> {
     Ok(format!("/{}", normal_segments.join("/")))
 }
 
-/// Folds the case of a segment, but for the names of its parameters, which are no part of a path.
+/// Folds the case of a segment, except for the names of its parameters, which are not part of a
+/// path.
 fn fold_around_names(segment: &str) -> String {
     let mut is_name = false;
     let mut folded = String::with_capacity(segment.len());
@@ -131,7 +134,7 @@ fn fold_around_names(segment: &str) -> String {
     folded
 }
 
-/// Parts a pattern at its slashes, except for those within braces, as a regular expression there may have.
+/// Splits a pattern at its slashes, except within braces, which may contain a regular expression.
 fn split(pattern: &str) -> Vec<&str> {
     let (mut segments, mut depth, mut from) = (Vec::new(), 0_usize, 0);
     for (at, c) in pattern.char_indices() {
@@ -149,11 +152,12 @@ fn split(pattern: &str) -> Vec<&str> {
     segments
 }
 
-/// What another router, or a regular expression, would mean by a segment, and how it is written here.
+/// Returns the meaning of a segment in another router or in a regular expression, and its spelling
+/// here.
 fn foreign(segment: &str) -> Option<(&'static str, String)> {
     const REST: &str = "{*rest}";
     let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
-    // The first letters and digits that could be a parameter's name.
+    // The first run of letters and digits that could be a parameter's name.
     let named = |text: &str| {
         let from = text.trim_start_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let end = from.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(from.len());
@@ -228,7 +232,8 @@ fn foreign(segment: &str) -> Option<(&'static str, String)> {
     None
 }
 
-/// Whether a segment has what no path has. Parentheses alone are plain characters of paths.
+/// Returns true if a segment contains characters of an expression, which no path has. Parentheses
+/// alone are ordinary characters of paths.
 fn is_expression(segment: &str) -> bool {
     segment.contains(['[', ']', '|', '^', '\\', '"', '`'])
 }
@@ -272,7 +277,7 @@ mod tests {
             ("/a%6", "/a%6"),
             ("/%+6", "/%+6"),
             ("/%zz%6F", "/%zzo"),
-            // Undone once: a server that undoes them twice has another fault.
+            // Decoded once: a server that decodes them twice has another fault.
             ("/%256frders", "/%6frders"),
             ("/a.b/.well-known", "/a.b/.well-known"),
             ("/a..b/...", "/a..b/..."),

@@ -1,4 +1,4 @@
-//! The policy of a route: what is protected there, how, and for how long.
+//! Policy of a route: its methods, keys, guarantee and times.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -13,49 +13,50 @@ use crate::fingerprint::{Pointer, Rules};
 use crate::principal::{self, KeySpace, Principal, RequestView};
 use crate::wire::Outcome;
 
-/// What is done with a request without a key.
+/// Handling of a request without a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissingKey {
-    /// It passes, unprotected.
+    /// Passes it on, unprotected.
     #[default]
     Pass,
-    /// It is refused with `key_missing`.
+    /// Refuses it with `key_missing`.
     Reject,
-    /// A key is made for it, and the response tells it in `Idempotency-Key`.
+    /// Generates a key for it, which the response returns in `Idempotency-Key`.
     Generate,
-    /// A key is derived from who is asking and the fingerprint, so that the same request from the same caller is one: for
-    /// clients that cannot be changed. Never for the anonymous, whose equal requests may be those of many: they pass.
+    /// Derives a key from the caller and the fingerprint, so that the same request from the same
+    /// caller is one operation: for clients that cannot be changed. Never for anonymous callers,
+    /// whose equal requests may come from different people: those requests pass.
     Derive {
-        /// How long the same request is the same action, from its completion.
+        /// Time from its completion during which the same request is the same operation.
         window: Duration,
     },
 }
 
-/// Which keys are taken.
+/// Keys that a route accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcceptedKeys {
-    /// Any that a client makes.
+    /// Any key that a client makes.
     #[default]
     Any,
-    /// Those alone that `POST keys` gave to this caller for this route.
+    /// Only keys that `POST keys` issued to this caller for this route.
     Issued,
 }
 
-/// What may be done with a key whose holder was lost.
+/// Guarantee for a key whose holder was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Guarantee {
-    /// It is unknown, and is not executed again.
+    /// The key is unknown, and is not executed again.
     #[default]
     AtMostOnce,
-    /// The next caller takes over: running twice is harmless there.
+    /// The next caller takes over: running twice is harmless on such a route.
     AtLeastOnce,
 }
 
 impl Guarantee {
-    /// As people type it.
+    /// Returns the name used in settings.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AtMostOnce => "at-most-once",
@@ -64,88 +65,90 @@ impl Guarantee {
     }
 }
 
-/// How a response without a declared length passes.
+/// Handling of a response without a declared length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stream {
-    /// A declared stream, by its content type or `X-Accel-Buffering: no`, passes as it comes and is not stored. Every other
-    /// response is read to its end and stored first.
+    /// A declared stream, by its content type or `X-Accel-Buffering: no`, is passed on as it
+    /// arrives and is not stored. Every other response is read to its end and stored first.
     #[default]
     Auto,
-    /// Every response without a declared length passes as it comes. It is recorded without its body before its first byte.
+    /// Every response without a declared length is passed on as it arrives. It is recorded without
+    /// its body before its first byte.
     Pass,
-    /// Every response without a declared length passes as it comes, and is stored once its end was seen. Its key is in
-    /// flight until then.
+    /// Every response without a declared length is passed on as it arrives, and is stored once it
+    /// is complete. Its key is in flight until then.
     Keep,
 }
 
-/// How a response passes whose end is the end of its connection, so that a truncated one looks like a whole one.
+/// Handling of a response that ends with its connection, so that a truncated one seems complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseDelimited {
-    /// It passes as it comes, and is recorded without its body.
+    /// The response is passed on as it arrives, and is recorded without its body.
     #[default]
     Pass,
-    /// It is stored like any other response.
+    /// The response is stored like any other.
     Keep,
 }
 
-/// Marks a response whose end is the end of its connection. An inner service that forwards puts it into the response's
-/// extensions.
+/// Marks a response that ends with its connection. An inner service that forwards puts it into the
+/// response's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndsWithConnection;
 
-/// The policy of one route. [`Default`] gives the documented defaults.
+/// Policy of one route. [`Default`] gives the documented defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
-    /// The route's name in metrics and logs.
+    /// Name of the route in metrics and logs.
     pub route: Arc<str>,
-    /// The methods that are protected.
+    /// Methods that are protected.
     pub methods: Vec<Method>,
-    /// What is done without a key.
+    /// Handling of a request without a key.
     pub missing: MissingKey,
-    /// Which keys are taken.
+    /// Keys that are accepted.
     pub keys: AcceptedKeys,
-    /// The field of a plain HTML form that has the key where no header does.
+    /// Field of a plain HTML form that contains the key if no header does.
     pub form_field: Option<Arc<str>>,
-    /// Headers that have the key as `Idempotency-Key` does, under the names that providers gave
-    /// them.
+    /// Headers that carry the key as `Idempotency-Key` does, under providers' own names.
     pub key_headers: Vec<HeaderName>,
-    /// The members of a JSON body that have the key where no header does; the first one that is
-    /// there applies.
+    /// Members of a JSON body that contain the key if no header does. The first one that is present
+    /// applies.
     pub key_members: Vec<Pointer>,
-    /// What may be done with a lost key.
+    /// Guarantee for a key whose holder was lost.
     pub guarantee: Guarantee,
-    /// How long an answer is kept, from completion.
+    /// Time for which a response is stored, from completion.
     pub retention: Duration,
-    /// How long the key is still known after that.
+    /// Time for which the key is still known after that.
     pub tombstone: Duration,
-    /// How long a claim is believed without a sign of life.
+    /// Time for which a claim is valid without a renewal.
     pub lease: Duration,
-    /// How long a duplicate waits for the answer if it does not say.
+    /// Time that a duplicate waits for the response if it states no preference.
     pub wait: Duration,
-    /// The same for a key from a form: a browser does not ask again.
+    /// The same for a key from a form: a browser does not retry.
     pub form_wait: Duration,
-    /// The parts of a request that name the caller.
+    /// Parts of a request that name the caller.
     pub principal: principal::PrincipalRule,
-    /// What else is a credential, so that a request that has it and no named part is refused.
+    /// Additional credentials: a request that has one of them and no named part is refused.
     pub credentials: Arc<principal::Credentials>,
-    /// What separates key spaces besides the principal.
+    /// Separation of key spaces besides the principal.
     pub scope: principal::Scope,
-    /// How many new keys a caller may send a minute. Never applies to callers that are all one, nor to the anonymous.
+    /// Upper bound on the new keys that a caller may send a minute. Never applies if all callers
+    /// are one, nor to anonymous callers.
     pub keys_per_minute: Option<NonZeroU32>,
-    /// What a fingerprint is made of.
+    /// Rules that a fingerprint is made with.
     pub fingerprint: Arc<Rules>,
-    /// Statuses by which the service says that it did not execute the request, and that the same one may be sent again.
+    /// Statuses by which the service declares that it did not execute the request, and that the
+    /// same one may be sent again.
     pub release_on: StatusSet,
-    /// Statuses that a proxy may say after the service executed.
+    /// Statuses that a proxy may return after the service executed.
     pub unknown_on: StatusSet,
-    /// How a response without a declared length passes.
+    /// Handling of a response without a declared length.
     pub stream: Stream,
-    /// How a response passes whose end is the end of its connection.
+    /// Handling of a response that ends with its connection.
     pub close_delimited: CloseDelimited,
-    /// How long the client waits for a response to begin, instead of [`Limits::upstream_timeout`].
+    /// Time that the client waits for a response to begin, instead of [`Limits::upstream_timeout`].
     ///
     /// [`Limits::upstream_timeout`]: crate::limits::Limits::upstream_timeout
     pub upstream_timeout: Option<Duration>,
@@ -153,9 +156,9 @@ pub struct Policy {
     ///
     /// [`Limits::request_body`]: crate::limits::Limits::request_body
     pub request_body: Option<usize>,
-    /// Member of a JSON body that says that the request was not executed.
+    /// Member of a JSON body by which a response declares that the request was not executed.
     pub released_when: Option<JsonPointer>,
-    /// Whether the inner service gets the client's `Idempotency-Key`.
+    /// True if the inner service gets the client's `Idempotency-Key`.
     pub forward_key: bool,
 }
 
@@ -201,7 +204,7 @@ impl Default for Policy {
     }
 }
 
-/// A policy that would void the promise.
+/// Error of a policy that would void the guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyError {
@@ -242,11 +245,11 @@ impl Policy {
         self.scope.of(&self.route, method, uri, headers)
     }
 
-    /// Checks that the policy voids no promise.
+    /// Checks that the policy does not void its guarantee.
     ///
     /// # Errors
     ///
-    /// [`PolicyError`] says which setting does, and how to fix it.
+    /// [`PolicyError`], whose message names the setting and the fix.
     pub fn check(&self) -> Result<(), PolicyError> {
         match () {
             () if self.retention.is_zero() && self.tombstone.is_zero() => Err(PolicyError::KeepsNothing),
@@ -267,7 +270,7 @@ impl Policy {
         self
     }
 
-    /// Sets what is done without a key.
+    /// Sets the handling of a request without a key.
     pub fn missing(mut self, missing: MissingKey) -> Self {
         self.missing = missing;
         self
@@ -278,84 +281,85 @@ impl Policy {
         self.missing(MissingKey::Reject)
     }
 
-    /// Sets which keys are taken.
+    /// Sets the keys that are accepted.
     pub fn keys(mut self, keys: AcceptedKeys) -> Self {
         self.keys = keys;
         self
     }
 
-    /// Sets the field of a plain HTML form that carries the key where no header does.
+    /// Sets the field of a plain HTML form that contains the key if no header does.
     pub fn form_field(mut self, name: impl Into<Arc<str>>) -> Self {
         self.form_field = Some(name.into());
         self
     }
 
-    /// Sets what may be done with a lost key.
+    /// Sets the guarantee for a key whose holder was lost.
     pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
         self.guarantee = guarantee;
         self
     }
 
-    /// Sets how long a response is stored, from completion.
+    /// Sets the time for which a response is stored, from completion.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self
     }
 
-    /// Sets how long the key is still known after that.
+    /// Sets the time for which the key is still known after that.
     pub fn tombstone(mut self, tombstone: Duration) -> Self {
         self.tombstone = tombstone;
         self
     }
 
-    /// Sets how long a claim is trusted without a renewal.
+    /// Sets the time for which a claim is valid without a renewal.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
-    /// Sets how long a duplicate waits for the response if it does not say.
+    /// Sets the time that a duplicate waits for the response if it states no preference.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self
     }
 
-    /// Sets who the caller is.
+    /// Sets the rule that names the caller.
     pub fn principal(mut self, principal: impl Into<principal::PrincipalRule>) -> Self {
         self.principal = principal.into();
         self
     }
 
-    /// Sets what a fingerprint is made of.
+    /// Sets the rules that a fingerprint is made with.
     pub fn fingerprint(mut self, rules: Rules) -> Self {
         self.fingerprint = Arc::new(rules);
         self
     }
 
-    /// Sets the statuses that say: not executed, try again.
+    /// Sets the statuses that mean: not executed, try again.
     pub fn release_on(mut self, statuses: StatusSet) -> Self {
         self.release_on = statuses;
         self
     }
 
-    /// Sets the statuses that a proxy may say after the service executed.
+    /// Sets the statuses that a proxy may return after the service executed.
     pub fn unknown_on(mut self, statuses: StatusSet) -> Self {
         self.unknown_on = statuses;
         self
     }
 
-    /// Whether requests with this method are protected.
+    /// Returns true if requests with this method are protected.
     pub fn covers(&self, method: &Method) -> bool {
         self.methods.contains(method)
     }
 
-    /// Whether this is a protected method, but for the case of its letters: methods are case-sensitive, and some servers
-    /// execute `patch` all the same.
+    /// Returns true if this is a protected method except for the case of its letters. Methods are
+    /// case-sensitive, yet some servers execute `patch` anyway.
     pub fn differs_in_case(&self, method: &Method) -> bool {
         !self.covers(method) && self.methods.iter().any(|own| own.as_str().eq_ignore_ascii_case(method.as_str()))
     }
 
-    /// How an attempt ended, by the head of a whole response: what the service declares, else what its status says.
+    /// Returns the disposition of an attempt by the head of its complete response: the service's
+    /// own declaration, else the meaning of its status.
     pub fn disposition(&self, status: StatusCode, headers: &HeaderMap) -> Option<Disposition> {
         match Outcome::of(headers) {
             Some(Outcome::Released | Outcome::Mismatch | Outcome::Rejected) => return Some(Disposition::Released),
@@ -364,8 +368,9 @@ impl Policy {
             Some(Outcome::Stored | Outcome::Replayed) => return None,
             Some(Outcome::Expired) | None => {}
         }
-        // The route's own word counts first. A 503 says nothing by itself, with or without `Retry-After`: proxies give it for
-        // a connection that was reset after the service had executed.
+        // The route's own rule applies first. A 503 alone, with or without `Retry-After`, says
+        // nothing: proxies return it for a connection that was reset after the service had
+        // executed.
         if self.release_on.matches(status, headers) {
             Some(Disposition::Released)
         } else if self.unknown_on.matches(status, headers) {
@@ -378,22 +383,22 @@ impl Policy {
     }
 }
 
-/// How an attempt ended, where it is not simply completed: what an inner service that knows more than a status puts into
-/// its response's extensions.
+/// Disposition of an attempt that did not simply complete. An inner service that knows more than
+/// its status says puts it into its response's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disposition {
-    /// No byte was sent: released, and a problem for the client.
+    /// No byte was sent: the key is released, and the client gets a problem.
     NotSent,
-    /// It may or may not have been executed.
+    /// The request may or may not have been executed.
     Unknown,
-    /// It was not executed; the key is free.
+    /// The request was not executed; the key is free.
     Released,
-    /// Executed; the answer is not to be kept.
+    /// The request was executed; its response must not be stored.
     NotKept,
 }
 
-/// Set of statuses, each perhaps only together with a header: `"408, 520-527, 503+retry-after"`.
+/// Set of statuses, each optionally only together with a header: `"408, 520-527, 503+retry-after"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatusSet(Vec<StatusRange>);
 
@@ -412,7 +417,7 @@ impl StatusRange {
 }
 
 impl StatusSet {
-    /// Returns true if the status is in the set, whatever the response's headers.
+    /// Returns true if the status is in the set, regardless of the response's headers.
     pub fn contains(&self, status: StatusCode) -> bool {
         self.always().any(|range| range.contains(status.as_u16()))
     }
@@ -424,7 +429,7 @@ impl StatusSet {
         })
     }
 
-    /// Returns the first status that is in both, whatever the headers.
+    /// Returns the first status that is in both sets, regardless of the headers.
     pub fn common(&self, other: &Self) -> Option<u16> {
         self.always()
             .flat_map(|range| range.from..=range.to)
@@ -449,7 +454,7 @@ impl StatusSet {
 }
 
 impl FromIterator<(u16, u16)> for StatusSet {
-    /// From ranges, both ends included.
+    /// Creates a set from ranges, both ends included.
     fn from_iter<I: IntoIterator<Item = (u16, u16)>>(ranges: I) -> Self {
         Self(ranges.into_iter().map(|(from, to)| StatusRange { from, to, with: None }).collect())
     }
@@ -474,7 +479,7 @@ impl fmt::Display for StatusSet {
 impl FromStr for StatusSet {
     type Err = String;
 
-    /// From `"408, 502-504, 503+retry-after"`.
+    /// Parses a set such as `"408, 502-504, 503+retry-after"`.
     fn from_str(text: &str) -> Result<Self, String> {
         let status = |text: &str| match text.trim().parse() {
             Ok(status @ 200..=599) => Ok(status),
@@ -516,7 +521,8 @@ impl FromStr for StatusSet {
 pub struct JsonPointer(Arc<str>);
 
 impl JsonPointer {
-    /// Returns true if the document has that member, and it is neither `null` nor `false`. A body that is no JSON has none.
+    /// Returns true if the document has that member, and its value is neither `null` nor `false`. A
+    /// body that is not JSON has none.
     pub fn is_set_in(&self, body: &[u8]) -> bool {
         let document: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
         document.pointer(&self.0).is_some_and(|member| !member.is_null() && *member != serde_json::Value::Bool(false))

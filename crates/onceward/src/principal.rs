@@ -1,4 +1,4 @@
-//! The principal: the caller. Keys of different principals never meet.
+//! Principal: the caller. Keys of different principals never collide.
 
 mod credentials;
 mod scheme;
@@ -22,17 +22,18 @@ pub use credentials::{CREDENTIAL_HEADERS, CredentialHeaders};
 pub use scheme::{bearer_jwt, signed_scheme};
 pub use scope::{KeySpace, ParseScopeError, Scope, ScopePart};
 
-/// One part of a request that names the caller.
+/// Part of a request that names the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PrincipalPart {
-    /// The whole `Authorization` header: fit for API keys, not for tokens that are renewed.
+    /// The whole `Authorization` header: suitable for API keys, not for tokens that are renewed.
     Authorization,
     /// A header.
     Header(HeaderName),
-    /// One cookie.
+    /// A cookie.
     Cookie(String),
-    /// A claim of a verified token, which stays the same when the token is renewed. See [`VerifiedToken`].
+    /// A claim of a verified token, which is stable when the token is renewed. See
+    /// [`VerifiedToken`].
     Jwt(String),
 }
 
@@ -55,7 +56,7 @@ impl PrincipalPart {
     }
 }
 
-/// By the text of the part.
+/// Orders by the text of the part.
 impl Ord for PrincipalPart {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.kind(), self.name()).cmp(&(other.kind(), other.name()))
@@ -93,7 +94,7 @@ impl fmt::Display for PrincipalPart {
     }
 }
 
-/// The error of a text that names no part.
+/// Error of a text that names no part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsePartError(String);
 
@@ -109,13 +110,13 @@ impl fmt::Display for ParsePartError {
 
 impl std::error::Error for ParsePartError {}
 
-/// Says which parts of a request name the caller.
+/// Rule for the parts of a request that name the caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PrincipalRule {
     /// No rule: a request without a credential is anonymous, one with a credential is refused.
     #[default]
     Unset,
-    /// These parts, together, in any order. No part at all: all callers are one.
+    /// These parts together, in any order. An empty list: all callers are one.
     Parts(Vec<PrincipalPart>),
 }
 
@@ -137,45 +138,48 @@ impl<const N: usize> From<[PrincipalPart; N]> for PrincipalRule {
     }
 }
 
-/// The caller, as far as a rule could tell.
+/// The caller, as identified by a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
-    /// No part, and no credential.
+    /// No part of the rule, and no credential.
     Anonymous,
-    /// A named caller: a digest of the parts, or of their absence where the rule says that all callers are one.
+    /// A named caller: a digest of the parts, or of their absence if the rule declares that all
+    /// callers are one.
     Named(Digest),
 }
 
-/// The caller, as established before the layer: by a session, or by a middleware that checked a token.
+/// The caller, as identified before the layer: by a session, or by a middleware that checked a
+/// token.
 ///
-/// Put into a request's extensions, it is the principal, and no rule is consulted.
+/// If it is in a request's extensions, it is the principal, and no rule is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller(Arc<[u8]>);
 
 impl Caller {
-    /// A caller by an id that stays the same as long as the caller does.
+    /// Creates a caller with an id that is stable for the same caller.
     pub fn new(id: impl AsRef<[u8]>) -> Self {
         Self(id.as_ref().into())
     }
 }
 
-/// A token that came with a request, checked before the layer. Put into the request's extensions for [`PrincipalPart::Jwt`].
+/// Token of a request, checked before the layer. Put into the request's extensions for
+/// [`PrincipalPart::Jwt`].
 #[derive(Clone, Debug)]
 pub enum VerifiedToken {
-    /// Its claims; its signature, times, issuer and audience were checked.
+    /// Its claims. Its signature, times, issuer and audience were checked.
     Valid(Arc<Map<String, Value>>),
-    /// The reason why it is not accepted.
+    /// The reason why it is not valid.
     Invalid(Arc<str>),
-    /// It could not be checked now; the reason why.
+    /// The reason why it could not be checked now.
     Unverifiable(Arc<str>),
 }
 
-/// A request, as far as it may name its caller.
+/// The parts of a request that can name its caller.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
     /// Its headers.
     pub headers: &'a HeaderMap,
-    /// Its extensions: [`Caller`] and [`VerifiedToken`] count.
+    /// Its extensions: [`Caller`] and [`VerifiedToken`] apply.
     pub extensions: &'a Extensions,
 }
 
@@ -198,16 +202,16 @@ impl<'a> From<&'a HeaderMap> for RequestView<'a> {
     }
 }
 
-/// Which headers are credentials besides `Authorization` and `Cookie`, and whether cookies are.
+/// Headers that are credentials besides `Authorization` and `Cookie`, and the handling of cookies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// Headers that are credentials.
     pub headers: CredentialHeaders,
-    /// Cookies are no credential where the rule names none.
+    /// True if cookies are no credential unless the rule names one.
     pub ignore_cookies: bool,
 }
 
-/// The error of a request whose caller cannot be told.
+/// Error of a request whose caller cannot be identified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnidentifiedCallerError {
     code: Code,
@@ -215,13 +219,13 @@ pub struct UnidentifiedCallerError {
 }
 
 impl UnidentifiedCallerError {
-    /// Returns the code of the refusal: `principal_unknown`, `credentials_ambiguous`, `token_invalid`, or
-    /// `store_unavailable` where a token cannot be checked for want of keys.
+    /// Returns the code of the refusal: `principal_unknown`, `credentials_ambiguous`,
+    /// `token_invalid`, or `store_unavailable` if a token cannot be checked for want of keys.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// Returns the cause and the fix. Has names of headers and cookies in it, and never a value.
+    /// Returns the cause and the fix. Contains names of headers and cookies, and never a value.
     pub fn detail(&self) -> &str {
         &self.detail
     }
@@ -246,9 +250,10 @@ impl PrincipalRule {
     ///
     /// # Errors
     ///
-    /// An [`UnidentifiedCallerError`] where a credential is there that no part of the rule names: treating such callers as
-    /// one would show one the responses of another. Also where a part occurs in two differing lines, where its value
-    /// changes from request to request, and where its token is not valid.
+    /// [`UnidentifiedCallerError`] if the request has a credential that no part of the rule names:
+    /// treating such callers as one would return one the responses of another. Also if a part
+    /// occurs in two differing lines, if its value changes from request to request, or if its token
+    /// is not valid.
     pub fn identify<'a>(
         &self,
         request: impl Into<RequestView<'a>>,
@@ -260,7 +265,7 @@ impl PrincipalRule {
         }
         let parts = match self {
             Self::Unset => [].as_slice(),
-            // The digest of no parts is the same for all callers, which is what an empty list asks for.
+            // The digest of no parts is the same for all callers, as an empty list declares.
             Self::Parts(parts) if parts.is_empty() => return Ok(Principal::Named(Digest::of_parts([b""; 0]))),
             Self::Parts(parts) => parts,
         };
@@ -287,7 +292,7 @@ impl PrincipalRule {
         self.parts().iter().any(|part| matches!(part, PrincipalPart::Jwt(_)))
     }
 
-    /// Returns the parts; none where no rule is set.
+    /// Returns the parts. Empty if no rule is set.
     pub fn parts(&self) -> &[PrincipalPart] {
         match self {
             Self::Unset => &[],
@@ -295,7 +300,8 @@ impl PrincipalRule {
         }
     }
 
-    /// Returns the name of a cookie of the rule that the response gives another value than the request had.
+    /// Returns the name of a cookie of the rule to which the response gives a different value than
+    /// the request had.
     pub fn renewed_cookie<'r>(&'r self, request: &HeaderMap, response: &HeaderMap) -> Option<&'r str> {
         let given = |name: &str| {
             response.get_all(SET_COOKIE).iter().find_map(|line| {
@@ -311,7 +317,8 @@ impl PrincipalRule {
         })
     }
 
-    /// The credentials that no part of the rule names, in an error; `None` if there are none.
+    /// Returns the error that lists the credentials that no part of the rule names. `None` if there
+    /// are none.
     fn unnamed(&self, request: RequestView<'_>, credentials: &Credentials) -> Option<UnidentifiedCallerError> {
         let headers = request.headers;
         let authorization = headers.get(AUTHORIZATION);
@@ -371,7 +378,7 @@ impl PrincipalRule {
         )))
     }
 
-    /// The line to write, with one more part.
+    /// Returns the setting to write, with one more part.
     fn line(&self, part: &str) -> String {
         let mut parts: Vec<String> = self.parts().iter().map(ToString::to_string).collect();
         parts.push(part.to_owned());
@@ -381,7 +388,7 @@ impl PrincipalRule {
     }
 }
 
-/// As users type it, sorted; `unset` where no rule is set.
+/// Writes the rule as in the settings, sorted; `unset` if no rule is set.
 impl fmt::Display for PrincipalRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Parts(parts) = self else { return f.write_str("unset") };
@@ -393,10 +400,11 @@ impl fmt::Display for PrincipalRule {
     }
 }
 
-/// The most credentials that a refusal names.
+/// Upper bound on the credentials that a refusal names.
 const NAMED_MAX: usize = 5;
 
-/// The parts in the order in which they are hashed, each once: an edit of their order changes no caller.
+/// Returns the parts in the order in which they are hashed, each once. Reordering them in the
+/// settings changes no caller.
 fn sorted(parts: &[PrincipalPart]) -> SmallVec<[&PrincipalPart; 2]> {
     let mut parts: SmallVec<[&PrincipalPart; 2]> = parts.iter().collect();
     parts.sort_unstable();
@@ -453,8 +461,8 @@ fn header_values<'h>(name: &HeaderName, headers: &'h HeaderMap) -> Result<Values
     Ok(found)
 }
 
-/// Two values in one line are what browsers send for two paths, each time alike. Which of them the service uses is not known
-/// here, so both name the caller, and neither stands for the other.
+/// Two values in one line are what browsers send for two paths, in the same order each time. The
+/// service may use either, so both name the caller, and neither is equivalent to the other.
 fn cookie_values<'h>(name: &str, headers: &'h HeaderMap) -> Result<Values<'h>, UnidentifiedCallerError> {
     let mut found = Values::new();
     let mut first_line = None;
@@ -478,7 +486,7 @@ fn ambiguous(what: &str) -> UnidentifiedCallerError {
     UnidentifiedCallerError { code: Code::CredentialsAmbiguous, detail }
 }
 
-/// Of a token, the issuer counts besides: two issuers may give two callers the same subject.
+/// The issuer of a token is included too: two issuers may use the same subject for two callers.
 fn claim_values<'h>(claim: &str, extensions: &'h Extensions) -> Result<Values<'h>, UnidentifiedCallerError> {
     let claims = match extensions.get::<VerifiedToken>() {
         Some(VerifiedToken::Valid(claims)) => claims,
@@ -493,7 +501,7 @@ fn claim_values<'h>(claim: &str, extensions: &'h Extensions) -> Result<Values<'h
         None => return Ok(Values::new()),
     };
     let mut found = Values::new();
-    // Lists and objects have no one spelling.
+    // Lists and objects have no canonical spelling.
     if let Some(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) = claims.get(claim)
         && *value != Value::String(String::new())
     {
@@ -517,7 +525,7 @@ fn value_of<'h>(pair: &'h [u8], name: &str) -> Option<&'h [u8]> {
     (&pair[..at] == name.as_bytes()).then(|| &pair[at + 1..])
 }
 
-/// Names of cookies that are fit to be repeated in a message.
+/// Returns the names of cookies that are safe to repeat in a message.
 fn cookie_names(headers: &HeaderMap) -> Vec<&str> {
     let lines = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     let mut names: Vec<&str> = lines
@@ -530,7 +538,7 @@ fn cookie_names(headers: &HeaderMap) -> Vec<&str> {
     names
 }
 
-/// Returns true for the names of sessions in frameworks; `docs/principals.md` has the table.
+/// Returns true for session cookie names of frameworks; `docs/principals.md` has the table.
 fn is_session_cookie(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let lower = lower.strip_prefix("__host-").or_else(|| lower.strip_prefix("__secure-")).unwrap_or(&lower);

@@ -9,19 +9,19 @@ use crate::wire::{IDEMPOTENCY_OUTCOME, Outcome};
 #[cfg(feature = "layer")]
 pub(crate) mod page;
 
-/// Whether the key's operation was executed, in any attempt.
+/// Execution status of the key's operation, over all attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Executed {
-    /// It was.
+    /// Executed.
     Yes,
-    /// It was not.
+    /// Not executed.
     No,
-    /// Nobody can tell, or nobody asked.
+    /// Not known, or not checked.
     Unknown,
 }
 
 impl Executed {
-    /// As it stands in the problem.
+    /// Returns the value used in the problem.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Yes => "yes",
@@ -31,21 +31,21 @@ impl Executed {
     }
 }
 
-/// What a client may do next.
+/// Advice for the client's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Retry {
     /// Send again, with the same key.
     SameKey,
-    /// Ask again after `Retry-After`, with the same key.
+    /// Wait for `Retry-After`, then ask again with the same key.
     Wait,
-    /// Mend the request first; it is a new action.
+    /// Fix the request first; it is then a new operation, with a new key.
     NewKey,
-    /// Nothing to send: look, or ask a person.
+    /// Do not send again: check the status, or ask a person.
     Stop,
 }
 
 impl Retry {
-    /// As it stands in the problem.
+    /// Returns the value used in the problem.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SameKey => "same-key",
@@ -56,7 +56,7 @@ impl Retry {
     }
 }
 
-/// Everything that Onceward itself says no with.
+/// Codes of all refusals by Onceward itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the table below says what each means")]
@@ -96,27 +96,27 @@ pub enum Code {
     LoopDetected,
 }
 
-/// One row of the table.
+/// Row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// The status of the response.
     pub status: StatusCode,
-    /// The machine's word for it.
+    /// The code, for machines.
     pub code: &'static str,
-    /// What `Idempotency-Outcome` says.
+    /// The value of `Idempotency-Outcome`.
     pub outcome: Outcome,
-    /// Whether the operation was executed.
+    /// Execution status of the operation.
     pub executed: Executed,
-    /// What to do next.
+    /// Advice for the next step.
     pub retry: Retry,
-    /// A person's words for it.
+    /// The title, for people.
     pub title: &'static str,
-    /// What is wrong, and the mend.
+    /// The cause and the fix.
     pub detail: &'static str,
 }
 
 impl Code {
-    /// Every code, in the order of their statuses.
+    /// All codes, in the order of their statuses.
     pub const ALL: &'static [Self] = &[
         Self::KeyMissing,
         Self::KeyInvalid,
@@ -153,7 +153,7 @@ impl Code {
         Self::LoopDetected,
     ];
 
-    /// What a code stands for.
+    /// Returns the row of a code.
     #[rustfmt::skip]
     pub const fn row(self) -> Row {
         use Executed as E;
@@ -232,7 +232,7 @@ impl Code {
     }
 }
 
-/// A refusal, ready to be sent.
+/// Refusal, ready to be sent.
 ///
 /// ```
 /// use onceward::problem::{Code, Problem};
@@ -256,7 +256,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A refusal as the table says it. `instance` names the operation to support, and is no secret.
+    /// Creates a refusal with the texts of the table. `instance` identifies the operation for
+    /// support requests, and is not secret.
     pub fn new(code: Code, instance: impl Into<String>) -> Self {
         let row = code.row();
         Self {
@@ -272,60 +273,60 @@ impl Problem {
         }
     }
 
-    /// The code.
+    /// Returns the code.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// What `Idempotency-Outcome` will say.
+    /// Returns the value of `Idempotency-Outcome`.
     pub fn outcome(&self) -> Outcome {
         self.outcome
     }
 
-    /// Says more exactly what is wrong, and the mend.
+    /// Sets a more specific description of the cause and the fix.
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// Says another outcome than the table does, where the end of an attempt could not be written down.
+    /// Sets an outcome other than the table's, for an attempt whose end could not be stored.
     pub fn with_outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = outcome;
         self
     }
 
-    /// Says more exactly whether the operation was executed.
+    /// Sets a more specific execution status.
     pub fn executed(mut self, executed: Executed) -> Self {
         self.executed = executed;
         self
     }
 
-    /// When to ask again, in seconds.
+    /// Sets `Retry-After`, in seconds.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after = Some(seconds);
         self
     }
 
-    /// How the execution ended whose answer was not kept: its status and its `Location`.
+    /// Sets the status and the `Location` of a response that was not stored.
     pub fn first(mut self, status: u16, location: Option<String>) -> Self {
         self.first = Some((status, location));
         self
     }
 
-    /// For a request without a key: no `executed`, no `retry`, no outcome.
+    /// Marks the refusal of a request without a key: no `executed`, no `retry`, no outcome.
     pub fn without_key(mut self) -> Self {
         self.keyed = false;
         self
     }
 
-    /// Where the public paths are mounted, such as `/.idempotency`: what `type` and `Link` point to.
+    /// Sets the mount path of the public paths, such as `/.idempotency`, which `type` and `Link`
+    /// point to.
     pub fn endpoints(mut self, mount: Option<&str>) -> Self {
         self.endpoints = mount.map(str::to_owned);
         self
     }
 
-    /// Returns the response to a request with these headers: a page in words for people where a
-    /// person navigates.
+    /// Returns the response to a request with these headers: an HTML page if a person navigates.
     #[cfg(feature = "layer")]
     pub fn into_response_for(self, headers: &http::HeaderMap) -> Response<Bytes> {
         let page = page::is_wanted(headers).then(|| self.clone());
@@ -340,7 +341,7 @@ impl Problem {
         }
     }
 
-    /// The response.
+    /// Returns the response.
     pub fn into_response(self) -> Response<Bytes> {
         let row = self.code.row();
         let kind = match &self.endpoints {

@@ -1,4 +1,4 @@
-//! The record: what a store knows of one (namespace, principal, key).
+//! Record that a store has for one (namespace, principal, key).
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ pub use crate::problem::Executed;
 use crate::reply::{Head, StoredResponse};
 use crate::secret::KeyHash;
 
-/// One attempt to execute: 128 random bits, never used twice.
+/// Id of one attempt to execute: 128 random bits, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttemptId(pub [u8; 16]);
 
 impl AttemptId {
-    /// A new one, from the process's cryptographic generator.
+    /// Generates a new id with the process's cryptographic generator.
     pub fn random() -> Self {
         Self(rand::random())
     }
@@ -26,100 +26,102 @@ impl fmt::Debug for AttemptId {
     }
 }
 
-/// What a store knows of one key.
+/// Record of one key in a store.
 ///
-/// No time in it is a moment: a record carries durations, and a store tells how old it is.
+/// No time in it is absolute: a record contains durations, and the store returns its age.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// The digest of the key alone, for operators.
+    /// Digest of the key alone, for operators.
     pub key_hash: KeyHash,
-    /// The last attempt.
+    /// Id of the last attempt.
     pub attempt: AttemptId,
-    /// What became of it.
+    /// Phase of the last attempt.
     pub phase: Phase,
 }
 
-/// Where a key stands.
+/// Phase of a key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Phase {
-    /// The attempt is executing, and is believed to for `lease` from the record's last write.
+    /// The attempt is executing. Its claim is valid for `lease` from the record's last write.
     InFlight {
         /// The request.
         print: FingerprintWithRules,
-        /// How long without a sign of life.
+        /// Longest time without a renewal.
         lease: Duration,
-        /// When the attempt began, since 1970 by its claimer's wall clock: a hint for `Retry-After`, never judged.
+        /// Start of the attempt, since 1970 by the claimer's wall clock: a hint for `Retry-After`,
+        /// never used for a decision.
         began: Duration,
     },
-    /// It was executed. Never changes until `retention` ends.
+    /// The request was executed. Never changes until `retention` ends.
     Completed {
         /// The request.
         print: FingerprintWithRules,
-        /// Its answer, or that there was one.
+        /// Its response, or the fact that there was one.
         kept: Retained,
-        /// How long the answer is kept.
+        /// Retention of the response.
         retention: Duration,
-        /// How long the key is known after that.
+        /// Time for which the key is known after that.
         tombstone: Duration,
     },
-    /// It was not executed: the key is free for any request.
+    /// The request was not executed: the key is free for any request.
     Released {
-        /// How long this stays, so that a late word finds it.
+        /// Time for which this record stays, so that a late write of the attempt finds it.
         keep: Duration,
     },
-    /// It may or may not have been executed. Stays until it is settled.
+    /// The request may or may not have been executed. Stays until it is settled.
     Unknown {
         /// The request.
         print: FingerprintWithRules,
     },
-    /// Retention is over.
+    /// The retention is over.
     Tombstone {
         /// The request.
         print: FingerprintWithRules,
-        /// Whether it was executed.
+        /// The outcome: executed or not.
         executed: Executed,
-        /// How long the key is still known.
+        /// Time for which the key is still known.
         keep: Duration,
     },
 }
 
-/// A fingerprint and the rules it was made with.
+/// Fingerprint, and the rules that it was made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FingerprintWithRules {
     /// The digest.
     pub fingerprint: Fingerprint,
-    /// How a retry's is computed.
+    /// Rules for computing the fingerprint of a retry.
     pub rules: Arc<Rules>,
-    /// What is kept besides, by records of today.
+    /// Details for error messages, which records of earlier versions lack.
     pub details: Option<Arc<Details>>,
 }
 
 impl FingerprintWithRules {
-    /// A digest without details.
+    /// Creates a fingerprint without details.
     pub fn new(fingerprint: Fingerprint, rules: Arc<Rules>) -> Self {
         Self { fingerprint, rules, details: None }
     }
 }
 
-/// What is kept of an answer.
+/// Retained part of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retained {
-    /// All of it.
+    /// The whole response.
     Response(Arc<StoredResponse>),
-    /// That there was one.
+    /// The head only: the fact that there was a response.
     HeadOnly(Head),
 }
 
-/// Which state of a record a write replaces: the attempt, and where it stood. A store compares both, and nothing else.
+/// Version of a record, for compare-and-swap: the attempt and its phase. A store compares both, and
+/// nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Version {
     /// The attempt.
     pub attempt: AttemptId,
-    /// Where it stood.
+    /// The phase.
     pub stage: PhaseKind,
 }
 
-/// [`Phase`] without what is in it.
+/// Discriminant of a [`Phase`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "Phase documents them")]
 pub enum PhaseKind {
@@ -130,24 +132,25 @@ pub enum PhaseKind {
     Tombstone,
 }
 
-/// A record as a store found it.
+/// Record as a store returns it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredRecord {
-    /// The record. Boxed, for most writes find none, and what they return is moved often.
+    /// The record. Boxed, since most writes find none, and their results are moved often.
     pub record: Box<Record>,
-    /// How long ago it was last written, by the store's clock.
+    /// Time since its last write, by the store's clock.
     pub age: Duration,
-    /// The store knows that the process which wrote it is gone, so that no lease need be waited for.
+    /// The store knows that the process that wrote it is gone, so its lease need not be waited for.
     pub owner_lost: bool,
 }
 
 impl Record {
-    /// The version, for the next write.
+    /// Returns the version, for the next compare-and-swap.
     pub fn version(&self) -> Version {
         Version { attempt: self.attempt, stage: self.phase.stage() }
     }
 
-    /// How long after this write something is to be done about the record if nobody writes it before. `None`: never.
+    /// Returns the time after this write at which the sweep has to process the record, unless it is
+    /// written before. `None`: never.
     pub fn due(&self) -> Option<Duration> {
         match &self.phase {
             Phase::InFlight { lease, .. } => Some(*lease),
@@ -157,7 +160,7 @@ impl Record {
         }
     }
 
-    /// The request it was made for; a released key has none.
+    /// Returns the request that it was made for. A released key has none.
     pub fn print(&self) -> Option<&FingerprintWithRules> {
         match &self.phase {
             Phase::InFlight { print, .. }
@@ -168,7 +171,7 @@ impl Record {
         }
     }
 
-    /// About how much memory it takes, in bytes.
+    /// Returns its approximate memory use, in bytes.
     pub fn size(&self) -> usize {
         let reply = match &self.phase {
             Phase::Completed { kept: Retained::Response(reply), .. } => reply.size(),
@@ -180,7 +183,7 @@ impl Record {
 }
 
 impl Phase {
-    /// Which phase it is.
+    /// Returns the kind of the phase.
     pub fn stage(&self) -> PhaseKind {
         match self {
             Self::InFlight { .. } => PhaseKind::InFlight,

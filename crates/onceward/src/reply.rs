@@ -1,4 +1,4 @@
-//! The reply: what is kept of an answer, and what a replay makes of it.
+//! Stored response, and its replay.
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION};
@@ -7,8 +7,9 @@ use http::{Response, StatusCode};
 use crate::fingerprint::Fingerprint;
 use crate::wire;
 
-/// An answer as it is kept: the status, the end-to-end headers that a replay shows (in their order, with duplicates), the
-/// body. What a replay would leave out, such as `Set-Cookie`, is not stored at all.
+/// Response as it is stored: the status, the end-to-end headers that a replay has (in their order,
+/// with duplicates), and the body. Headers that a replay leaves out, such as `Set-Cookie`, are not
+/// stored at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredResponse {
     /// The status.
@@ -17,12 +18,13 @@ pub struct StoredResponse {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The whole body.
     pub body: Bytes,
-    /// Fingerprint of the same request at the `Location` of this response, where that is a 307 or a 308.
+    /// Fingerprint of the same request at the `Location` of this response, if that is a 307 or a
+    /// 308.
     pub redirect: Option<Fingerprint>,
 }
 
 impl StoredResponse {
-    /// Keeps a whole answer.
+    /// Builds the stored form of a whole response.
     pub fn keep(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
         let mut kept = Vec::with_capacity(headers.len());
         kept.extend(
@@ -35,8 +37,9 @@ impl StoredResponse {
         reply
     }
 
-    /// Moves what is kept into one buffer of just its size. What lives for days would otherwise hold on to many small and
-    /// half-empty buffers, amidst those of requests that come and go, and make each allocation beside them slower.
+    /// Moves headers and body into one buffer of exactly their size. Otherwise a response that is
+    /// stored for days would hold on to many small and half-empty buffers between those of
+    /// short-lived requests, and slow allocations down.
     fn compact(&mut self) {
         let length = self.headers.iter().map(|(_, value)| value.len()).sum::<usize>() + self.body.len();
         let mut gathered = Vec::with_capacity(length);
@@ -44,7 +47,7 @@ impl StoredResponse {
         gathered.extend_from_slice(&self.body);
         let mut gathered = Bytes::from(gathered);
         for (_, value) in &mut self.headers {
-            // What was a header's value is one.
+            // Bytes of a valid header value stay valid.
             if let Ok(mut own) = HeaderValue::from_maybe_shared(gathered.split_to(value.len())) {
                 own.set_sensitive(value.is_sensitive());
                 *value = own;
@@ -53,8 +56,8 @@ impl StoredResponse {
         self.body = gathered;
     }
 
-    /// The answer again, with a `Date` of its own time left to the server, and `Cache-Control: no-store`: what caches
-    /// were told of the first answer is not true of a replay.
+    /// Returns the response again, without `Date`, which the server sets, and with `Cache-Control:
+    /// no-store`: the caching headers of the first response do not apply to a replay.
     pub fn replay(&self) -> Response<Bytes> {
         let mut response = Response::new(self.body.clone());
         *response.status_mut() = self.status;
@@ -69,19 +72,19 @@ impl StoredResponse {
         response
     }
 
-    /// How an execution ended whose answer is not kept.
+    /// Returns the head of a response that is not stored.
     pub fn head(status: StatusCode, headers: &HeaderMap) -> Head {
         Head { status, location: headers.get(LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned) }
     }
 
-    /// About how much memory it takes, in bytes.
+    /// Returns its approximate memory use, in bytes.
     pub fn size(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 72).sum();
         size_of::<Self>() + headers + self.body.len()
     }
 }
 
-/// What is known of an answer that is not kept.
+/// Head of a response that is not stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Its status.

@@ -1,4 +1,5 @@
-//! The secret, and the hashes that are made with it: what a store holds can be neither guessed nor linked without it.
+//! Secret, and the hashes that are made with it: without it the contents of a store can be neither
+//! guessed nor linked.
 
 use std::fmt;
 
@@ -11,12 +12,13 @@ use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::principal::{KeySpace, Principal};
 
-/// 32 random bytes that all processes of a store share. Never rotated: the ids of all records hang on it.
+/// 32 random bytes that all processes of a store share. Never rotated: the ids of all records
+/// depend on them.
 #[derive(Clone)]
 pub struct Secret([u8; 32]);
 
 impl Secret {
-    /// From 32 random bytes.
+    /// Creates a secret from 32 random bytes.
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -32,26 +34,25 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The keys for each use, derived from the secret.
+/// Keys for each use, derived from the secret.
 #[derive(Clone)]
 pub struct HashKeys {
     record: [u8; 32],
     redirect: [u8; 32],
     lookup: [u8; 32],
-    /// A fingerprint goes over a few hundred bytes one after the other, where SHA-256 by the processor's own instructions
-    /// takes half of BLAKE3's time; the ids are of one block, where it does not.
+    /// A fingerprint hashes a few hundred bytes sequentially, for which SHA-256 with CPU
+    /// instructions takes half of BLAKE3's time. The ids are of one block, for which it does not.
     pub(crate) fingerprint: MacKey,
-    /// Bodies and what a record keeps of the parts of a request, by the second construction of
-    /// fingerprints.
+    /// Key for bodies, in the second construction of fingerprints.
     body: [u8; 32],
     hint: [u8; 32],
     check: [u8; 32],
-    /// What each generation of the keys that are issued here is derived from.
+    /// Key from which the keys of each generation of issued keys are derived.
     pub(crate) issuing: [u8; 32],
 }
 
 impl HashKeys {
-    /// Derives them.
+    /// Derives the keys.
     pub fn new(secret: &Secret) -> Self {
         let derive = |context| blake3::derive_key(context, &secret.0);
         Self {
@@ -66,7 +67,7 @@ impl HashKeys {
         }
     }
 
-    /// Returns the id of the record of one (namespace, principal, key), where the scope has no part.
+    /// Returns the id of the record of one (namespace, principal, key), for a scope without parts.
     pub fn record_id(&self, namespace: &str, principal: &Principal, key: &Key) -> RecordId {
         self.record_id_in(namespace, principal, &KeySpace::default(), key)
     }
@@ -83,15 +84,15 @@ impl HashKeys {
         let key = key.as_str();
         let key = if fault::planted("key-cut") { key.get(..8).unwrap_or(key) } else { key };
         framed.field(key.as_bytes());
-        // One field more: no id of a scope is one without.
+        // One more field: no id with a scope equals one without.
         if let Some(space) = space.bytes() {
             framed.field(space);
         }
         RecordId(framed.hash(&self.record))
     }
 
-    /// The id of the record of a request that followed a redirect with the key of the first one: `target` is its fingerprint
-    /// there.
+    /// Returns the id of the record of a request that followed a redirect with the key of the first
+    /// one. `target` is its fingerprint there.
     pub(crate) fn redirect_id(&self, first: &RecordId, target: &Fingerprint) -> RecordId {
         let mut framed = LengthPrefixed::default();
         framed.field(&first.0);
@@ -99,17 +100,18 @@ impl HashKeys {
         RecordId(framed.hash(&self.redirect))
     }
 
-    /// The digest of the key alone, by which an operator finds it whoever sent it.
+    /// Returns the digest of the key alone, by which an operator finds it without knowing the
+    /// caller.
     pub fn key_hash(&self, key: &Key) -> KeyHash {
         KeyHash(*blake3::keyed_hash(&self.lookup, key.as_str().as_bytes()).as_bytes())
     }
 
-    /// Returns the digest of a body, or of what is compared of it.
+    /// Returns the digest of a body, or of the compared part of it.
     pub(crate) fn body_digest(&self, body: &[u8]) -> [u8; 32] {
         *blake3::keyed_hash(&self.body, body).as_bytes()
     }
 
-    /// Returns two bytes that tell whether a part of a request is that of the request whose
+    /// Returns two bytes that indicate if a part of a request equals that of the request whose
     /// fingerprint is `whole`.
     pub(crate) fn hint(&self, whole: &[u8; 32], at: usize, part: &[u8]) -> [u8; 2] {
         let mut framed = LengthPrefixed::default();
@@ -120,7 +122,7 @@ impl HashKeys {
         [first, second]
     }
 
-    /// What a store holds so that a process with another secret is noticed.
+    /// Returns the value that a store holds to detect a process with another secret.
     pub fn check_value(&self) -> [u8; 32] {
         self.check
     }
@@ -147,20 +149,20 @@ macro_rules! digest {
 }
 
 digest! {
-    /// The id of a record: a keyed hash of namespace, principal and key.
+    /// Id of a record: a keyed hash of namespace, principal and key.
     RecordId
 }
 digest! {
-    /// A keyed hash of the key alone.
+    /// Keyed hash of the key alone.
     KeyHash
 }
 digest! {
-    /// A hash of a principal's parts.
+    /// Hash of a principal's parts.
     Digest
 }
 
 impl RecordId {
-    /// What names the operation to support: opaque, and no secret.
+    /// Returns the name of the operation for support requests: opaque, and not secret.
     pub fn instance(&self) -> String {
         format!("urn:onceward:{}", hex(&self.0[..12]))
     }
@@ -168,20 +170,22 @@ impl RecordId {
 
 impl Digest {
     pub(crate) fn of_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
-        // The record id, which this goes into, is keyed; this hash needs no key of its own.
+        // The record id that this is hashed into is keyed, so this hash needs no key of its own.
         let mut framed = LengthPrefixed::default();
         parts.into_iter().for_each(|part| framed.field(part.as_ref()));
         Self(framed.hash(&[0; 32]))
     }
 }
 
-/// Fields, each with its length before it (LEB128), so that no two lists of fields look alike.
+/// Fields, each with its length before it (LEB128), so that no two lists of fields have equal
+/// bytes.
 ///
-/// They are gathered first, on the stack: one long update of a hash costs a fraction of many short ones.
+/// The fields are collected on the stack first: one long update of a hash costs a fraction of many
+/// short ones.
 #[derive(Default)]
 pub(crate) struct LengthPrefixed(SmallVec<[u8; GATHERED]>);
 
-/// How many bytes of fields need no heap: those of most requests.
+/// Bytes of fields that need no heap: enough for most requests.
 const GATHERED: usize = 1024;
 
 impl LengthPrefixed {
@@ -198,27 +202,27 @@ impl LengthPrefixed {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Returns what was gathered.
+    /// Returns the collected bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// BLAKE3 under a key.
+    /// Returns BLAKE3 of the fields under a key.
     fn hash(&self, key: &[u8; 32]) -> [u8; 32] {
         *blake3::keyed_hash(key, &self.0).as_bytes()
     }
 
-    /// HMAC-SHA-256 under a key.
+    /// Returns HMAC-SHA-256 of the fields under a key.
     pub(crate) fn mac(&self, key: &MacKey) -> [u8; 32] {
         key.0.clone().chain_update(&self.0).finalize().into_bytes().into()
     }
 
-    /// Whether `mac` is that of these fields; compared in constant time.
+    /// Returns true if `mac` is that of these fields. The comparison takes constant time.
     pub(crate) fn verify(&self, key: &MacKey, mac: &[u8]) -> bool {
         key.0.clone().chain_update(&self.0).verify_slice(mac).is_ok()
     }
 
-    /// The same with one more field, which may be large and is not copied then.
+    /// Returns the MAC with one more field, which is not copied if it is large.
     pub(crate) fn mac_with(&mut self, key: &MacKey, last: &[u8]) -> [u8; 32] {
         if last.len() <= GATHERED / 2 {
             self.field(last);
@@ -229,7 +233,7 @@ impl LengthPrefixed {
     }
 }
 
-/// A key of HMAC-SHA-256, of which half of the work is done.
+/// Key of HMAC-SHA-256, whose key schedule is computed already.
 #[derive(Clone)]
 pub(crate) struct MacKey(Hmac<Sha256>);
 
@@ -241,12 +245,12 @@ impl MacKey {
     }
 }
 
-/// Lower-case hexadecimal.
+/// Returns lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| hex_digits(*byte)).map(char::from).collect()
 }
 
-/// The same of one byte.
+/// Returns the hexadecimal digits of one byte.
 pub(crate) fn hex_digits(byte: u8) -> [u8; 2] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)])

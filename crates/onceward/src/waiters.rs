@@ -1,4 +1,4 @@
-//! Who waits in this process for an attempt to end.
+//! Waiters in this process for the end of an attempt.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,49 +12,49 @@ use crate::reply::StoredResponse;
 use crate::secret::RecordId;
 use crate::store::Error;
 
-/// How an attempt ended, for those who waited. All but a released answer is in the store.
+/// End of an attempt, as its waiters get it. Everything but a released response is in the store.
 #[derive(Clone, Debug)]
 pub(crate) enum Ended {
-    /// Released, with this answer: whoever waited gets it, and does not execute.
+    /// Released, with this response: waiters get it, and do not execute.
     Released(Option<Arc<StoredResponse>>),
-    /// Something else: the store tells.
+    /// Any other end: the waiters read it from the store.
     CheckStore,
 }
 
-/// What a look into the store showed.
+/// Result of a read from the store.
 pub(crate) type Looked = Arc<Result<Option<StoredRecord>, Error>>;
 
-/// What all who wait for an attempt hear.
+/// Event that all waiters of an attempt get.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// It ended, in this process.
+    /// The attempt ended, in this process.
     Ended(Ended),
-    /// One of those who wait has looked.
+    /// A waiter has read the store.
     Looked(Looked),
 }
 
 type Slot = (RecordId, AttemptId);
 
-/// Where those are who wait for one attempt.
+/// The waiters of one attempt.
 #[derive(Debug)]
 struct WaiterGroup {
     news: watch::Sender<Option<Event>>,
     turn: PollPermit,
 }
 
-/// Whoever holds it looks into the store, for all.
+/// Permit to read the store: the waiter that holds it reads for all.
 pub(crate) type PollPermit = Arc<tokio::sync::Mutex<()>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     slots: Mutex<HashMap<Slot, WaiterGroup>>,
-    /// How many slots there are, so that an attempt for which nobody waits takes no lock at its end.
+    /// Number of slots, so that an attempt without waiters takes no lock at its end.
     count: AtomicUsize,
 }
 
 impl Waiters {
-    /// Begins to wait, unless `max` do already. Whoever begins must look into the store afterwards: the attempt may have
-    /// ended in between.
+    /// Subscribes a waiter, unless `max` are waiting already. The caller must read the store
+    /// afterwards: the attempt may have ended in between.
     pub(crate) fn join(self: &Arc<Self>, id: RecordId, attempt: AttemptId, max: usize) -> Option<Waiting> {
         let mut slots = self.slots.lock();
         let slot = (id, attempt);
@@ -73,7 +73,7 @@ impl Waiters {
         waiting
     }
 
-    /// Tells all who wait that the attempt ended. To be called after its end is in the store.
+    /// Notifies all waiters that the attempt ended. Must be called after its end is in the store.
     pub(crate) fn tell(&self, id: RecordId, attempt: AttemptId, ended: impl FnOnce() -> Ended) {
         if self.count.load(Ordering::SeqCst) == 0 {
             return;
@@ -86,7 +86,7 @@ impl Waiters {
     }
 }
 
-/// A place among those who wait; given up when dropped.
+/// Subscription of a waiter, cancelled when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     news: watch::Receiver<Option<Event>>,
@@ -96,7 +96,7 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Ends when the attempt did, in this process. Pending for ever where it runs in another.
+    /// Resolves when the attempt has ended in this process. Pending for ever if it runs in another.
     pub(crate) async fn ended(&mut self) -> Ended {
         let heard = self.news.wait_for(|news| matches!(news, Some(Event::Ended(_)))).await.map(|news| news.clone());
         match heard {
@@ -105,7 +105,7 @@ impl Waiting {
         }
     }
 
-    /// What is heard next.
+    /// Returns the next event.
     pub(crate) async fn news(&mut self) -> Event {
         loop {
             if self.news.changed().await.is_err() {
@@ -117,17 +117,17 @@ impl Waiting {
         }
     }
 
-    /// The turn to look, to be held while looking.
+    /// Returns the permit to read the store, to be held during the read.
     pub(crate) fn turn(&self) -> PollPermit {
         Arc::clone(&self.turn)
     }
 
-    /// Tells the others what a look showed.
+    /// Notifies the other waiters of the result of a read.
     pub(crate) fn tell(&mut self, looked: &Looked) {
         let slots = self.waiters.slots.lock();
         if let Some(bench) = slots.get(&self.slot) {
             bench.news.send_replace(Some(Event::Looked(Arc::clone(looked))));
-            // That much is known here.
+            // This waiter knows its own result.
             self.news.mark_unchanged();
         }
     }
@@ -136,7 +136,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut slots = self.waiters.slots.lock();
-        // This receiver still counts.
+        // The count still includes this receiver.
         if slots.get(&self.slot).is_some_and(|bench| bench.news.receiver_count() <= 1) {
             slots.remove(&self.slot);
         }

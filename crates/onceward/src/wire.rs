@@ -1,51 +1,51 @@
-//! The contract on the wire: header names, outcomes, and which headers travel how far.
+//! Wire contract: header names, outcomes, and the scope of headers.
 
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// The header that bears the key.
+/// Header that carries the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// The header of every keyed response: what happened.
+/// Header of every keyed response that states its outcome.
 pub const IDEMPOTENCY_OUTCOME: HeaderName = HeaderName::from_static("idempotency-outcome");
-/// `true` on a replay.
+/// Header with the value `true` on a replay.
 pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-/// What the upstream gets of a claim: record and attempt, opaque and unguessable.
+/// Header that passes a claim to the upstream: record and attempt, opaque and unguessable.
 pub const ONCEWARD_CLAIM: HeaderName = HeaderName::from_static("onceward-claim");
-/// RFC 7240.
+/// Header of preferences (RFC 7240).
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
-/// RFC 7240.
+/// Header of applied preferences (RFC 7240).
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// Where the public paths are mounted unless a setting says otherwise.
+/// Default mount path of the public paths.
 pub const ENDPOINTS: &str = "/.idempotency";
 
-/// What happened to a keyed request: the value of `Idempotency-Outcome`.
+/// Outcome of a keyed request: the value of `Idempotency-Outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Executed now, and the answer is kept.
+    /// Executed now, and the response is stored.
     Stored,
-    /// Executed earlier; this is that answer.
+    /// Executed earlier; this is the stored response.
     Replayed,
     /// Not executed, or declared so by its status: the key is free.
     Released,
-    /// Executed, and the answer is not, or not confirmed as, kept.
+    /// Executed, but the response is not stored, or not confirmed as stored.
     NotStored,
-    /// Another request with the key is running.
+    /// Another request with the key is executing.
     InFlight,
-    /// The key came with another request before.
+    /// The key was used with a different request before.
     Mismatch,
-    /// It may have been executed or not, and nobody can tell.
+    /// The request may or may not have been executed.
     Unknown,
-    /// Executed longer ago than answers are kept.
+    /// Executed, but the response's retention is over.
     Expired,
     /// Refused before it could execute.
     Rejected,
 }
 
 impl Outcome {
-    /// Every outcome, in the order in which the docs name them.
+    /// All outcomes, in the order of the docs.
     pub const ALL: [Self; 9] = [
         Self::Stored,
         Self::Replayed,
@@ -58,7 +58,7 @@ impl Outcome {
         Self::Rejected,
     ];
 
-    /// As it stands in the header.
+    /// Returns the value used in the header.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Stored => "stored",
@@ -73,30 +73,30 @@ impl Outcome {
         }
     }
 
-    /// The outcome that a response's headers name, if they name one that is known.
+    /// Returns the outcome in a response's headers, if it is a known one.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let value = line(headers, &IDEMPOTENCY_OUTCOME)?.as_bytes();
         Self::ALL.into_iter().find(|outcome| outcome.as_str().as_bytes() == value)
     }
 
-    /// The header's value.
+    /// Returns the header value.
     pub fn value(self) -> HeaderValue {
         HeaderValue::from_static(self.as_str())
     }
 }
 
-/// The lines of a header. Each name is compared: for the few headers that a message has that takes less time than the hash by
-/// which a map finds one, and many are asked for.
+/// Iterates over the lines of a header. Each name is compared: for the few headers of a message
+/// that is faster than the hash lookup of a map, and many lookups are made.
 pub(crate) fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h HeaderValue> {
     headers.iter().filter(move |(its, _)| *its == name).map(|(_, value)| value)
 }
 
-/// The first line of a header.
+/// Returns the first line of a header.
 pub(crate) fn line<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
     lines(headers, name).next()
 }
 
-/// The tokens of all comma-separated lines of a header, such as `Connection`.
+/// Iterates over the tokens of all comma-separated lines of a header, such as `Connection`.
 pub fn names_in<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
     lines(headers, name)
         .filter_map(|line| line.to_str().ok())
@@ -105,7 +105,7 @@ pub fn names_in<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<
         .filter(|token| !token.is_empty())
 }
 
-/// Whether a header ends at the next hop (RFC 9110, 7.6.1), by its own name.
+/// Returns true if a header is hop-by-hop (RFC 9110, 7.6.1), by its own name.
 pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         *name,
@@ -119,8 +119,8 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
-/// The end-to-end headers of a message: without those that end at the next hop, by name or because `Connection` names
-/// them, in their order.
+/// Iterates over the end-to-end headers of a message, in their order: without the hop-by-hop
+/// headers, which are known by name or named by `Connection`.
 pub fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     let named: Vec<&str> = names_in(headers, &header::CONNECTION).collect();
     headers.iter().filter(move |(name, _)| {
@@ -128,20 +128,23 @@ pub fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &He
     })
 }
 
-/// Whether a replay leaves this end-to-end header out: it belongs to the moment, the session or the origin of the first
-/// request, not to the response. `Preference-Applied` stays: it says how the service understood the request.
+/// Returns true if a replay leaves this end-to-end header out: it belongs to the moment, the
+/// session or the origin of the first request, not to the response. `Preference-Applied` stays: it
+/// says how the service understood the request.
 pub fn is_left_out_of_replays(name: &HeaderName) -> bool {
     matches!(*name, header::DATE | header::SET_COOKIE | header::WWW_AUTHENTICATE)
         || matches!(name.as_str(), "idempotency-outcome" | "idempotency-replayed")
         || name.as_str().starts_with("access-control-")
 }
 
-/// Returns how long the client is ready to wait, by `Prefer: wait=N` (RFC 7240). The first `wait` counts.
+/// Returns the time that the client is ready to wait, by `Prefer: wait=N` (RFC 7240). The first
+/// `wait` applies.
 pub fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     preferences(headers).find_map(wait_of).map(Duration::from_secs)
 }
 
-/// Returns the `Prefer` that goes on to the upstream: without `wait`, which is honoured here. `None`: nothing is left of it.
+/// Returns the `Prefer` to pass on to the upstream: without `wait`, which is honoured here. `None`:
+/// nothing is left of it.
 pub fn prefer_without_wait(headers: &HeaderMap) -> Option<HeaderValue> {
     let rest: Vec<&[u8]> = preferences(headers).filter(|preference| wait_of(preference).is_none()).collect();
     match rest.is_empty() {
@@ -150,7 +153,7 @@ pub fn prefer_without_wait(headers: &HeaderMap) -> Option<HeaderValue> {
     }
 }
 
-/// The preferences of all lines of `Prefer`, each with its parameters.
+/// Iterates over the preferences of all lines of `Prefer`, each with its parameters.
 fn preferences(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(PREFER)
@@ -171,7 +174,7 @@ fn wait_of(preference: &[u8]) -> Option<u64> {
     }
 }
 
-/// Splits a header's value at a separator, but not within a quoted string (RFC 9110, 5.6.4).
+/// Splits a header's value at a separator, except within a quoted string (RFC 9110, 5.6.4).
 fn unquoted_split(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     value.split(move |byte| {

@@ -1,4 +1,4 @@
-//! Reading: the fields are looked through where they stand, and nothing but what a record is made of is built.
+//! Decoder: scans the fields in place, and allocates only the parts of the record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::reply::{Head, StoredResponse};
 use crate::secret::KeyHash;
 use crate::store::Error;
 
-/// The fields of a record or of an answer, as they stand in its bytes. Of one that is there twice the last counts; one that
-/// is not there is zero or empty.
+/// Fields of a record or of a response, as slices of its bytes. Of a repeated field the last one
+/// applies; a missing one is zero or empty.
 #[derive(Default)]
 pub(super) struct Fields<'b> {
-    /// What they stand in: the body of a reply is a part of it, not a copy.
+    /// The buffer that contains the fields: the body of a response is a slice of it, not a copy.
     whole: Bytes,
     stage: u64,
     attempt: &'b [u8],
@@ -100,7 +100,7 @@ impl<'b> Fields<'b> {
         })
     }
 
-    /// The answer that belongs to an attempt, and how long it is kept.
+    /// Returns the response that belongs to an attempt, and its retention.
     #[cfg(feature = "redis")]
     pub(super) fn answer_of(&self, attempt: AttemptId) -> Result<(Retained, Duration), Error> {
         if self.stage != u64::from(COMPLETED) || self.attempt != attempt.0 {
@@ -118,7 +118,7 @@ impl<'b> Fields<'b> {
     }
 }
 
-/// The fields of one construction of a fingerprint.
+/// Fields of one construction of a fingerprint.
 #[derive(Default)]
 struct Construction<'b> {
     fingerprint: &'b [u8],
@@ -258,7 +258,7 @@ fn head(fields: &[u8]) -> Result<Head, Error> {
     Ok(Head { status: status(number)?, location: location.map(text).transpose()? })
 }
 
-/// The content of one field.
+/// Content of one field.
 enum Field<'b> {
     Number(u64),
     Piece(&'b [u8]),
@@ -280,7 +280,8 @@ impl<'b> Field<'b> {
     }
 }
 
-/// Hands on each field with its number. Of kinds that no version ever wrote nothing is known but where they end.
+/// Calls `take` with the number and the content of each field. Of wire types that no version has
+/// written, only the end is determined.
 fn each<'b>(mut rest: &'b [u8], mut take: impl FnMut(u32, Field<'b>) -> Result<(), Error>) -> Result<(), Error> {
     let unreadable = |error: DecodeError| damaged("fields").with_source(error);
     while !rest.is_empty() {

@@ -1,4 +1,4 @@
-//! Writing: each field behind the other, each piece once.
+//! Encoder: writes the fields one after another, each piece once.
 
 use http::header::{HeaderName, HeaderValue};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
@@ -10,7 +10,8 @@ use crate::fingerprint::{Details, FIRST_VERSION, Fingerprint, Hosts, Kind, Membe
 use crate::record::{FingerprintWithRules, Phase, Record, Retained};
 use crate::reply::StoredResponse;
 
-/// Writes the fields of a record, in their order, without gathering them first: what is zero or empty is left out.
+/// Writes the fields of a record in their order, without an intermediate buffer. Zero and empty
+/// fields are left out.
 pub(super) struct Writer<'b>(pub(super) &'b mut Vec<u8>);
 
 impl Writer<'_> {
@@ -40,7 +41,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The answer of a completed record alone.
+    /// Writes the response of a completed record alone.
     #[cfg(feature = "redis")]
     pub(super) fn answer(&mut self, record: &Record) {
         self.number(tag::STAGE, COMPLETED.into());
@@ -82,7 +83,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The fields that each construction has.
+    /// Writes the fields that each construction has.
     fn construction(&mut self, fingerprint: &Fingerprint, version: u8, kind: Kind, rules: &Rules) {
         self.piece(tag::print::FINGERPRINT, &fingerprint.0);
         self.number(tag::print::VERSION, version.into());
@@ -147,25 +148,25 @@ impl Writer<'_> {
         }
     }
 
-    /// One that is there, be it empty.
+    /// Writes a piece, even if it is empty.
     fn whole_piece(&mut self, tag: u32, bytes: &[u8]) {
         self.begin(tag, bytes.len());
         self.0.extend_from_slice(bytes);
     }
 
-    /// The begin of something of a known length.
+    /// Writes the tag and the length of a piece.
     fn begin(&mut self, tag: u32, length: usize) {
         encode_key(tag, WireType::LengthDelimited, self.0);
         encode_varint(length as u64, self.0);
     }
 }
 
-/// How many bytes a number takes with its tag, which is below 16 wherever this is asked.
+/// Returns the size of a number with its tag, which must be below 16.
 fn number_length(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
 }
 
-/// How many bytes a piece of this length takes with its tag.
+/// Returns the size of a piece with its tag.
 fn piece_length(length: usize) -> usize {
     1 + encoded_len_varint(length as u64) + length
 }

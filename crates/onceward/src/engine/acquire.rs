@@ -1,4 +1,4 @@
-//! Claiming a key: what a request asks of the store, and what it is told by what was found.
+//! Acquires a key: claims it in the store, or decides the outcome by the stored record.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,17 +18,17 @@ use crate::reply::StoredResponse;
 use crate::secret::{HashKeys, RecordId};
 use crate::store::{Applied, Cas};
 
-/// What became of asking for a claim.
+/// Result of an attempt to acquire a key.
 enum Acquire<T> {
     Acquired,
     Decided(RunOutcome<T>),
     /// Another attempt is executing.
     InFlight(Box<Met>),
-    /// The request follows a redirect, and this is its own record.
+    /// The request follows a redirect; carries the id of its own record.
     Redirected(RecordId),
 }
 
-/// Another attempt's record, as it was met.
+/// Record of another attempt that is in flight.
 struct Met {
     found: StoredRecord,
     age: Duration,
@@ -43,7 +43,7 @@ pub(super) enum Begun<O: Operation> {
     Redirected(Box<Redirected<O>>),
 }
 
-/// A request that follows a redirect, and its record.
+/// Request that follows a redirect, and its record.
 pub(super) struct Redirected<O> {
     pub(super) id: RecordId,
     pub(super) operation: Box<O>,
@@ -52,7 +52,7 @@ pub(super) struct Redirected<O> {
 /// Upper bound on the redirects that one key follows.
 const REDIRECTS_MAX: usize = 5;
 
-/// Another attempt, and the request that met it.
+/// Another attempt in flight, and the request that found it.
 pub(super) struct Other<O> {
     pub(super) asked: Arc<Attempt>,
     pub(super) operation: Box<O>,
@@ -61,14 +61,14 @@ pub(super) struct Other<O> {
     pub(super) left: Duration,
 }
 
-/// How the life of a request ended: what its client is told, and what is left to do after that.
+/// Result of a request in the engine: its client's outcome, and the work that is left after it.
 pub(super) struct Ended<O: Operation> {
     pub(super) begun: Begun<O>,
     pub(super) rest: Option<Boxed<'static, ()>>,
 }
 
 impl<O: Operation> Ended<O> {
-    /// What the client is told; whatever is left to do goes on in a task.
+    /// Returns the client's outcome, and spawns a task for the work that is left.
     pub(super) fn told(self) -> Begun<O> {
         if let Some(rest) = self.rest {
             tokio::spawn(rest.in_current_span());
@@ -83,12 +83,13 @@ impl<O: Operation> From<Begun<O>> for Ended<O> {
     }
 }
 
-/// The life of a request in the engine: claims the key, and executes where the claim is won. Made in a plain function: see
-/// [`Boxed`].
+/// Runs a request in the engine: claims the key, and executes if the claim is acquired. Made in a
+/// plain function: see [`Boxed`].
 pub(super) fn live<O: Operation>(held: Arc<Attempt>, mut operation: Box<O>) -> Boxed<'static, Ended<O>> {
     let running = Running::begin(&held.shared);
     Box::pin(async move {
-        // From before the claim to the end of all that belongs to it; see `Attempt::place`.
+        // The permit is held from before the claim until all of its work has ended; see
+        // `Attempt::place`.
         let is_full = !held.take_place();
         match claim(&held, &mut *operation, is_full).await {
             Acquire::Acquired => {}
@@ -97,7 +98,7 @@ pub(super) fn live<O: Operation>(held: Arc<Attempt>, mut operation: Box<O>) -> B
                 return Begun::Answered(answer).into();
             }
             Acquire::InFlight(met) => {
-                // Whoever waits for another's execution has none.
+                // A request that waits for another's execution needs no permit.
                 held.leave_place();
                 let Met { found, age, left } = *met;
                 return Begun::Running(Box::new(Other { asked: held, operation, found, age, left })).into();
@@ -108,7 +109,7 @@ pub(super) fn live<O: Operation>(held: Arc<Attempt>, mut operation: Box<O>) -> B
     })
 }
 
-/// Claims the key, as one of the new keys that its caller may send.
+/// Claims the key, and counts it as one of the new keys that its caller may send.
 async fn claim<O: Operation>(held: &Arc<Attempt>, operation: &mut O, is_full: bool) -> Acquire<O::Response> {
     let too_many = held.shared.take_new_key(held).err();
     let claimed = claim_unless(held, operation, is_full, too_many).await;
@@ -118,8 +119,9 @@ async fn claim<O: Operation>(held: &Arc<Attempt>, operation: &mut O, is_full: bo
     claimed
 }
 
-/// Claims the key: one insert, and a replace where something that no longer binds is in its place. A caller that sent too many
-/// new keys may look, so that replays are never refused: `too_many` is after how many seconds it may send one.
+/// Claims the key: one insert, and a compare-and-swap if a record that no longer applies is in its
+/// place. A caller over its rate of new keys may still read, so that replays are never refused.
+/// `too_many`: the seconds after which it may send a new key.
 async fn claim_unless<O: Operation>(
     held: &Arc<Attempt>,
     operation: &mut O,
@@ -130,11 +132,12 @@ async fn claim_unless<O: Operation>(
     let record = held.record_in_flight();
     let refused = |problem| Acquire::Decided(RunOutcome::refused(problem));
     let mut over = None;
-    // Each turn that goes on saw another record than the one before: only a storm of claims and releases takes many.
+    // Each further iteration found another record than the one before: only a burst of claims and
+    // releases needs many.
     for _ in 0..16 {
         fault::reach("claim-before");
         let sent_at = shared.clock.now();
-        // No claims are taken, and replays go on.
+        // New claims are rejected; replays go on.
         let closed = match () {
             () if shared.draining.load(Ordering::SeqCst) => Some((Code::Draining, 1)),
             () if is_full => Some((Code::Overloaded, 1)),
@@ -147,7 +150,7 @@ async fn claim_unless<O: Operation>(
             Some(version) => match shared.compare_and_swap(&held.id, version, &record).await {
                 Ok(Cas::Swapped) => Ok(None),
                 Ok(Cas::Conflict(Some(found))) => Ok(Some(found)),
-                // Removed in between: the next turn inserts.
+                // Removed in between: the next iteration inserts.
                 Ok(Cas::Conflict(None)) => {
                     over = None;
                     continue;
@@ -164,7 +167,7 @@ async fn claim_unless<O: Operation>(
                 held.on_acquired(sent_at, over);
                 return Acquire::Acquired;
             }
-            // The claim was taken, and its answer lost: by the attempt it is recognised as ours.
+            // The claim was stored, and its response lost: its attempt id identifies it as ours.
             Ok(Some(found)) if found.record.attempt == held.attempt => {
                 held.on_acquired(sent_at, over);
                 return Acquire::Acquired;
@@ -209,8 +212,9 @@ async fn claim_unless<O: Operation>(
     refused(shared.problem(Code::StoreUnavailable, &held.id).retry_after(1))
 }
 
-/// Finds the record of a request that followed redirects, the first of which was found under the key. Each target has a record
-/// of its own, so that a chain executes once and can be retried as a whole. Boxed, for it is rare.
+/// Finds the record of a request that followed redirects, the first of which was found under the
+/// key. Each target has its own record, so that a chain executes once and can be retried as a
+/// whole. Boxed, since it is rare.
 fn redirected<'a, O: Operation>(
     held: &'a Attempt,
     found: &'a StoredRecord,
@@ -238,7 +242,7 @@ fn redirected<'a, O: Operation>(
 const SCOPE_HINT: &str = " Where one id is meant for several routes, paths or hosts, as that of a webhook's delivery, the operator sets scope = [\"route\"], [\"path\"] or [\"host\"] in [policy].";
 
 impl Attempt {
-    /// The attempt of a request whose key was looked up in the hashes.
+    /// Creates the attempt of a request: computes its record id, its key hash and its fingerprint.
     pub(super) fn asking<O: Operation>(
         shared: Arc<Shared>,
         keys: &HashKeys,
@@ -251,7 +255,7 @@ impl Attempt {
         Self::new(shared, id, ask.principal, keys.key_hash(&ask.key), print, Arc::clone(&ask.policy))
     }
 
-    /// Refuses a request that is another one than the record's, and says what differs.
+    /// Refuses a request that differs from the record's, and describes the difference.
     pub(super) fn mismatch<O: Operation, T>(&self, found: &Record, operation: &O) -> RunOutcome<T> {
         let problem = self.shared.problem(Code::KeyReused, &self.id);
         let keys = self.shared.opened.get().map(|opened| &opened.keys);
@@ -269,7 +273,7 @@ impl Attempt {
         })
     }
 
-    /// The request's fingerprint by the rules of a record that was found.
+    /// Returns the request's fingerprint by the rules of a stored record.
     pub(super) fn fingerprint_for<O: Operation>(&self, found: &Record, operation: &O) -> Fingerprint {
         match found.print() {
             Some(print) if fault::planted("mismatch-passes") => print.fingerprint,
@@ -283,7 +287,8 @@ impl Attempt {
 }
 
 impl Shared {
-    /// What a request is told by what was found, where it neither executes nor waits.
+    /// Returns the outcome of a request that neither executes nor waits, by the decision on the
+    /// stored record.
     pub(super) fn told<T>(&self, id: &RecordId, judged: decide::ClaimDecision<'_>) -> RunOutcome<T> {
         match judged {
             decide::ClaimDecision::Replay(Retained::Response(reply)) if fault::planted("replay-altered") => {
@@ -299,7 +304,8 @@ impl Shared {
             decide::ClaimDecision::Expired(executed) => {
                 RunOutcome::refused(self.problem(Code::KeyExpired, id).executed(executed))
             }
-            // Free meanwhile, in another process: the client may claim it, this request was told to wait.
+            // Freed meanwhile in another process: this request waits no longer, and its client may
+            // retry to claim the key.
             decide::ClaimDecision::Execute | decide::ClaimDecision::InFlight { .. } => {
                 RunOutcome::refused(self.problem(Code::InFlight, id).retry_after(1))
             }

@@ -1,8 +1,9 @@
-//! What this process completed or read a moment ago, told again without the store.
+//! Cache of records that this process completed or read recently, which it replays without the
+//! store.
 //!
-//! A completed record does not change until its retention ends, so that a copy of it is as good as the store's own: the
-//! same rule judges it, by its age. It is believed for [`BELIEVED`] all the same, and no longer: a store may lose its memory,
-//! and an operator may forget a key.
+//! A completed record does not change until its retention ends, so a copy of it is as good as the
+//! store's own: the same rule decides by its age. A copy is still used for at most [`MAX_AGE`]: a
+//! store may lose data, and an operator may delete a key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,23 +14,24 @@ use quick_cache::sync::Cache as Table;
 use crate::record::{Phase, Record, Retained, StoredRecord};
 use crate::secret::RecordId;
 
-/// How long a copy is believed without asking the store.
+/// Longest time for which a copy is used without reading the store.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// What a copy takes besides its record, in bytes: its places in the table, and what is said of its age.
+/// Size of a copy besides its record, in bytes: its entries in the table, and its age.
 const ENTRY_OVERHEAD: usize = 160;
 
-/// What a copy takes on average, in bytes, for the table's first size.
+/// Typical size of a copy, in bytes, for the initial capacity of the table.
 const ENTRY_TYPICAL: usize = 2048;
 
-/// Copies of completed records, whose answers are kept whole. What is used least goes where there is no room.
+/// Copies of completed records whose whole response is stored. The least used ones are evicted when
+/// the cache is full.
 pub(super) struct Cache {
     copies: Table<RecordId, Arc<Copy>, BySize>,
 }
 
 struct Copy {
     record: Record,
-    /// When it was read, by the process's clock, and how old it was then.
+    /// Time of the read, by the process's clock, and the record's age then.
     read: Duration,
     age: Duration,
 }
@@ -44,12 +46,12 @@ impl Weighter<RecordId, Arc<Copy>> for BySize {
 }
 
 impl Cache {
-    /// A cache of at most about `bytes_max` bytes.
+    /// Creates a cache of at most about `bytes_max` bytes.
     pub(super) fn new(bytes_max: usize) -> Self {
         Self { copies: Table::with_weighter(bytes_max / ENTRY_TYPICAL, bytes_max as u64, BySize) }
     }
 
-    /// What is completed, as the store would tell it at `now`.
+    /// Returns a completed record, as the store would return it at `now`.
     pub(super) fn get(&self, id: &RecordId, now: Duration) -> Option<StoredRecord> {
         let copy = self.copies.get(id)?;
         let since = now.saturating_sub(copy.read);
@@ -60,7 +62,8 @@ impl Cache {
         Some(StoredRecord { record: Box::new(copy.record.clone()), age: copy.age + since, owner_lost: false })
     }
 
-    /// Takes note of what is in the store; what is not an answer that is kept whole is no longer told.
+    /// Records the state of the store. A record without a whole stored response is removed from the
+    /// cache.
     pub(super) fn note(&self, id: &RecordId, record: &Record, age: Duration, now: impl FnOnce() -> Duration) {
         match &record.phase {
             Phase::Completed { kept: Retained::Response(_), .. } => {
@@ -70,7 +73,7 @@ impl Cache {
         }
     }
 
-    /// It is gone from the store.
+    /// Removes the copy of a record that was deleted from the store.
     pub(super) fn forget(&self, id: &RecordId) {
         self.copies.remove(id);
     }

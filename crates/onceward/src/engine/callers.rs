@@ -1,4 +1,5 @@
-//! Notices about callers, in this process: how many new keys each sends, and one request under two of them.
+//! Limits and notices about callers, in this process: the rate of new keys of each, and one request
+//! under two callers.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,22 +12,23 @@ use crate::claim::Attempt;
 use crate::observe::PrincipalChange;
 use crate::principal::{Principal, PrincipalRule, UnidentifiedCallerError};
 
-/// Upper bound on callers whose new keys are counted. Whose count is evicted begins at zero.
+/// Upper bound on callers whose new keys are counted. A caller whose count is evicted begins at
+/// zero.
 const RATES_MAX: usize = 65_536;
 /// Upper bound on requests whose caller is remembered.
 const REQUESTS_MAX: usize = 16_384;
-/// For how long after a request another caller with the same key and content is reported.
+/// Time after a request for which another caller with the same key and content is reported.
 const SAME_REQUEST_FOR: Duration = Duration::from_secs(600);
-/// The least time between two lines of the log about callers.
+/// Least time between two log messages about callers.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Bounded tables of callers.
 pub(super) struct Callers {
-    /// New keys that a caller may still send, and as of when.
+    /// New keys that a caller may still send, and the time of that count.
     rates: Mutex<quick_cache::unsync::Cache<(Principal, u32), (f64, Duration)>>,
     /// The caller that last sent a key with a fingerprint.
     requests: Cache<[u8; 32], (Principal, Duration)>,
-    /// When the log last had a line of each kind, and how many were left out since.
+    /// Time of the last log message of each kind, and the number of messages omitted since.
     log: Mutex<HashMap<&'static str, (Duration, u64)>>,
 }
 
@@ -41,7 +43,8 @@ impl Default for Callers {
 }
 
 impl Callers {
-    /// Returns how many lines of a kind were left out since the last one, if one is due.
+    /// Returns the number of messages of a kind that were omitted since the last one, if a message
+    /// is due.
     fn log_line_due(&self, kind: &'static str, now: Duration) -> Option<u64> {
         let mut log = self.log.lock();
         let Some((last, left_out)) = log.get_mut(kind) else {
@@ -58,7 +61,8 @@ impl Callers {
 }
 
 impl Shared {
-    /// Takes one of the new keys that the caller may send. Else returns after how many seconds it may.
+    /// Takes one of the new keys that the caller may send. If none is left, returns the seconds
+    /// after which it may send one.
     pub(super) fn take_new_key(&self, held: &Attempt) -> Result<(), u64> {
         let Some((bucket, most)) = rate_of(held) else { return Ok(()) };
         let now = self.clock.now();
@@ -74,7 +78,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives back what was taken for a key that turned out not to be new.
+    /// Gives back a token that was taken for a key that turned out not to be new.
     pub(super) fn give_new_key_back(&self, held: &Attempt) {
         let Some((bucket, most)) = rate_of(held) else { return };
         let mut rates = self.callers.rates.lock();
@@ -83,8 +87,8 @@ impl Shared {
         }
     }
 
-    /// Reports a request whose key and content another caller sent within minutes: a credential was likely renewed, and a
-    /// retry executed again.
+    /// Reports a request whose key and content another caller sent within minutes: a credential was
+    /// likely renewed, and a retry executed again.
     pub(super) fn notice_two_callers(&self, ask: &KeyedRequest, held: &Attempt) {
         if matches!(&ask.policy.principal, PrincipalRule::Parts(parts) if parts.is_empty()) {
             return;
@@ -113,7 +117,7 @@ impl Shared {
     }
 }
 
-/// The table's key, and the most keys a minute. `None`: not limited.
+/// Returns the table's key and the most keys a minute. `None`: not limited.
 fn rate_of(held: &Attempt) -> Option<((Principal, u32), f64)> {
     let most = held.policy.keys_per_minute?.get();
     let is_one_for_all = held.policy.principal.parts().is_empty();
@@ -122,7 +126,7 @@ fn rate_of(held: &Attempt) -> Option<((Principal, u32), f64)> {
 }
 
 impl Engine {
-    /// Logs that a caller cannot be told, at most once in a few seconds.
+    /// Logs that a caller could not be identified, at most once in a few seconds.
     pub(crate) fn report_unidentified(&self, route: &str, error: &UnidentifiedCallerError) {
         let shared = &self.shared;
         let code = error.code().row().code;

@@ -1,4 +1,4 @@
-//! What goes on, whoever goes away.
+//! Keeps a request running after its caller is dropped.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,17 +10,18 @@ use tracing::{Instrument, Span};
 use super::acquire::Ended;
 use super::{Boxed, Operation};
 
-/// A life that its caller polls as long as it is there. If the caller goes away, it goes on in a task of its own: no client's
-/// hang-up ends what was begun, and as long as nobody hangs up, nothing costs a task.
+/// Request that its caller polls until the caller is dropped. If the caller is dropped, the request
+/// continues in a task of its own: a client disconnect does not cancel it, and without a disconnect
+/// no task is needed.
 pub(super) struct DetachOnDrop<O: Operation> {
     life: Option<Boxed<'static, Ended<O>>>,
     runtime: Handle,
-    /// The span of the request, in which a task goes on logging.
+    /// The span of the request, in which the task continues to log.
     span: Span,
 }
 
 impl<O: Operation> DetachOnDrop<O> {
-    /// To be called within the runtime that the life goes on in.
+    /// Wraps a request. Must be called within the runtime on which it is to continue.
     pub(super) fn new(life: Boxed<'static, Ended<O>>) -> Self {
         Self { life: Some(life), runtime: Handle::current(), span: Span::current() }
     }

@@ -1,4 +1,4 @@
-//! Holding a claim: executing, renewing, and keeping how it ended.
+//! Executes a claimed request: runs the operation, renews the claim, and stores the end.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -24,11 +24,11 @@ use crate::store::{Cas, Error, chain};
 use crate::waiters;
 use crate::wire::Outcome;
 
-/// How watching over an execution ended.
+/// End of a watched execution.
 enum ExecutionEnd<T> {
     Finished(Execution<T>),
     Panicked,
-    /// Nobody listens any longer.
+    /// The timeout for the response is over, or the drain was aborted.
     Abandoned,
 }
 
@@ -41,7 +41,7 @@ impl<T> From<std::thread::Result<Execution<T>>> for ExecutionEnd<T> {
     }
 }
 
-/// Holds a claim: executes, renews, and keeps how it ended.
+/// Executes a claimed request: runs the operation, renews the claim, and stores the end.
 pub(super) async fn execute_claimed<O: Operation>(
     held: &Arc<Attempt>,
     operation: Box<O>,
@@ -53,7 +53,7 @@ pub(super) async fn execute_claimed<O: Operation>(
     let survives = operation.survives_timeout();
     let watched = {
         let mut work = pin!(execute(operation, Claim { held: Arc::clone(held) }));
-        // Most executions end before any of what watching takes is needed.
+        // Most executions end before the watch needs any of its state.
         match poll_immediate(work.as_mut()).await {
             Some(done) => ExecutionEnd::from(done),
             None => watch::<O>(held, work, survives.then_some(&mut running)).await,
@@ -73,7 +73,7 @@ pub(super) async fn execute_claimed<O: Operation>(
         return Begun::Answered(ending.told(held, &FinalizeOutcome::Here { audited: false })).into();
     }
     fault::reach("keep-before");
-    // One replace, if nobody touched the record since the claim.
+    // One compare-and-swap, unless another write has changed the record since the claim.
     match shared.compare_and_swap(&held.id, held.in_flight(), &ending.record).await {
         Ok(Cas::Swapped) => {
             fault::reach("keep-after");
@@ -83,7 +83,7 @@ pub(super) async fn execute_claimed<O: Operation>(
     }
 }
 
-/// The operation's own future. A panic in it is an outcome.
+/// Returns the operation's own future. A panic in it is an outcome.
 fn execute<O: Operation>(operation: Box<O>, claim: Claim) -> impl Work<O> {
     AssertUnwindSafe(operation.execute(claim)).catch_unwind()
 }
@@ -92,14 +92,14 @@ trait Work<O: Operation>: Future<Output = std::thread::Result<Execution<O::Respo
 
 impl<O: Operation, F> Work<O> for F where F: Future<Output = std::thread::Result<Execution<O::Response>>> + Send {}
 
-/// Watches over an execution: renews its claim, and tells a client whose patience ends. `running`: the guard of an execution that
-/// is not to be dropped before its end.
+/// Watches an execution: renews its claim, and sends a response to a client whose timeout ends.
+/// `running`: the guard of an execution that must not be dropped before its end.
 fn watch<'a, O: Operation>(
     held: &'a Arc<Attempt>,
     work: Pin<&'a mut impl Work<O>>,
     running: Option<&'a mut Option<Running>>,
 ) -> Boxed<'a, ExecutionEnd<O::Response>> {
-    // Its patience counts from here: what came before was one poll.
+    // The client's timeout starts here: what came before was one poll.
     Box::pin(watch_from(held.shared.clock.now(), held, work, running))
 }
 
@@ -136,7 +136,8 @@ async fn watch_from<O: Operation>(
                 renewal = None;
                 renew_at = match alive {
                     true => held.confirmed().saturating_add(third),
-                    // An overtaken holder has nothing to renew; a store that failed is asked again soon.
+                    // A superseded holder has nothing to renew; a store that failed is retried
+                    // soon.
                     false if held.was_overtaken() => Duration::MAX,
                     false => shared.clock.now().saturating_add(third / 4),
                 };
@@ -151,7 +152,7 @@ async fn watch_from<O: Operation>(
                 }
                 if now >= answer_until && patient {
                     patient = false;
-                    // What began in time is waited for to its end.
+                    // A response that began in time is awaited to its end.
                     if held.has_response_begun() {
                         continue;
                     }
@@ -169,7 +170,7 @@ async fn watch_from<O: Operation>(
     }
 }
 
-/// Holds the claim of a response that was handed on before its end: renews, and keeps how it ended.
+/// Holds the claim of a response that was passed on before its end: renews it, and stores the end.
 fn hold_on(
     held: &Arc<Attempt>,
     end: oneshot::Receiver<AttemptEnd>,
@@ -182,12 +183,13 @@ fn hold_on(
         let end = renew_until(&held, end).await.unwrap_or(AttemptEnd::Unknown);
         let ending = FinalState::of(&held, ExecutionEnd::Finished(Execution { answer: Ok(()), end }));
         retry_finalize(&held, ending.record, ending.end).await;
-        // An error only says that nobody waits for it.
+        // An error only means that nobody waits for it.
         let _ = written.send(());
     })
 }
 
-/// Renews a claim until its end comes. `None`: nobody will say it, or the drain's limit is over.
+/// Renews a claim until its end arrives. `None`: its sender was dropped, or the drain's timeout is
+/// over.
 async fn renew_until(held: &Arc<Attempt>, mut end: oneshot::Receiver<AttemptEnd>) -> Option<AttemptEnd> {
     let clock = &held.shared.clock;
     let third = held.policy.lease / 3;
@@ -209,16 +211,17 @@ async fn renew_until(held: &Arc<Attempt>, mut end: oneshot::Receiver<AttemptEnd>
         };
         renew_at = match is_renewed {
             true => held.confirmed().saturating_add(third),
-            // A superseded holder has nothing to renew; a store that failed is asked again soon.
+            // A superseded holder has nothing to renew; a store that failed is retried soon.
             false if held.was_overtaken() => Duration::MAX,
             false => clock.now().saturating_add(third / 4),
         };
     }
 }
 
-/// Lets an execution run on that took too long: a handler that is dropped half way has done part of its work. Its key is unknown
-/// from now on, and its claim is not renewed. What it returns in the end is stored all the same. A graceful shutdown waits for it
-/// until [`Engine::abort`](super::Engine::give_up), and no longer.
+/// Lets an execution that took too long run on: a handler that is dropped half way has done part of
+/// its work. Its key is unknown from now on, and its claim is not renewed. The response that it
+/// returns in the end is stored anyway. A graceful shutdown waits for it until
+/// [`Engine::abort`](super::Engine::abort), and no longer.
 async fn abandoned<O: Operation>(
     held: &Arc<Attempt>,
     mut work: Pin<&mut impl Work<O>>,
@@ -235,7 +238,8 @@ async fn abandoned<O: Operation>(
     ExecutionEnd::from(work.await)
 }
 
-/// Writes an attempt as unknown while its execution goes on, and tells its client and those who wait.
+/// Writes an attempt as unknown while its execution goes on, and notifies its client and the
+/// waiters.
 fn write_unknown(held: Arc<Attempt>) -> Boxed<'static, ()> {
     let running = Running::begin(&held.shared);
     Box::pin(async move {
@@ -243,7 +247,8 @@ fn write_unknown(held: Arc<Attempt>) -> Boxed<'static, ()> {
         let shared = &held.shared;
         let outcome = match shared.retry_finalize(&held, &held.record_unknown()).await {
             Some(FinalizeOutcome::Here { .. }) => Outcome::Unknown,
-            // It has ended meanwhile, or another attempt has the key: its own end tells its client.
+            // It has ended meanwhile, or another attempt has the key: its own end provides its
+            // client's response.
             Some(_) => return,
             None => Outcome::NotStored,
         };
@@ -252,7 +257,7 @@ fn write_unknown(held: Arc<Attempt>) -> Boxed<'static, ()> {
     })
 }
 
-/// How an attempt ended, and what its client gets.
+/// Final state of an attempt, and its client's response.
 struct FinalState<T> {
     record: Record,
     answer: Result<T, Code>,
@@ -273,7 +278,7 @@ impl<T> FinalState<T> {
             }
         };
         let end = match end {
-            // This attempt did nothing; the one before it may have, so that the key is not free.
+            // This attempt did nothing, but the one before it may have, so the key is not free.
             AttemptEnd::Released(_) if decide::follows_unknown(held.over()) => AttemptEnd::Unknown,
             end => end,
         };
@@ -281,7 +286,8 @@ impl<T> FinalState<T> {
         let print = || held.print.clone();
         let completed = |kept| Phase::Completed { print: print(), kept, retention, tombstone };
         let (phase, outcome) = match &end {
-            // It may be followed for as long as it is kept, and must be known for as long as what was executed then.
+            // The redirect may be followed while it is stored, and must be known for as long as the
+            // request that was executed then.
             AttemptEnd::Completed(reply) if reply.redirect.is_some() => {
                 let (kept, tombstone) = (Retained::Response(Arc::clone(reply)), tombstone.saturating_add(retention));
                 (Phase::Completed { print: print(), kept, retention, tombstone }, Outcome::Stored)
@@ -295,7 +301,8 @@ impl<T> FinalState<T> {
         Self { record: held.record(phase), answer, end, outcome }
     }
 
-    /// What the client is told, once the end is kept: its own answer, or the winner's. Those who waited are told here.
+    /// Returns the client's outcome, once the end is stored: its own response, or the winner's.
+    /// Notifies the waiters.
     fn told(self, held: &Attempt, wrote: &FinalizeOutcome) -> RunOutcome<T> {
         let Self { answer, end, outcome, .. } = self;
         let shared = &held.shared;
@@ -329,7 +336,8 @@ fn tell_waiters(held: &Attempt, end: AttemptEnd) {
     });
 }
 
-/// Keeps how the attempt ended where the first write did not do: somebody touched the record since, or the store failed.
+/// Stores the end of an attempt after the first write failed: another write has changed the record,
+/// or the store failed.
 fn finish<'a, O: Operation>(
     held: &'a Arc<Attempt>,
     ending: FinalState<O::Response>,
@@ -349,7 +357,7 @@ fn finish<'a, O: Operation>(
     })
 }
 
-/// Goes on keeping how an attempt ended, after its client was told that it may not be.
+/// Retries to store the end of an attempt, after its client was informed that it may not be stored.
 fn retry_finalize(held: &Arc<Attempt>, record: Record, end: AttemptEnd) -> Boxed<'static, ()> {
     let running = Running::begin(&held.shared);
     let held = Arc::clone(held);
@@ -363,7 +371,7 @@ fn retry_finalize(held: &Arc<Attempt>, record: Record, end: AttemptEnd) -> Boxed
     })
 }
 
-/// Says aloud what must not happen unnoticed.
+/// Logs events that must not happen unnoticed, for the audit log.
 fn audit(shared: &Shared, held: &Attempt, wrote: &FinalizeOutcome, end: &AttemptEnd) {
     match wrote {
         FinalizeOutcome::Here { audited: true } => {

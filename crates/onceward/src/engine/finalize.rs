@@ -1,4 +1,4 @@
-//! Writing down how an attempt ended, until it is written.
+//! Writes the end of an attempt, with retries.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use crate::secret::RecordId;
 use crate::store::{Cas, Error};
 
 impl Shared {
-    /// Releases, in the background and until the store answers, an attempt whose claim may have been taken or may still be.
+    /// Releases an attempt whose claim may have been stored or may still be. Runs in the
+    /// background, and retries until the store responds.
     pub(super) fn release_later(held: &Arc<Attempt>, over: Option<Version>) {
         let running = Running::begin(&held.shared);
         let held = Arc::clone(held);
@@ -50,7 +51,7 @@ impl Shared {
         Err(Error::unavailable("the record changed too often while it was being released"))
     }
 
-    /// Tries until it succeeds, or the drain's limit is over.
+    /// Retries until `attempt` succeeds, or the drain's timeout is over.
     pub(crate) async fn retry_until<T, F: Future<Output = Result<T, Error>>>(
         &self,
         mut attempt: impl FnMut() -> F,
@@ -71,7 +72,7 @@ impl Shared {
         }
     }
 
-    /// Writes how an attempt ended until it succeeds, or until nobody can wait for it any more.
+    /// Writes the end of an attempt, and retries until it succeeds or the drain's timeout is over.
     pub(super) async fn retry_finalize(&self, held: &Attempt, record: &Record) -> Option<FinalizeOutcome> {
         self.retry_until(async || {
             let written = self.compare_and_swap(&held.id, held.in_flight(), record).await;
@@ -80,7 +81,7 @@ impl Shared {
         .await
     }
 
-    /// What became of the end of an attempt, `record`, after the first write of it.
+    /// Handles the result of the first write of an attempt's end, `record`.
     pub(super) async fn written(
         &self,
         held: &Attempt,
@@ -89,7 +90,7 @@ impl Shared {
     ) -> Result<FinalizeOutcome, Error> {
         match written? {
             Cas::Swapped => Ok(FinalizeOutcome::Here { audited: false }),
-            // Somebody touched the record since the claim.
+            // Another write has changed the record since the claim.
             Cas::Conflict(found) => self.write_end_after(held, record, found).await,
         }
     }
@@ -102,7 +103,7 @@ impl Shared {
     ) -> Result<FinalizeOutcome, Error> {
         let unknown = held.record_unknown();
         for _ in 0..16 {
-            // An answer that broke off meanwhile is none.
+            // A response that was truncated meanwhile does not count as one.
             let record = if held.was_truncated() { &unknown } else { record };
             let phase = &record.phase;
             let late = match phase {
@@ -141,10 +142,12 @@ impl Shared {
                     });
                 }
                 FinalizeDecision::Missing => {
-                    // A release leaves its record in any case, so that a late word finds it.
+                    // A release inserts its record in any case, so that a late write of the claim
+                    // finds it.
                     let releases = matches!(phase, Phase::Released { .. });
-                    // Nothing but its own end deletes a claim, so a store in which it is not has lost some of its memory, be it
-                    // noticed or not: a failover, a power loss. Were the end not inserted, the next retry would execute again.
+                    // A claim is removed only by its own completion. If it is missing, the store
+                    // has lost data, detected or not: in a failover or a power loss. Unless the end
+                    // is inserted, the next retry would execute again.
                     if !releases && held.may_have_ended() {
                         return Ok(FinalizeOutcome::Superseded(None));
                     }
@@ -159,22 +162,22 @@ impl Shared {
     }
 }
 
-/// A planted bug: the end of an attempt is written over another attempt's.
+/// Planted bug: the end of an attempt overwrites another attempt's record.
 fn is_overwritten(phase: &Phase, held: &Attempt, found: Option<&StoredRecord>) -> bool {
     let bug = if matches!(phase, Phase::Released { .. }) { "release-uncompared" } else { "completion-uncompared" };
     fault::planted(bug) && found.is_some_and(|found| found.record.attempt != held.attempt)
 }
 
-/// What became of the word of an attempt that ended.
+/// Outcome of the finalization of an attempt.
 pub(super) enum FinalizeOutcome {
-    /// It is written.
+    /// The end is written.
     Here {
-        /// The attempt had been given up, or the store forgot it.
+        /// The attempt had been recorded as released, or the store lost its claim.
         audited: bool,
     },
-    /// This attempt's end was already there: that answer counts.
+    /// The end of this attempt was already stored: that response applies.
     Kept(Retained),
-    /// Another attempt has the key, with this answer.
+    /// Another attempt has the key; carries its retained response, if any.
     Superseded(Option<Retained>),
     /// Another attempt has the key, and is executing.
     Running,

@@ -1,5 +1,5 @@
-//! Opening the store: its secret, its identity, and what goes on from then: the sweep, and the look whether it is still the
-//! store that was opened.
+//! Opens the store: reads its secret and its identity, and starts the sweeper, which also detects
+//! data loss.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -12,16 +12,16 @@ use crate::record::AttemptId;
 use crate::secret::{HashKeys, Secret};
 use crate::store::Error;
 
-/// What was read from the store when it was opened.
+/// State that was read from the store when it was opened.
 pub(super) struct StoreSession {
     pub(super) keys: HashKeys,
-    /// The secret, where it is the store that keeps it for all.
+    /// The secret, if the store holds it for all processes.
     shared: Option<Secret>,
-    /// A random value that the store keeps: another one means that it lost its memory since.
+    /// Random value in the store. A different one means that the store has lost data since.
     identity: Mutex<[u8; 16]>,
 }
 
-/// A running sweeper. Dropped with its runtime, it says that there is none any more.
+/// Running sweeper. Dropped with its runtime, it records that no sweeper runs any more.
 struct Sweeper(Weak<Shared>);
 
 impl Drop for Sweeper {
@@ -68,14 +68,14 @@ impl Shared {
         Ok(StoreSession { keys, shared, identity })
     }
 
-    /// Starts the sweeper unless it runs. It ends with the runtime that it was started on, which need not be the last one: the next
-    /// request starts it again, on its own.
+    /// Starts the sweeper unless it runs. It ends with the runtime that it was started on, which
+    /// need not be the last one: the next request starts it again, on its own runtime.
     fn ensure_sweeper(self: &Arc<Self>) {
         if self.is_sweeping.load(Ordering::Relaxed) || self.is_sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
         let sweeper = Sweeper(Arc::downgrade(self));
-        // One in this process's memory forgets with it.
+        // A store in this process's memory loses its data only together with the process.
         let may_forget = !self.store.info().in_process;
         let clock = Arc::clone(&self.clock);
         tokio::spawn(async move {
@@ -92,8 +92,9 @@ impl Shared {
         });
     }
 
-    /// Looks whether the store lost its memory. One that did gets back what all of its processes must agree on: else the next
-    /// one that starts would make another secret up, its keys would never meet those of the others, and both would execute.
+    /// Detects whether the store lost its data (its identity changed). If so, writes the shared
+    /// secret back: otherwise the next process to start would generate a new secret, compute other
+    /// record ids, and execute duplicates.
     pub(super) async fn detect_data_loss(&self) -> Result<(), Error> {
         let Some(opened) = self.opened.get() else { return Ok(()) };
         let found = self.identity().await?;
@@ -104,12 +105,13 @@ impl Shared {
             Some(secret) => self.get_or_insert_meta("secret", secret.bytes()).await? == secret.bytes().as_slice(),
             None => true,
         };
-        // Where another was made up meanwhile, its check value must not be ours: nobody could start any more.
+        // If another secret was generated meanwhile, its check value must not be replaced by ours:
+        // no process could start any more.
         let check = opened.keys.check_value();
         let is_foreign = !gives_back || self.get_or_insert_meta("secret-check", &check).await? != check.as_slice();
         self.is_foreign.store(is_foreign, Ordering::Relaxed);
         let mut identity = opened.identity.lock();
-        // Others may look at the same time: it is lost once.
+        // Concurrent calls may detect the same loss: log it once.
         if *identity != found {
             *identity = found;
             tracing::error!(is_foreign, "the store lost its memory; retries of what it knew may execute again");
@@ -117,7 +119,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The store's identity, made by whoever asks first.
+    /// Returns the store's identity. The first caller creates it.
     async fn identity(&self) -> Result<[u8; 16], Error> {
         let kept = self.get_or_insert_meta("identity", &AttemptId::random().0).await?;
         kept.as_ref().try_into().map_err(|_| Error::unreadable("the store's identity is damaged"))

@@ -1,4 +1,4 @@
-//! Keys that are made here: issued to a caller, or derived from a request.
+//! Keys that are made by the engine: issued to a caller, or derived from a request.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use crate::problem::{Code, Problem};
 use crate::secret::HashKeys;
 
 impl Engine {
-    /// Issues a key to a caller for a route, and says when it expires, as an IMF-fixdate.
+    /// Issues a key to a caller for a route. Returns the key and its expiry, as an IMF-fixdate.
     pub(crate) async fn issue(&self, principal: &Principal, policy: &Policy) -> Result<(Key, String), Problem> {
         let keys = self.hash_keys().await?;
         let shared = &self.shared;
@@ -21,7 +21,7 @@ impl Engine {
         Ok((key, httpdate::fmt_http_date(UNIX_EPOCH + expiry)))
     }
 
-    /// Whether a key was issued to this caller for this route, and still counts.
+    /// Checks that a key was issued to this caller for this route, and is still valid.
     pub(crate) async fn check_issued(&self, key: &Key, principal: &Principal, policy: &Policy) -> Result<(), Problem> {
         let keys = self.hash_keys().await?;
         let shared = &self.shared;
@@ -35,7 +35,7 @@ impl Engine {
         })
     }
 
-    /// The hashes' keys; read from the store by the first who asks, and kept from then on.
+    /// Returns the keys of the hashes. The first call reads them from the store.
     pub(crate) async fn hash_keys(&self) -> Result<&HashKeys, Problem> {
         let opened = self.shared.open().await.map_err(|error| self.shared.store_refusal(None, &error))?;
         Ok(&opened.keys)
@@ -45,7 +45,7 @@ impl Engine {
         &self.shared.issuing
     }
 
-    /// How long an issued key may be used.
+    /// Returns the lifetime of an issued key.
     pub fn issued_for(&self) -> Duration {
         self.shared.issuing.lifetime
     }

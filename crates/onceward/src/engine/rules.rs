@@ -1,4 +1,4 @@
-//! The rules that name callers, as the store's keys were made with them.
+//! Rules that name callers, pinned in the store together with the keys that were made with them.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use crate::principal::{PrincipalRule, Scope};
 use crate::secret::Digest;
 use crate::store::Error;
 
-/// The error of a rule that differs from the one that the store's keys were made with.
+/// Error of a rule that differs from the one that the store's keys were made with.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PinRulesError {
-    /// A route's principal or scope is another one.
+    /// The principal or scope of a route has changed.
     Changed {
         /// The route.
         route: String,
         /// `principal` or `scope`.
         setting: &'static str,
-        /// What it is now.
+        /// The present value.
         now: String,
-        /// The generation under which the store has another one.
+        /// The generation under which the store has a different value.
         generation: u32,
     },
     /// The store failed.
@@ -43,13 +43,15 @@ impl fmt::Display for PinRulesError {
 impl std::error::Error for PinRulesError {}
 
 impl Engine {
-    /// Compares the rules of all routes with those that the store's keys were made with, and keeps those of new routes.
+    /// Compares the rules of all routes with those that the store's keys were made with, and stores
+    /// those of new routes.
     ///
-    /// Returns, in words, what differs from the generation before: keys of that one are not found any more.
+    /// Returns descriptions of the differences from the generation before: keys of that generation
+    /// are not found any more.
     ///
     /// # Errors
     ///
-    /// A [`PinRulesError`] where a rule differs from that of the same generation.
+    /// [`PinRulesError`] if a rule differs from that of the same generation.
     pub async fn pin_rules<'p>(
         &self,
         policies: impl Iterator<Item = &'p Policy>,
@@ -58,7 +60,7 @@ impl Engine {
         self.start().await.map_err(PinRulesError::Store)?;
         let mut changes = Vec::new();
         for policy in policies {
-            // Who had no rule had no named callers, whose keys could be forgotten.
+            // A route without a rule had no named callers, whose keys could be lost.
             let principal = (policy.principal != PrincipalRule::Unset).then(|| principal_digest(&policy.principal));
             let scope = Some(scope_digest(&policy.scope));
             let both =
@@ -79,7 +81,8 @@ impl Engine {
         Ok(changes)
     }
 
-    /// Returns false if the store has another digest under that name; puts this one there if it has none.
+    /// Returns false if the store has a different digest under that name. Stores this one if it has
+    /// none.
     async fn is_pinned(
         &self,
         setting: &str,
@@ -88,7 +91,7 @@ impl Engine {
         digest: Digest,
     ) -> Result<bool, PinRulesError> {
         let shared = &self.shared;
-        // A name of a fixed length: what stores take as one is bounded.
+        // A name of fixed length, since stores bound the length of names.
         let place = Digest::of_parts([shared.namespace.as_bytes(), route.as_bytes()]);
         let name = format!("rule-{setting}-{generation}-{}", crate::secret::hex(&place.0[..16]));
         let kept = shared.get_or_insert_meta(&name, &digest.0).await.map_err(PinRulesError::Store)?;

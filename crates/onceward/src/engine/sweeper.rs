@@ -1,4 +1,4 @@
-//! What is done without a request: the sweep, and the self-test.
+//! Background work without a request: the sweep and the self-test.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,16 @@ use crate::reply::StoredResponse;
 use crate::secret::{KeyHash, RecordId};
 use crate::store::{Cas, Error};
 
-/// How many records a sweep looks at together.
+/// Number of records that a sweep processes together.
 const SWEEP_BATCH: usize = 256;
 
-/// The digest of the self-test's key, which no key has: a digest is never all zeros.
+/// Digest of the self-test's key, which no key has: a digest is never all zeros.
 const SELF_TEST: KeyHash = KeyHash([0; 32]);
 
 impl Shared {
     pub(super) async fn sweep_all(&self) -> Result<(), Error> {
-        // A batch that was full is followed by the next at once; one that was not has met all there was.
+        // After a full batch the next follows at once; a partial batch contained everything that
+        // was due.
         while self.sweep().await? == SWEEP_BATCH {
             tokio::task::yield_now().await;
         }
@@ -37,7 +38,7 @@ impl Shared {
             let over = found.record.version();
             match decide::sweep(found) {
                 decide::Sweep::Leave => Ok(false),
-                // Nobody asked for it, so nobody is to wonder whether it executed.
+                // No client sent it, so its outcome matters to nobody.
                 decide::Sweep::Write(_) if found.record.key_hash == SELF_TEST => self.remove(id, over).await.map(|_| true),
                 decide::Sweep::Write(Phase::Unknown { .. }) if fault::planted("sweep-forgets") => {
                     self.remove(id, over).await.map(|_| true)
@@ -54,11 +55,12 @@ impl Shared {
                 decide::Sweep::Forget => self.remove(id, over).await.map(|_| true),
             }
         });
-        // Together, so that a store which groups its writers makes one commit of them.
+        // Concurrently, so that a store that batches writes commits them together.
         for done in futures_util::future::join_all(work).await {
             left += usize::from(!done?);
         }
-        // Those left alone are due and stay so: counting them would make a full batch of them go round for ever.
+        // Records that were left unchanged stay due. If they were counted, a full batch of them
+        // would repeat endlessly.
         Ok(due.len() - left)
     }
 
@@ -67,7 +69,7 @@ impl Shared {
         let attempt = AttemptId::random();
         let print = FingerprintWithRules::new(Fingerprint([7; 32]), Arc::default());
         let keep = Duration::from_secs(60);
-        // If this is cut short anywhere, the sweep of whichever process removes what is left.
+        // If the test is interrupted, the sweep of any process removes the record.
         let phase = Phase::InFlight { print: print.clone(), lease: keep, began: Duration::ZERO };
         let claim = Record { key_hash: SELF_TEST, attempt, phase };
         let reply = StoredResponse {
@@ -91,7 +93,7 @@ impl Shared {
         if self.compare_and_swap(&id, claim.version(), &done).await? != Cas::Swapped {
             return failed("an answer could not be kept");
         }
-        // The store itself is asked, not what this process remembers of it.
+        // Reads the store itself, not the cache of this process.
         match self.timed("get", self.store.get(&id)).await? {
             Some(found) if matches!(decide::effective_state(&found), EffectiveState::Completed(found) if *found == kept) =>
                 {}

@@ -1,4 +1,4 @@
-//! Waiting for the answer of another attempt.
+//! Waits for the response of another attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::secret::RecordId;
 use crate::waiters::{Ended, Event, Waiting};
 
 impl Engine {
-    /// What became of a key: as a request would be told, without a request. Waits as long as `wait` says, at most
-    /// [`Limits::wait_max`](crate::limits::Limits::wait_max).
+    /// Returns the status of a key, as a request with it would get it, without a request. Waits for
+    /// up to `wait`, at most [`Limits::wait_max`](crate::limits::Limits::wait_max).
     ///
     /// # Errors
     ///
-    /// A problem, where the store does not tell.
+    /// A problem, if the store fails.
     pub async fn lookup(
         &self,
         key: &Key,
@@ -64,7 +64,7 @@ impl Engine {
 }
 
 impl Shared {
-    /// Waits for another attempt's answer as long as was asked, else says that it runs.
+    /// Waits for another attempt's response for up to `wait`, then responds that it is in flight.
     pub(super) fn wait_or_refuse<O: Operation>(
         &self,
         other: Box<Other<O>>,
@@ -82,13 +82,13 @@ impl Shared {
             true => None,
             false => self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key),
         };
-        // Whoever joined looks at once: the attempt may have ended before.
+        // A new waiter reads the store at once: the attempt may have ended before it subscribed.
         let mut pause = Duration::ZERO;
         while let Some(place) = &mut waiting {
             let looked = match self.hear(&id, place, pause, until).await {
                 Some(Event::Looked(looked)) => looked,
                 Some(Event::Ended(Ended::Released(Some(reply)))) => return RunOutcome::Released(reply),
-                // Its place is gone with the attempt; what it left is in the store.
+                // The waiter group ended with the attempt; its result is in the store.
                 Some(Event::Ended(Ended::Released(None) | Ended::CheckStore)) => {
                     waiting = self.waiters.join(id, found.record.attempt, self.limits.waiters_per_key);
                     pause = Duration::ZERO;
@@ -101,7 +101,8 @@ impl Shared {
                     let fingerprint = asked.fingerprint_for(&now.record, &*operation);
                     match decide::claim(now, &fingerprint, asked.policy.guarantee) {
                         decide::ClaimDecision::InFlight { age: sign, left: rest } => (age, left) = (sign, rest),
-                        // Released by this process: the answer that it was released with is on its way to us.
+                        // Released by this process: its response is about to be delivered to the
+                        // waiters.
                         decide::ClaimDecision::Execute if now.record.attempt == found.record.attempt => {
                             if let Some(Ended::Released(Some(reply))) = poll_immediate(place.ended()).await {
                                 return RunOutcome::Released(reply);
@@ -136,12 +137,12 @@ impl Shared {
         RunOutcome::refused(self.problem(Code::InFlight, &id).retry_after(seconds))
     }
 
-    /// What a waiter hears next: how the attempt ended in this process, or what the store says, where one of those who wait
-    /// looks for all. Nothing, where its time is over.
+    /// Returns the waiter's next event: the end of the attempt in this process, or the result of a
+    /// read of the store that one waiter does for all. `None`: the timeout is over.
     async fn hear(&self, id: &RecordId, place: &mut Waiting, pause: Duration, until: Duration) -> Option<Event> {
         let turn = place.turn();
         let look = async {
-            // Whoever goes away within its turn leaves it to another.
+            // A waiter that is dropped during its turn leaves the turn to another.
             let mine = tokio::select! {
                 biased;
                 mine = turn.lock() => mine,
@@ -162,7 +163,8 @@ impl Shared {
         Some(Event::Looked(looked))
     }
 
-    /// The attempt's age by its claimer's clock, at least 1 s, at most what is left of the lease.
+    /// Returns the attempt's age by its claimer's clock, at least 1 s, and at most the rest of the
+    /// lease.
     fn retry_after(&self, record: &Record, age: Duration, left: Duration) -> u64 {
         let age = match &record.phase {
             Phase::InFlight { began, .. } => self.clock.wall().saturating_sub(*began),
@@ -172,8 +174,8 @@ impl Shared {
     }
 }
 
-/// So often somebody looks into the store for those who wait: the attempt may end in another process. Jittered, so that many
-/// processes do not ask at once.
+/// Returns the interval at which one waiter reads the store for all, since the attempt may end in
+/// another process. Jittered, so that many processes do not read at once.
 fn poll_pause() -> Duration {
     Duration::from_millis(rand::random_range(50..=250))
 }

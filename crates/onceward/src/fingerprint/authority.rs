@@ -1,11 +1,11 @@
-//! The authority in its normal form: `API.example.com.`, `api.example.com:443` and
-//! `api.example.com` are one.
+//! Normal form of the authority: `API.example.com.`, `api.example.com:443` and `api.example.com`
+//! are one.
 
 use std::borrow::Cow;
 
 /// Returns an authority in lower case, without user information, a final dot, and a default port.
-/// Both default ports are left out: before a TLS proxy the scheme of the client is not known, and a
-/// service that is two on 80 and 443 has two gateways.
+/// Both default ports are removed: behind a TLS proxy the scheme of the client is not known, and a
+/// service with different content on 80 and 443 has two gateways.
 pub(super) fn normal(authority: &[u8]) -> Cow<'_, [u8]> {
     let authority = match memchr::memrchr(b'@', authority) {
         Some(at) => &authority[at + 1..],
@@ -31,7 +31,7 @@ pub(super) fn normal(authority: &[u8]) -> Cow<'_, [u8]> {
     normal.into()
 }
 
-/// Splits at the colon before the port, which is none of those within an IPv6 address.
+/// Splits at the colon before the port, not at those within an IPv6 address.
 fn split(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
     match memchr::memrchr(b':', authority) {
         Some(at) if authority[at + 1..].iter().all(u8::is_ascii_digit) => {

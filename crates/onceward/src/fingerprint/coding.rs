@@ -1,4 +1,4 @@
-//! Content codings of request bodies, undone where fields or members are compared.
+//! Content codings of request bodies, decoded to compare fields or members.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -10,8 +10,8 @@ use http::header::CONTENT_ENCODING;
 
 use crate::wire::lines;
 
-/// Returns a body without its content codings. `None`: a coding is not known, the body is damaged,
-/// or decodes to more than `most` bytes.
+/// Decodes the content codings of a body. `None`: a coding is not known, or the body is damaged, or
+/// it decodes to more than `most` bytes.
 pub(crate) fn decoded<'b>(headers: &HeaderMap, body: &'b Bytes, most: usize) -> Option<Cow<'b, [u8]>> {
     let mut codings = Vec::new();
     for line in lines(headers, &CONTENT_ENCODING) {
@@ -22,11 +22,11 @@ pub(crate) fn decoded<'b>(headers: &HeaderMap, body: &'b Bytes, most: usize) -> 
         return None;
     }
     let mut plain = Cow::Borrowed(&body[..]);
-    // The last one was applied last.
+    // The last coding was applied last.
     for coding in codings.iter().rev() {
         plain = Cow::Owned(match coding.as_str() {
             "gzip" | "x-gzip" => all(MultiGzDecoder::new(&plain[..]), most)?,
-            // With a zlib header, as the standard says, or without, as some send it.
+            // With a zlib header, as in the standard, or without, as some clients send it.
             "deflate" => {
                 all(ZlibDecoder::new(&plain[..]), most).or_else(|| all(DeflateDecoder::new(&plain[..]), most))?
             }

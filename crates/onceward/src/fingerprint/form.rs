@@ -1,8 +1,8 @@
-//! Forms (RFC 7578, RFC 2183 and the URL standard): a form is the same whatever boundary a browser
-//! drew this time, and however a name or a byte was written.
+//! Forms (RFC 7578, RFC 2183 and the URL standard): forms are equal regardless of the boundary that
+//! a browser generated, and of the encoding of a name or a byte.
 //!
-//! What cannot be read as a form is `None`, and is then compared byte by byte: two requests are
-//! never taken for one because both are malformed.
+//! A body that cannot be parsed as a form is `None`, and is then compared byte by byte: two
+//! requests are never equal just because both are malformed.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -11,9 +11,8 @@ use http::header::CONTENT_TYPE;
 use super::coding;
 use crate::secret::LengthPrefixed;
 
-/// Fields that frameworks add against cross-site request forgery, which are drawn anew for each
-/// page, by their exact names. They are no part of what a person entered. `docs/fingerprints.md`
-/// names the framework of each.
+/// CSRF fields of frameworks, which are generated for each page, by their exact names. They are not
+/// part of the user's input. `docs/fingerprints.md` names the framework of each.
 pub(crate) const CSRF_FIELDS: [&str; 17] = [
     "__RequestVerificationToken",
     "__anti-forgery-token",
@@ -34,10 +33,10 @@ pub(crate) const CSRF_FIELDS: [&str; 17] = [
     "gorilla.csrf.Token",
 ];
 
-/// The most bytes that a compressed form may decode to.
+/// Largest decoded size of a compressed form, in bytes.
 const DECODED_MAX: usize = 8 << 20;
 
-/// A form that was read.
+/// Parsed form.
 pub(crate) struct Form {
     /// The content type, without the boundary.
     kind: Vec<u8>,
@@ -45,24 +44,24 @@ pub(crate) struct Form {
     is_sound: bool,
 }
 
-/// A field, or a file.
+/// Field or file.
 struct Field {
     name: Vec<u8>,
-    /// What is said of the value: the file's name, its type, other headers. Of a URL-encoded pair:
-    /// whether it has a value.
+    /// Attributes of the value: the file's name, its type, other headers. Of a URL-encoded pair:
+    /// the presence of a value.
     about: Vec<(Vec<u8>, Vec<u8>)>,
     is_file: bool,
-    /// It has another encoding than its bytes.
+    /// True if its value has a transfer encoding.
     is_encoded: bool,
     value: Vec<u8>,
 }
 
-/// Returns true if the content type says that the body is a form.
+/// Returns true if the body is a form, by its content type.
 pub(crate) fn is_form(headers: &HeaderMap) -> bool {
     media_types(headers).any(|media| media == URLENCODED || media == MULTIPART)
 }
 
-/// Returns true if the content type says that the body is a form of parts.
+/// Returns true if the body is a multipart form, by its content type.
 pub(crate) fn is_multipart(headers: &HeaderMap) -> bool {
     media_types(headers).any(|media| media == MULTIPART)
 }
@@ -77,7 +76,7 @@ fn media_types(headers: &HeaderMap) -> impl Iterator<Item = Vec<u8>> {
 }
 
 impl Form {
-    /// Reads the body as what its content type says.
+    /// Parses the body by its content type.
     pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Option<Self> {
         let mut lines = headers.get_all(CONTENT_TYPE).iter();
         let line = lines.next()?;
@@ -114,19 +113,19 @@ impl Form {
         }
     }
 
-    /// Returns true if the body can be read in one way only.
+    /// Returns true if the body can be parsed in one way only.
     pub(crate) fn is_sound(&self) -> bool {
         self.is_sound
     }
 
-    /// Returns the values of the field that is called `name`, in their order. Files are no fields.
-    /// `None`: a value is in an encoding of its own.
+    /// Returns the values of the field `name`, in their order. Files are not fields. `None`: a
+    /// value has a transfer encoding.
     pub(crate) fn values(&self, name: &str) -> Option<Vec<&[u8]>> {
         let fields = self.fields.iter().filter(|field| !field.is_file && field.name == name.as_bytes());
         fields.map(|field| (!field.is_encoded).then_some(&*field.value)).collect()
     }
 
-    /// Returns the content type, without what a browser draws anew for each submit.
+    /// Returns the content type, without the boundary that a browser generates for each submit.
     pub(crate) fn kind(&self) -> &[u8] {
         &self.kind
     }
@@ -149,8 +148,8 @@ impl Form {
     }
 }
 
-/// `a=b`, with escapes undone as the URL standard says; and whether none of them was broken. "a"
-/// and "a=" stay two things.
+/// Parses `a=b`, with escapes decoded as in the URL standard. Also returns true if no escape was
+/// broken. "a" and "a=" stay distinct.
 fn pair(pair: &[u8]) -> (Field, bool) {
     let at = pair.iter().position(|byte| *byte == b'=');
     let (name, is_sound_name) = unescaped(&pair[..at.unwrap_or(pair.len())]);
@@ -181,11 +180,11 @@ fn unescaped(text: &[u8]) -> (Vec<u8>, bool) {
     (plain, is_sound)
 }
 
-/// The parts between boundaries. A preamble and an epilogue are no part of the form (RFC 2046,
-/// 5.1.1).
+/// Parses the parts between boundaries. A preamble and an epilogue are not part of the form (RFC
+/// 2046, 5.1.1).
 fn parts(body: &[u8], boundary: &[u8]) -> Option<Vec<Field>> {
     let delimiter = [b"\r\n--", boundary].concat();
-    // The first one needs no line end before it where nothing stands there.
+    // The first boundary needs no line end before it if the body starts with it.
     let mut next = match body.starts_with(&delimiter[2..]) {
         true => delimiter_end(body, delimiter.len() - 2).map(|end| (0, end)),
         false => None,
@@ -199,7 +198,7 @@ fn parts(body: &[u8], boundary: &[u8]) -> Option<Vec<Field>> {
             End::Close => return Some(fields),
             End::Part(start) => start,
         };
-        // A part without headers has no name, and is no field of a form.
+        // A part without headers has no name, and is not a field of a form.
         let headers_end = start + memchr::memmem::find(&body[start..], b"\r\n\r\n")?;
         let value = headers_end + 4;
         let found = find_delimiter(body, value, &delimiter)?;
@@ -208,22 +207,22 @@ fn parts(body: &[u8], boundary: &[u8]) -> Option<Vec<Field>> {
     }
 }
 
-/// What follows a boundary.
+/// Kind of a boundary.
 #[derive(Clone, Copy)]
 enum End {
-    /// Another part, whose headers begin there.
+    /// Start of another part; carries the position of its headers.
     Part(usize),
     Close,
 }
 
-/// Finds the next boundary that stands alone in its line: where it begins, and what follows.
+/// Finds the next boundary that is alone on its line. Returns its position and its kind.
 fn find_delimiter(body: &[u8], from: usize, delimiter: &[u8]) -> Option<(usize, End)> {
     memchr::memmem::find_iter(&body[from..], delimiter)
         .map(|at| from + at)
         .find_map(|at| delimiter_end(body, at + delimiter.len()).map(|end| (at, end)))
 }
 
-/// Reads what follows the bytes of a boundary: two hyphens or none, spaces, the end of the line.
+/// Parses the rest of a boundary's line: two hyphens or none, spaces, the end of the line.
 fn delimiter_end(body: &[u8], at: usize) -> Option<End> {
     let rest = body.get(at..)?;
     let (is_close, rest) = match rest.strip_prefix(b"--") {
@@ -242,7 +241,7 @@ fn delimiter_end(body: &[u8], at: usize) -> Option<End> {
 fn part(head: &[u8], value: &[u8]) -> Option<Field> {
     let mut headers: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for line in lines_of(head) {
-        // A folded line goes on with the one before.
+        // A folded line continues the one before.
         if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
             let (_, value) = headers.last_mut()?;
             value.push(b' ');
@@ -271,7 +270,7 @@ fn part(head: &[u8], value: &[u8]) -> Option<Field> {
     Some(Field { name, about, is_file, is_encoded, value: value.to_vec() })
 }
 
-/// Lines that end in CR LF.
+/// Iterates over lines that end in CR LF.
 fn lines_of(mut head: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut is_over = false;
     std::iter::from_fn(move || {
@@ -290,10 +289,10 @@ fn lines_of(mut head: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 type Parameters = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Reads `value; name=value; name="value"`: the first value and the names in lower case. A quoted
-/// string may hold a semicolon and an escaped quote; a backslash before anything else is one, for
-/// old browsers send Windows paths. `None`: a quote that is not closed, or a parameter without a
-/// value.
+/// Parses `value; name=value; name="value"`: the first value and the names in lower case. A quoted
+/// string may contain a semicolon and an escaped quote. A backslash before any other character is
+/// literal, since old browsers send Windows paths. `None`: a quote that is not closed, or a
+/// parameter without a value.
 fn parameters(line: &[u8]) -> Option<(Vec<u8>, Parameters)> {
     let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
     let first = line[..end].trim_ascii().to_ascii_lowercase();
@@ -331,7 +330,7 @@ fn parameters(line: &[u8]) -> Option<(Vec<u8>, Parameters)> {
     Some((first, parameters))
 }
 
-/// Reads up to the closing quote.
+/// Parses up to the closing quote.
 fn quoted(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut value = Vec::new();
     let mut at = 0;
@@ -356,7 +355,7 @@ mod tests {
 
     use super::Form;
 
-    /// Name, whether it is a file, and value.
+    /// Name, true if it is a file, and value.
     type Fields = Vec<(String, bool, Vec<u8>)>;
 
     fn ours(kind: &str, body: &str) -> Option<Fields> {
@@ -367,7 +366,7 @@ mod tests {
         Some(form.fields.into_iter().map(|field| (text(field.name), field.is_file, field.value)).collect())
     }
 
-    /// The same by a parser of other hands.
+    /// Parses with an independent parser.
     async fn theirs(kind: &str, body: &str) -> Option<Fields> {
         let boundary = multer::parse_boundary(kind).ok()?;
         let body = Bytes::from(body.to_owned());
@@ -413,7 +412,7 @@ mod tests {
             assert!(read.is_some(), "{what} is read");
             assert_eq!(read, theirs(kind, &body).await, "{what}");
         }
-        // Neither reads what is cut, or has no boundary.
+        // Neither parses a truncated form, or one without a boundary.
         for (kind, body) in [(kind, &plain[..plain.len() - 5]), ("multipart/form-data", &plain[..]), (kind, "")] {
             assert_eq!((ours(kind, body), theirs(kind, body).await), (None, None), "{body:?}");
         }

@@ -1,28 +1,28 @@
-//! Forms as the first construction of fingerprints reads them. It never changes, so that what was
-//! stored by it is compared by it.
+//! Forms in the first construction of fingerprints. It never changes, so that older records are
+//! still compared by it.
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
 use crate::secret::LengthPrefixed;
 
-/// A form that was read.
+/// Parsed form.
 pub(super) struct Form {
     /// The content type, without the boundary.
     kind: Vec<u8>,
     fields: Vec<Field>,
 }
 
-/// One field, or one file.
+/// Field or file.
 struct Field {
-    /// Of a part: its headers, names in lower case. Of an escaped pair: its name, and whether it
-    /// has a value too.
+    /// Attributes of a part: its headers, names in lower case. Of an escaped pair: its name, and
+    /// the presence of a value.
     headers: Vec<(Vec<u8>, Vec<u8>)>,
     value: Bytes,
 }
 
 impl Form {
-    /// Reads the body as what its content type says.
+    /// Parses the body by its content type.
     pub(super) fn read(headers: &HeaderMap, body: &Bytes) -> Option<Self> {
         match media(headers)? {
             Media::Escaped => {
@@ -34,7 +34,7 @@ impl Form {
         }
     }
 
-    /// The content type, without what a browser draws anew for each submit.
+    /// Returns the content type, without the boundary that a browser generates for each submit.
     pub(super) fn kind(&self) -> &[u8] {
         &self.kind
     }
@@ -58,8 +58,7 @@ enum Media {
     Parts { boundary: Vec<u8>, kind: Vec<u8> },
 }
 
-/// What kind of form it is. A body that is compressed, or has two types, is none that could be
-/// read.
+/// Returns the media type of a form. A body that is compressed, or has two types, is not parsed.
 fn media(headers: &HeaderMap) -> Option<Media> {
     let mut lines = headers.get_all(CONTENT_TYPE).iter();
     let line = lines.next()?.as_bytes();
@@ -78,7 +77,7 @@ fn media(headers: &HeaderMap) -> Option<Media> {
                 [b'"', inside @ .., b'"'] => inside,
                 plain => plain,
             };
-            // A quoted boundary with a semicolon, or an escape, was taken apart above.
+            // A quoted boundary with a semicolon, or with an escape, was split above.
             let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
             if boundary.is_empty() || boundary.len() > 70 || !boundary.iter().all(is_plain) {
                 return None;
@@ -90,7 +89,7 @@ fn media(headers: &HeaderMap) -> Option<Media> {
     }
 }
 
-/// `a=b`, with escapes undone. "a" and "a=" stay two things.
+/// Parses `a=b`, with escapes decoded. "a" and "a=" stay distinct.
 fn pair(pair: &[u8]) -> Option<Field> {
     let at = pair.iter().position(|byte| *byte == b'=');
     let name = unescaped(&pair[..at.unwrap_or(pair.len())])?;
@@ -115,8 +114,8 @@ fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
     Some(plain)
 }
 
-/// The parts between boundaries (RFC 7578), with nothing before the first and nothing after the
-/// last.
+/// Parses the parts between boundaries (RFC 7578), with nothing before the first and nothing after
+/// the last.
 fn parts(body: &Bytes, boundary: &[u8]) -> Option<Vec<Field>> {
     let delimiter = [b"\r\n--", boundary].concat();
     let mut at = strip(body, 0, &delimiter[2..])?;
@@ -126,7 +125,7 @@ fn parts(body: &Bytes, boundary: &[u8]) -> Option<Vec<Field>> {
             return matches!(&body[end..], b"" | b"\r\n").then_some(fields);
         }
         let start = strip(body, at, b"\r\n")?;
-        // A part without headers has no name, and is no field of a form.
+        // A part without headers has no name, and is not a field of a form.
         let headers_end = start + find(&body[start..], b"\r\n\r\n")?;
         let value = headers_end + 4;
         let value_end = value + find(&body[value..], &delimiter)?;
@@ -152,8 +151,8 @@ fn part(head: &[u8], value: Bytes) -> Option<Field> {
     Some(Field { headers, value })
 }
 
-/// What stands between the quotes after `; name="`: browsers escape a quote as %22, so that the
-/// next one ends it.
+/// Returns the text between the quotes after `; name="`. Browsers escape a quote as %22, so the
+/// next quote ends it.
 fn quoted<'a>(disposition: &'a [u8], opening: &[u8]) -> Option<&'a [u8]> {
     let opening = [b"; ", opening].concat();
     let start = find(disposition, &opening)? + opening.len();
@@ -161,7 +160,7 @@ fn quoted<'a>(disposition: &'a [u8], opening: &[u8]) -> Option<&'a [u8]> {
     Some(&disposition[start..start + length])
 }
 
-/// Where `text` goes on after `what`, if that stands at `at`.
+/// Returns the position after `what`, if `text` has it at `at`.
 fn strip(text: &[u8], at: usize, what: &[u8]) -> Option<usize> {
     text.get(at..)?.starts_with(what).then_some(at + what.len())
 }

@@ -1,8 +1,8 @@
-//! JSON (RFC 8259) as a fingerprint compares it: by its values.
+//! JSON (RFC 8259), compared by its values.
 //!
-//! White space, the order of members and escapes are folded. Numbers are compared by their
-//! literals, for `1` and `1.0` are two things to some readers, and `1e400` is read by few. What
-//! cannot be read for certain is an error, and is then compared byte by byte.
+//! White space, the order of members and escapes are normalised. Numbers are compared by their
+//! literals, since `1` and `1.0` differ to some parsers, and few parse `1e400`. A body that cannot
+//! be parsed unambiguously is an error, and is then compared byte by byte.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,21 +15,21 @@ use http::header::CONTENT_TYPE;
 use super::{Members, Pointer, coding};
 use crate::secret::LengthPrefixed;
 
-/// The deepest nesting that is read.
+/// Largest depth of nesting that is parsed.
 pub(crate) const DEPTH_MAX: usize = 64;
 
-/// The largest document that is read, in bytes.
+/// Largest document that is parsed, in bytes.
 pub(crate) const BYTES_MAX: usize = 1 << 20;
 
-/// Why a JSON body is not read.
+/// Error of a JSON body that is not parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// It is no JSON.
+    /// The body is not JSON.
     Syntax,
-    /// A member stands twice in one object.
+    /// An object contains a duplicate member.
     Duplicate,
-    /// It is nested deeper than 64 levels, or larger than 1 MiB.
+    /// The body is nested deeper than 64 levels, or larger than 1 MiB.
     TooLarge,
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     matches!(media.as_slice(), b"application/json" | b"text/json") || media.ends_with(b"+json")
 }
 
-/// Reads a body, which may be compressed.
+/// Parses a body, which may be compressed.
 pub(crate) fn read<'b>(headers: &HeaderMap, body: &'b Bytes) -> Result<Value<'b>, JsonError> {
     match coding::decoded(headers, body, BYTES_MAX).ok_or(JsonError::Syntax)? {
         Cow::Borrowed(text) => parse(text),
@@ -74,13 +74,14 @@ pub(crate) fn parse(text: &[u8]) -> Result<Value<'_>, JsonError> {
     if parser.at == text.len() { Ok(value) } else { Err(JsonError::Syntax) }
 }
 
-/// A JSON value. The members of an object are sorted by name.
+/// JSON value. The members of an object are sorted by name.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value<'b> {
     Null,
     Bool(bool),
     Number(Cow<'b, [u8]>),
-    /// Escapes are undone; a lone surrogate is the three bytes that UTF-8 would have for it.
+    /// A string with its escapes decoded. A lone surrogate is encoded as three bytes, as UTF-8
+    /// would.
     String(Cow<'b, [u8]>),
     Array(Vec<Value<'b>>),
     Object(Vec<(Cow<'b, [u8]>, Value<'b>)>),
@@ -129,7 +130,7 @@ impl Value<'_> {
             Self::Array(items) => {
                 let Some(item) = index(token).and_then(|at| items.get_mut(at)) else { return };
                 match rest.is_empty() {
-                    // The others keep their places.
+                    // The other elements keep their indexes.
                     true => *item = Self::LeftOut,
                     false => item.remove(rest),
                 }
@@ -138,8 +139,8 @@ impl Value<'_> {
         }
     }
 
-    /// Adds to a digest what the rules choose of a document. Returns the name of each member of it,
-    /// and where it stands.
+    /// Adds the members of a document that the rules select to a digest. Returns the name of each,
+    /// and its range.
     pub(crate) fn frame_root(mut self, members: &Members, into: &mut LengthPrefixed) -> Vec<(String, Range<usize>)> {
         match members {
             Members::Only(pointers) if !pointers.is_empty() => {
@@ -215,7 +216,7 @@ const STRING: usize = 5;
 const ARRAY: usize = 6;
 const OBJECT: usize = 7;
 
-/// An index as RFC 6901 writes it: without leading zeros.
+/// Parses an index as in RFC 6901: without leading zeros.
 fn index(token: &[u8]) -> Option<usize> {
     let is_index = token == b"0" || !token.starts_with(b"0") && token.iter().all(u8::is_ascii_digit);
     str::from_utf8(token).ok().filter(|_| is_index)?.parse().ok()
@@ -243,7 +244,7 @@ impl<'b> Parser<'b> {
         Ok(byte)
     }
 
-    /// Takes the text that must stand next.
+    /// Consumes the expected text.
     fn take(&mut self, text: &[u8]) -> Result<(), JsonError> {
         match self.text[self.at..].starts_with(text) {
             true => {
@@ -400,7 +401,7 @@ impl<'b> Parser<'b> {
             let low = self.unit()?;
             match (0xdc00..0xe000).contains(&low) {
                 true => code = 0x10000 + ((code - 0xd800) << 10) + (u32::from(low) - 0xdc00),
-                // An escape of its own, read by the next turn.
+                // A separate escape, which the next iteration parses.
                 false => self.at = before,
             }
         }
@@ -415,7 +416,7 @@ impl<'b> Parser<'b> {
         Ok(())
     }
 
-    /// Four hexadecimal digits.
+    /// Parses four hexadecimal digits.
     fn unit(&mut self) -> Result<u16, JsonError> {
         (0..4).try_fold(0, |unit, _| {
             let digit = char::from(self.next()?).to_digit(16).ok_or(JsonError::Syntax)?;
@@ -513,8 +514,8 @@ mod tests {
         fn json_is_read_exactly_if_another_parser_reads_it(text in "[\\[\\]{}:,\"\\\\a0-9.eE+ \\-ntrufls]{0,12}") {
             let theirs = serde_json::from_str::<serde_json::Value>(&text).is_ok();
             let ours = parse(text.as_bytes());
-            // That one takes the last of two members, and refuses numbers beyond what it can hold
-            // and lone surrogates.
+            // serde_json uses the last of two members, and rejects numbers out of its range and
+            // lone surrogates.
             if theirs {
                 prop_assert!(matches!(ours, Ok(_) | Err(JsonError::Duplicate)), "{}", text);
             } else if ours.is_ok() {

@@ -1,9 +1,9 @@
-//! JSON Pointer (RFC 6901): the name of a place in a JSON document.
+//! JSON Pointer (RFC 6901): the location of a value in a JSON document.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A JSON Pointer, such as `/order/items/0`.
+/// JSON Pointer, such as `/order/items/0`.
 ///
 /// ```
 /// use onceward::fingerprint::Pointer;
@@ -19,18 +19,18 @@ pub struct Pointer {
 }
 
 impl Pointer {
-    /// Returns the pointer as it was written.
+    /// Returns the pointer in its original spelling.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The names and indexes on the way, escapes undone.
+    /// Returns the names and indexes of the path, with escapes decoded.
     pub(crate) fn tokens(&self) -> &[Vec<u8>] {
         &self.tokens
     }
 }
 
-/// A text that is no JSON Pointer.
+/// Error of a text that is not a JSON Pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsePointerError(String);
 

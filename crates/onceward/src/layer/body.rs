@@ -1,4 +1,4 @@
-//! The body that the layer passes on: untouched, whole, or begun and going on.
+//! Body that the layer passes on: untouched, buffered, or streaming.
 
 use std::any::Any;
 use std::error::Error;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 
 pin_project! {
-    /// A body of a request to the inner service, or of a response to the client.
+    /// Body of a request to the inner service, or of a response to the client.
     pub struct Body<B: http_body::Body> {
         #[pin]
         kind: Inner<B>,
@@ -29,17 +29,18 @@ pin_project! {
 pin_project! {
     #[project = InnerProjection]
     enum Inner<B: http_body::Body> {
-        /// Passed on as it comes.
+        /// Passed on as it arrives.
         Passed { #[pin] body: B },
-        /// Boxed, so that a body that is passed on is not made larger by what only those with a key have.
+        /// Boxed, so that a body that is passed on is not enlarged by the fields for keyed
+        /// requests.
         Taken { taken: Box<BodySource> },
     }
 }
 
-/// An error of a body, of whatever type.
+/// Error of a body, of any type.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// The rest of a response is not read any longer: the process is about to stop.
+/// Error of a response whose rest is not read any longer, because the process is about to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbandonedError;
 
@@ -51,20 +52,21 @@ impl fmt::Display for AbandonedError {
 
 impl Error for AbandonedError {}
 
-/// What was taken of a body before it was handed on.
+/// Source of a body that the layer has read from.
 enum BodySource {
-    /// All of it.
+    /// The whole body.
     Buffered { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
-    /// Too large or endless: what was read, then what is still read by a task that no hang-up of the client ends.
+    /// Too large or endless: the bytes that were read, then the chunks that a task still reads,
+    /// independent of a client disconnect.
     Streaming { prefix: Option<Bytes>, rest: mpsc::Receiver<Chunk> },
 }
 
-/// What is read of an answer that is handed on as it comes.
+/// Chunk of a response that is streamed.
 pub(crate) enum Chunk {
     Frame(Frame<Bytes>),
     Cut(BoxError),
     End,
-    /// Whoever polls the body is to know, as if it were the one below.
+    /// A panic of the original body, to be resumed in the task that polls this one.
     Panicked(Box<dyn Any + Send>),
 }
 
@@ -77,11 +79,11 @@ impl<B: http_body::Body> Body<B> {
         Self::taken(BodySource::Buffered { data: Some(data).filter(|data| !data.is_empty()), trailers })
     }
 
-    /// Returns the body itself where it was passed on untouched.
+    /// Returns the original body if it was passed on untouched.
     ///
     /// # Errors
     ///
-    /// The same body again, where the layer read it.
+    /// The same body again, if the layer has read it.
     pub fn try_into_inner(self) -> Result<B, Self> {
         match self.kind {
             Inner::Passed { body } => Ok(body),
@@ -152,8 +154,9 @@ impl BodySource {
                     Some(Chunk::Cut(error)) => Poll::Ready(Some(Err(error))),
                     Some(Chunk::End) => Poll::Ready(None),
                     Some(Chunk::Panicked(panic)) => resume_unwind(panic),
-                    // The task that read it ended before it. A clean end would pass a part for the whole; with an error the server
-                    // cuts the connection, so that no graceful shutdown waits for it.
+                    // The reading task ended before the body did. A clean end would make a partial
+                    // body look complete; with an error the server closes the connection, so that
+                    // no graceful shutdown waits for it.
                     None => Poll::Ready(Some(Err(AbandonedError.into()))),
                 },
             },
@@ -173,34 +176,34 @@ impl<B: http_body::Body> fmt::Debug for Body<B> {
     }
 }
 
-/// For `Bytes` this copies nothing.
+/// Converts a buffer. For `Bytes` this copies nothing.
 pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 
-/// How reading a body ended.
+/// Result of reading a body.
 pub(crate) enum ReadBody<P> {
-    /// All of it.
+    /// The whole body.
     Complete(Bytes, Option<Box<HeaderMap>>),
-    /// More than the limit: what was read, and the rest.
+    /// More than the limit: the bytes that were read, and the rest.
     TooLarge(Bytes, Pin<P>),
-    /// It was truncated, or something refused the rest of it.
+    /// The body was truncated, or a layer refused the rest of it.
     Failed(BoxError),
-    /// It brought nothing for too long.
+    /// No data arrived for too long.
     Stalled,
 }
 
-/// How long a body may take.
+/// Timeouts of a body.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience<'a> {
     pub(crate) clock: &'a dyn Clock,
-    /// To bring its next piece.
+    /// Timeout for the next chunk.
     pub(crate) idle: Duration,
-    /// From the first look at it to its end.
+    /// Timeout for the whole body.
     pub(crate) whole: Duration,
 }
 
-/// Reads a body, up to `limit` bytes. A body of one piece is not copied.
+/// Reads a body, up to `limit` bytes. A body of one chunk is not copied.
 pub(crate) async fn read<P>(mut body: Pin<P>, limit: usize, patience: Option<Patience<'_>>) -> ReadBody<P>
 where
     P: DerefMut,
@@ -256,7 +259,7 @@ where
     ReadBody::Complete(if more.is_empty() { first } else { more.into() }, trailers)
 }
 
-/// The next frame of a body.
+/// Returns the next frame of a body.
 pub(crate) async fn next<B: http_body::Body>(mut body: Pin<&mut B>) -> Option<Result<Frame<B::Data>, B::Error>> {
     poll_fn(|context| body.as_mut().poll_frame(context)).await
 }

@@ -1,4 +1,5 @@
-//! Content codings: whether a client takes a stored response as it is coded, and that response decoded.
+//! Content codings: checks if a client accepts the coding of a stored response, and decodes that
+//! response.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use crate::engine::Boxed;
 use crate::reply::StoredResponse;
 use crate::wire;
 
-/// A decoder gives way to other tasks after this many bytes.
+/// Bytes after which a decoder yields to other tasks.
 const SLICE: usize = 256 << 10;
 
-/// Digests of the body as it was coded (RFC 9530, and older).
+/// Digests of the body in its coded form (RFC 9530, and older).
 const DIGESTS: [&str; 4] = ["content-digest", "repr-digest", "digest", "content-md5"];
 
-/// The content codings that a request accepts: all, where it has no `Accept-Encoding` (RFC 9110, 12.5.3).
+/// Content codings that a request accepts: all, if it has no `Accept-Encoding` (RFC 9110, 12.5.3).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Accepted(Option<HeaderValue>);
 
@@ -51,8 +52,8 @@ impl Accepted {
         of_any
     }
 
-    /// Returns the response as the request accepts it: decoded, where its coding is excluded and can be undone within `limit`
-    /// bytes; else `None`.
+    /// Returns the response in a form that the request accepts: decoded, if its coding is excluded
+    /// and can be decoded within `limit` bytes; else `None`.
     pub(crate) fn decode(
         &self,
         reply: &Arc<StoredResponse>,
@@ -78,7 +79,7 @@ fn canonical(coding: &str) -> &str {
     coding.strip_prefix("x-").unwrap_or(coding)
 }
 
-/// The codings of a body, in the order in which they were applied.
+/// Returns the codings of a body, in the order in which they were applied.
 fn codings(headers: &[(HeaderName, HeaderValue)]) -> Vec<String> {
     let lines = headers.iter().filter(|(name, _)| *name == CONTENT_ENCODING);
     lines
@@ -89,7 +90,8 @@ fn codings(headers: &[(HeaderName, HeaderValue)]) -> Vec<String> {
         .collect()
 }
 
-/// Decodes the body of a message with these headers. `None`: it is coded in a way that is not known, broken, or too large.
+/// Decodes the body of a message with these headers. `None`: its coding is not known, or the body
+/// is damaged or too large.
 pub(crate) async fn decoded_body(headers: &HeaderMap, body: Bytes, limit: usize) -> Option<Bytes> {
     let lines: Vec<_> = wire::lines(headers, &CONTENT_ENCODING).map(|line| (CONTENT_ENCODING, line.clone())).collect();
     decoded(&codings(&lines), body, limit).await
@@ -106,7 +108,7 @@ async fn decoded(codings: &[String], mut body: Bytes, limit: usize) -> Option<By
             }
             "br" => read(BrotliDecoder::new(coded), limit).await?,
             "zstd" => read(ZstdDecoder::new(coded), limit).await?,
-            // By RFC 9110 it is the zlib format; some servers send the bare one.
+            // By RFC 9110 this is the zlib format; some servers send raw deflate.
             "deflate" => match read(ZlibDecoder::new(coded), limit).await {
                 Some(plain) => plain,
                 None => read(DeflateDecoder::new(coded), limit).await?,
@@ -121,7 +123,7 @@ async fn read(decoder: impl AsyncRead + Send, limit: usize) -> Option<Bytes> {
     let mut decoder: Pin<Box<dyn AsyncRead + Send + '_>> = Box::pin(decoder);
     let mut plain = Vec::new();
     loop {
-        // One byte more than the limit tells that there is more.
+        // One byte more than the limit shows that there is more.
         let most = SLICE.min(limit + 1 - plain.len());
         let read = (&mut decoder).take(most as u64).read_to_end(&mut plain).await.ok()?;
         if plain.len() > limit {
@@ -134,7 +136,7 @@ async fn read(decoder: impl AsyncRead + Send, limit: usize) -> Option<Bytes> {
     }
 }
 
-/// The headers of a response that was decoded: without what speaks of the coded bytes.
+/// Returns the headers of a decoded response: without those that describe the coded bytes.
 fn headers_of_decoded(headers: &[(HeaderName, HeaderValue)], length: usize) -> Vec<(HeaderName, HeaderValue)> {
     let mut plain: Vec<_> = headers
         .iter()
@@ -148,7 +150,7 @@ fn headers_of_decoded(headers: &[(HeaderName, HeaderValue)], length: usize) -> V
             && !value.as_bytes().starts_with(b"W/")
             && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", value.as_bytes()].concat())
         {
-            // Equal in meaning to what was coded, no longer byte by byte.
+            // Semantically equal to the coded response, no longer byte by byte.
             *value = weak;
         }
     }

@@ -1,4 +1,5 @@
-//! Words a refusal for clients that cannot read `application/problem+json`: gRPC, gRPC-Web and Connect.
+//! Formats of a refusal for clients that cannot read `application/problem+json`: gRPC, gRPC-Web and
+//! Connect.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -12,22 +13,23 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
 
-/// How a client reads errors, by what it sent.
+/// Format in which a client reads errors, derived from its request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// RFC 9457.
     #[default]
     Problem,
-    /// A response of headers only, whose status stands in `grpc-status`. The content type of the response.
+    /// Headers-only response, with the status in `grpc-status`. Carries the content type of the
+    /// response.
     Grpc(&'static str),
     /// An HTTP status and a JSON object.
     ConnectUnary,
-    /// Status 200, and one envelope that ends the stream. The content type of the response.
+    /// Status 200, and one envelope that ends the stream. Carries the content type of the response.
     ConnectStream(&'static str),
 }
 
 impl Dialect {
-    /// Reads the dialect of a request from its headers.
+    /// Derives the dialect of a request from its headers.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let Some(kind) = wire::line(headers, &CONTENT_TYPE) else { return Self::Problem };
         let kind = kind.as_bytes();
@@ -45,7 +47,7 @@ impl Dialect {
         }
     }
 
-    /// Words a refusal. The headers of the contract are the same in each dialect.
+    /// Builds the response of a refusal. The headers of the contract are the same in each dialect.
     pub(super) fn refuse(self, problem: Problem) -> Response<Bytes> {
         let code = problem.code();
         let response = problem.into_response();
@@ -64,7 +66,7 @@ impl Dialect {
                 head.status = StatusCode::OK;
                 head.headers.insert(GRPC_STATUS, HeaderValue::from(number));
                 head.headers.insert(GRPC_MESSAGE, percent_encoded(&message));
-                // The pushback of gRPC's own retries counts in milliseconds.
+                // The pushback of gRPC's own retries is in milliseconds.
                 let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
                 if let Some(seconds) = seconds {
                     head.headers.insert(GRPC_PUSHBACK, HeaderValue::from(seconds.saturating_mul(1000)));
@@ -91,8 +93,8 @@ impl Dialect {
     }
 }
 
-/// The status by gRPC's numbers and names. `UNAVAILABLE` is what clients retry by themselves, so it stands only where the same
-/// request may be sent again.
+/// Returns gRPC's number and name of the status. Clients retry `UNAVAILABLE` by themselves, so it
+/// is used only if the same request may be sent again.
 fn status_of(code: Code) -> (u32, &'static str) {
     match (code, code.row().retry) {
         (Code::PrincipalUnknown | Code::KeyForeign, _) => (7, "permission_denied"),
@@ -105,7 +107,7 @@ fn status_of(code: Code) -> (u32, &'static str) {
     }
 }
 
-/// The HTTP status of an error of Connect.
+/// Returns the HTTP status of a Connect error.
 fn connect_status(name: &str) -> StatusCode {
     match name {
         "permission_denied" => StatusCode::FORBIDDEN,
@@ -117,7 +119,7 @@ fn connect_status(name: &str) -> StatusCode {
     }
 }
 
-/// A message as `grpc-message` carries it: visible ASCII and spaces, all else as `%XX`.
+/// Encodes a message for `grpc-message`: visible ASCII and spaces as they are, all else as `%XX`.
 fn percent_encoded(message: &str) -> HeaderValue {
     let mut encoded = String::with_capacity(message.len());
     for byte in message.bytes() {

@@ -1,4 +1,4 @@
-//! Tells why something that the layer called or read has failed.
+//! Causes of failures of the inner service or of a body.
 
 use std::any::Any;
 use std::error::Error;
@@ -11,19 +11,20 @@ use super::body::BoxError;
 use crate::policy::Disposition;
 use crate::problem::Code;
 
-/// Why the body of a request could not be read.
+/// Cause of a request body that could not be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BodyFailure {
-    /// A limit in front of the layer refused it: it fails again, however often it is sent.
+    /// A limit in front of the layer refused it: every retry fails as well.
     TooLarge,
     /// The connection ended before the body did.
     Truncated,
-    /// Another layer in front refused it, and says this of it.
+    /// Another layer in front refused it; carries that layer's message.
     Refused(String),
 }
 
 impl BodyFailure {
-    /// Looks for a known cause in the whole chain of sources: each layer wraps the error of the one in front of it.
+    /// Looks for a known cause in the whole chain of sources: each layer wraps the error of the one
+    /// in front of it.
     pub(super) fn of(error: &BoxError) -> Self {
         let mut last: &(dyn Error + 'static) = &**error;
         loop {
@@ -31,7 +32,8 @@ impl BodyFailure {
                 return Self::TooLarge;
             }
             if let Some(io) = last.downcast_ref::<std::io::Error>() {
-                // The source of an `io::Error` is that of what it wraps, not what it wraps.
+                // `source()` of an `io::Error` skips the error that it wraps, and returns that
+                // error's source.
                 match io.get_ref() {
                     Some(inner) if inner.is::<LengthLimitError>() => return Self::TooLarge,
                     _ => return Self::Truncated,
@@ -42,7 +44,7 @@ impl BodyFailure {
                 None => break,
             }
         }
-        // The server's own error for a body that ended early need not have a cause with a type of its own.
+        // The server's own error for a body that ended early may have no cause with a public type.
         let text = last.to_string();
         let lost = ["connection", "stream", "EOF", "incomplete", "reset", "body from"];
         match lost.iter().any(|word| text.contains(word)) {
@@ -59,8 +61,9 @@ impl BodyFailure {
     }
 }
 
-/// Recognises the errors by which `tower`'s own layers refuse a request that they did not hand on: of `load_shed` and of a closed
-/// `buffer`. Looks at the error itself and not at its sources, for a handler that executed may return what another service said.
+/// Recognises the errors by which `tower`'s own layers refuse a request that they did not pass on:
+/// those of `load_shed` and of a closed `buffer`. Checks the error itself and not its sources: a
+/// handler that executed may return the error of another service.
 pub(super) fn fate_of(error: &dyn Any) -> Option<Disposition> {
     let is_unsent = match error.downcast_ref::<BoxError>() {
         Some(boxed) => boxed.is::<Overloaded>() || boxed.is::<Closed>(),

@@ -1,4 +1,4 @@
-//! The response to come.
+//! Future of the layer's response.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +12,8 @@ use super::body::Body;
 pub(super) type Keyed<R, E> = Pin<Box<dyn Future<Output = Result<Response<Body<R>>, E>> + Send>>;
 
 pin_project! {
-    /// The future of [`Idempotency`](super::Idempotency): the inner service's own where no key is concerned, without a box.
+    /// Future of [`Idempotency`](super::Idempotency): the inner service's own future, unboxed, for
+    /// a request without a key.
     pub struct ResponseFuture<F, R: http_body::Body, E> {
         #[pin]
         kind: Kind<F, R, E>,

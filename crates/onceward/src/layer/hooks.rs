@@ -1,4 +1,4 @@
-//! What a layer asks of the program that it stands in.
+//! Hooks by which the program customises a layer.
 
 use std::any::{Any, type_name};
 use std::fmt;
@@ -15,7 +15,7 @@ type UriOf = dyn for<'a> Fn(&'a request::Parts) -> &'a Uri + Send + Sync;
 type PrincipalOf = dyn Fn(&request::Parts) -> Option<Vec<u8>> + Send + Sync;
 type Classify = dyn Fn(&dyn Any) -> Option<Disposition> + Send + Sync;
 
-/// The closures that were given to the builder, and the extensions that must not be there.
+/// Closures that were given to the builder, and the extensions that must not be present.
 #[derive(Clone, Default)]
 pub(crate) struct Hooks {
     pub(super) uri: Option<Arc<UriOf>>,
@@ -25,7 +25,7 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    /// The URI as it was received.
+    /// Returns the URI as it was received.
     pub(super) fn uri<'a>(&self, head: &'a request::Parts) -> &'a Uri {
         match &self.uri {
             Some(uri) => uri(head),
@@ -33,25 +33,26 @@ impl Hooks {
         }
     }
 
-    /// Names the caller by the closure, where there is one and it tells, as a middleware in front would.
+    /// Names the caller by the closure, if there is one and it returns a name, as a middleware in
+    /// front would.
     pub(crate) fn name_caller(&self, head: &mut request::Parts) {
         if let Some(name) = self.principal.as_ref().and_then(|principal| principal(head)) {
             head.extensions.insert(Caller::new(name));
         }
     }
 
-    /// Whether a closure names the caller.
+    /// Returns true if a closure names the caller.
     pub(super) fn name_callers(&self) -> bool {
         self.principal.is_some()
     }
 
-    /// How an attempt ended whose inner service returned an error.
+    /// Returns the disposition of an attempt whose inner service returned an error.
     pub(super) fn fate_of<E: 'static>(&self, error: &E) -> Option<Disposition> {
         let own = self.classify.as_ref().and_then(|classify| classify(error));
         own.or_else(|| failure::fate_of(error))
     }
 
-    /// Warns once of each extension that a layer outside has made, and that belongs inside.
+    /// Warns once for each extension that a layer outside has made, and that belongs inside.
     pub(super) fn warn_of(&self, extensions: &Extensions) {
         for marker in &self.inner_only {
             if (marker.is_in)(extensions) && !marker.warned.swap(true, Ordering::Relaxed) {
@@ -77,7 +78,7 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// An extension of requests that only layers inside of this one may make.
+/// Extension of requests that only layers inside of this one may make.
 #[derive(Clone)]
 pub(super) struct InnerOnly {
     is_in: fn(&Extensions) -> bool,

@@ -1,5 +1,5 @@
-//! Where the key comes from: a header, a form's hidden field, a member of a JSON body, or it is
-//! made here; and whether a route takes it.
+//! Sources of the key: a header, a form's hidden field, a member of a JSON body, or generated here;
+//! and the check that a route accepts it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,36 +18,36 @@ use crate::problem::{Code, Problem};
 use crate::secret::{HashKeys, hex};
 use crate::wire;
 
-/// Where the key of a request comes from.
+/// Source of a request's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// A header.
     Header,
-    /// Perhaps a field of the form, or a member of the JSON, that the body is; else the policy says
-    /// what is done without one.
+    /// Possibly a field of the form, or a member of the JSON, in the body. Without one, the policy
+    /// decides.
     Body,
-    /// It was made for this request.
+    /// Generated for this request.
     Generated,
-    /// The request itself.
+    /// Derived from the request itself.
     Derived(Duration),
 }
 
-/// Returns true if a header of the request is one that has a key.
+/// Returns true if a header of the request carries a key.
 pub(super) fn are_sent(policy: &Policy, headers: &HeaderMap) -> bool {
     wire::line(headers, &wire::IDEMPOTENCY_KEY).is_some()
         || policy.key_headers.iter().any(|name| wire::line(headers, name).is_some())
 }
 
-/// Why the key of a request's headers is refused.
+/// Error of a key in a request's headers.
 pub(super) enum SentError {
     /// The header of this name is malformed.
     Invalid(HeaderName, ParseKeyError),
-    /// Two headers name two keys.
+    /// Two headers contain different keys.
     Differ,
 }
 
-/// Finds the key in the headers of a request: `Idempotency-Key`, or another name of the policy. One
-/// key under two names is one.
+/// Finds the key in the headers of a request: `Idempotency-Key`, or another name of the policy. The
+/// same key under two names is one key.
 pub(super) fn sent(policy: &Policy, headers: &HeaderMap) -> Result<Option<Key>, SentError> {
     let of = |name: &HeaderName| Key::of(headers, name).map_err(|invalid| SentError::Invalid(name.clone(), invalid));
     policy.key_headers.iter().try_fold(of(&wire::IDEMPOTENCY_KEY)?, |found, name| match (found, of(name)?) {
@@ -56,9 +56,10 @@ pub(super) fn sent(policy: &Policy, headers: &HeaderMap) -> Result<Option<Key>, 
     })
 }
 
-/// Returns true if the policy wants a key for a request whose headers have none.
+/// Returns true if the policy needs a key for a request whose headers have none.
 ///
-/// A request without a key is never refused because its caller cannot be told: without a key it could not log in.
+/// A request without a key is never refused because its caller cannot be identified: without a key
+/// it could not log in.
 pub(super) fn key_required(policy: &Policy, request: RequestView<'_>) -> bool {
     may_have_key(policy, request.headers)
         || match policy.missing {
@@ -69,7 +70,7 @@ pub(super) fn key_required(policy: &Policy, request: RequestView<'_>) -> bool {
         }
 }
 
-/// Returns true if the body can have the key.
+/// Returns true if the body may contain the key.
 fn may_have_key(policy: &Policy, headers: &HeaderMap) -> bool {
     has_field(policy, headers) || has_member(policy, headers)
 }
@@ -83,7 +84,8 @@ fn has_member(policy: &Policy, headers: &HeaderMap) -> bool {
 }
 
 impl Source {
-    /// Of a request whose headers bear no key. `None`: it has none, and needs one.
+    /// Returns the source of the key for a request whose headers have none. `None`: there is no
+    /// other source.
     pub(super) fn instead(policy: &Policy, headers: &HeaderMap) -> Option<Self> {
         match may_have_key(policy, headers) {
             true => Some(Self::Body),
@@ -100,27 +102,27 @@ impl Source {
     }
 }
 
-/// What a key turned out to be, once the body was read.
+/// Origin of the key, once the body was read.
 pub(super) enum KeyChoice {
-    /// The one that the request came with.
+    /// The request contained it.
     FromRequest,
-    /// Another; whether the upstream is told it, and the client.
+    /// Made here. `upstream` and `client`: true if the upstream, or the client, gets it.
     Generated { upstream: bool, client: bool },
-    /// There is none, and none is needed.
+    /// The request has no key, and needs none.
     None,
 }
 
-/// What is known of a request when its body was read.
+/// State of a request when its body was read.
 pub(super) struct Known<'a> {
     pub(super) source: Source,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: &'a Bytes,
-    /// The refusal of a request whose caller cannot be told, if it has a key.
+    /// The refusal of a request whose caller cannot be identified, which applies if it has a key.
     pub(super) unidentified: Option<Problem>,
 }
 
 impl Known<'_> {
-    /// Finds or makes the key, and checks that the route takes it. Puts it into `ask`.
+    /// Finds or makes the key, and checks that the route accepts it. Puts it into `ask`.
     pub(super) async fn settle(
         &self,
         engine: &Engine,
@@ -156,12 +158,12 @@ impl Known<'_> {
         Ok(settled)
     }
 
-    /// Finds the key in the body. What cannot be read where the key could be is refused: it may be
-    /// a retry.
+    /// Finds the key in the body. A body that may contain the key and cannot be read is refused: it
+    /// may be a retry.
     fn in_body(&self, engine: &Engine, ask: &mut KeyedRequest) -> Result<Option<Key>, Box<Problem>> {
         if has_field(&ask.policy, self.headers) {
             let key = self.in_form(engine, &ask.policy)?;
-            // A browser shows the refusal, and nobody asks again.
+            // A browser shows the refusal, and does not retry.
             if key.is_some() && ask.policy.wait != ask.policy.form_wait {
                 ask.policy = Arc::new(Policy { wait: ask.policy.form_wait, ..(*ask.policy).clone() });
             }
@@ -184,7 +186,7 @@ impl Known<'_> {
     }
 
     fn in_json(&self, engine: &Engine, policy: &Policy) -> Result<Option<Key>, Box<Problem>> {
-        // Nothing is there, so no key is.
+        // An empty body contains no key.
         if self.body.is_empty() {
             return Ok(None);
         }
@@ -223,15 +225,16 @@ impl Known<'_> {
         }
         let (version, print) = derived(&ask.policy.fingerprint, engine.hash_keys().await?);
         ask.key = Key::visible(format!("s{version}-{}", hex(&print.0)));
-        // The window is the store's to measure: the key is known for so long, and then it is free.
+        // The store measures the window: the key is known for that time, and then it is free.
         let policy = Policy { retention: window, tombstone: Duration::ZERO, ..(*ask.policy).clone() };
         ask.policy = Arc::new(policy);
-        // It comes again with the same request when the window is over, so that it must not bind the upstream for longer.
+        // The same request gets the same key again when the window is over, so the upstream must
+        // not remember it for longer.
         Ok(KeyChoice::Generated { upstream: false, client: false })
     }
 }
 
-/// Refuses a JSON body that has to be read and cannot be.
+/// Refuses a JSON body that has to be parsed and cannot be.
 pub(super) fn unreadable_json(engine: &Engine, error: JsonError) -> Problem {
     engine.refusal(Code::JsonUnreadable).detail(match error {
         JsonError::Duplicate => "A member stands twice in one object of the JSON body, and readers differ in which one they take. Send each member once.".to_owned(),
@@ -239,7 +242,7 @@ pub(super) fn unreadable_json(engine: &Engine, error: JsonError) -> Problem {
     })
 }
 
-/// A key that nobody else makes.
+/// Generates a unique key.
 pub(super) fn random() -> Key {
     Key::visible(format!("g1-{}", hex(&rand::random::<[u8; 16]>())))
 }

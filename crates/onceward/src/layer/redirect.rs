@@ -1,4 +1,4 @@
-//! Redirects that keep the method: the request that a client sends next, with the same key.
+//! Redirects that preserve the method: the request that a client sends next, with the same key.
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderMap, LOCATION};
@@ -9,17 +9,18 @@ use url::{Position, Url};
 use crate::fingerprint::Parts;
 use crate::wire;
 
-/// What is left of a request that was handed on: what its fingerprint is made of.
+/// Parts of a request that was passed on, for its fingerprint at another URI.
 pub(super) struct SentRequest {
     pub(super) method: Method,
-    /// As received.
+    /// The URI as received.
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
 impl SentRequest {
-    /// Returns the URI that a client goes to which follows this response: that of `Location` in a 307 or a 308.
+    /// Returns the URI that a client follows after this response: that of `Location` in a 307 or a
+    /// 308.
     pub(super) fn target(&self, status: StatusCode, headers: &HeaderMap) -> Option<Uri> {
         if !matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
             return None;
@@ -34,7 +35,7 @@ impl SentRequest {
         let target = base.join(location).ok()?;
         let is_relative = Url::parse(location).is_err() && !location.starts_with("//");
         let authority = match (is_relative, target.port()) {
-            // As the client spells it.
+            // In the client's own spelling.
             (true, _) => received,
             (false, None) => Authority::try_from(target.host_str()?).ok()?,
             (false, Some(port)) => Authority::try_from(format!("{}:{port}", target.host_str()?)).ok()?,
@@ -43,7 +44,7 @@ impl SentRequest {
         Uri::builder().scheme(target.scheme()).authority(authority).path_and_query(path).build().ok()
     }
 
-    /// The same request there.
+    /// Returns the parts of the same request at `uri`.
     pub(super) fn at<'a>(&'a self, uri: &'a Uri) -> Parts<'a> {
         Parts { method: &self.method, uri, headers: &self.headers, body: &self.body }
     }

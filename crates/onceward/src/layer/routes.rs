@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::paths;
 use crate::policy::{Policy, PolicyError};
 
-/// The policies of the paths that have one of their own.
+/// Policies of the paths that have one of their own.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Routes {
     paths: matchit::Router<usize>,
@@ -15,7 +15,7 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Adds a path, or gives one that is there another policy.
+    /// Adds a path, or replaces the policy of a path that is present.
     pub(super) fn with(&self, pattern: &str, policy: Policy) -> Self {
         let mut routes = self.clone();
         let policy = Arc::new(policy);
@@ -32,7 +32,7 @@ impl Routes {
         routes
     }
 
-    /// The policy of a path, in whichever spelling, if it has one of its own.
+    /// Returns the policy of a path, in any spelling, if it has one of its own.
     pub(super) fn at(&self, path: &str) -> Option<&Arc<Policy>> {
         let normal = paths::normal(path);
         let found = self.paths.at(&normal).ok()?;
@@ -43,7 +43,7 @@ impl Routes {
         self.policies.is_empty()
     }
 
-    /// Checks that each pattern can be matched and that no policy voids the promise.
+    /// Checks that each pattern can be matched, and that no policy voids its guarantee.
     pub(super) fn check(&self) -> Result<(), LayerError> {
         if let Some(error) = &self.error {
             return Err(LayerError::Route(error.clone()));
@@ -54,7 +54,7 @@ impl Routes {
     }
 }
 
-/// A pattern of a path that cannot be matched.
+/// Error of a path pattern that cannot be matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteError {
     pattern: String,
@@ -73,17 +73,17 @@ impl fmt::Display for RouteError {
 
 impl std::error::Error for RouteError {}
 
-/// Why a layer cannot start.
+/// Error of a layer that cannot start.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LayerError {
-    /// A path of [`IdempotencyLayer::policy_for`](super::IdempotencyLayer::policy_for) cannot be matched.
+    /// A path of [`policy_for`](super::IdempotencyLayer::policy_for) cannot be matched.
     Route(RouteError),
-    /// A policy would void the promise.
+    /// A policy would void its guarantee.
     Policy {
         /// The path of the policy.
         route: String,
-        /// What is wrong with it.
+        /// The error of the policy.
         error: PolicyError,
     },
     /// The store did not open.

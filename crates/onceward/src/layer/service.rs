@@ -1,4 +1,4 @@
-//! The service: what a request with a key goes through, over HTTP.
+//! HTTP service of the layer: handles each request that has a key.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -45,40 +45,41 @@ use crate::reply::StoredResponse;
 use crate::secret::HashKeys;
 use crate::wire::{self, Outcome};
 
-/// How long the body of a request with a key may bring nothing. It is read whole before anything happens, so that a client that
-/// stops in the middle would hold its part of the process for ever.
+/// Longest time for which the body of a keyed request may stall. The body is read whole before
+/// anything else happens, so a client that stops half way would occupy its memory for ever.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the body of a request with a key may take as a whole.
+/// Timeout of the body of a keyed request as a whole.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Does each request that bears a key once. Made by [`IdempotencyLayer`](super::IdempotencyLayer).
+/// Executes each request that has a key once. Created by
+/// [`IdempotencyLayer`](super::IdempotencyLayer).
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
     inner: S,
     settings: Arc<Settings>,
 }
 
-/// What a layer and all its services share by one reference: a router may make a service anew for each request, and clones it in
-/// any case, whether the request bears a key or not.
+/// Settings that a layer and all its services share by one reference: a router may create a service
+/// for each request, and clones it in any case, with or without a key.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) engine: Engine,
     pub(super) policy: Arc<Policy>,
     pub(super) forwarding: bool,
     pub(super) hooks: Hooks,
-    /// The policies of this layer by path.
+    /// Policies of this layer by path.
     pub(super) routes: Arc<Routes>,
-    /// The policies by path of all layers over this engine, for the public paths.
+    /// Policies by path of all layers over this engine, for the public paths.
     pub(super) registered: Arc<Mutex<Vec<(String, Policy)>>>,
 }
 
 impl Settings {
-    /// The policy of a request.
+    /// Returns the policy of a request.
     fn policy_of(&self, head: &request::Parts) -> &Arc<Policy> {
         self.routes.at(self.hooks.uri(head).path()).unwrap_or(&self.policy)
     }
 
-    /// Whether a request has a key, or needs one.
+    /// Returns true if a request has a key, or needs one.
     fn is_keyed(&self, policy: &Policy, method: &Method, request: RequestView<'_>) -> bool {
         let in_another_case = policy.differs_in_case(method);
         (policy.covers(method) || in_another_case)
@@ -87,8 +88,8 @@ impl Settings {
                 || keys::key_required(policy, request))
     }
 
-    /// Whether the request is not this layer's to claim: a layer of the same engine outside of it has the claim, or it goes to the
-    /// public paths.
+    /// Returns true if the request is not for this layer to claim: an outer layer of the same
+    /// engine has the claim, or the request goes to the public paths.
     fn is_settled_elsewhere(&self, policy: &Policy, head: &request::Parts) -> bool {
         let is_claimed = head.extensions.get::<Claim>().is_some_and(|claim| {
             keys::sent(policy, &head.headers).is_ok_and(|key| self.engine.is_own(claim, key.as_ref()))
@@ -128,7 +129,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let settings = &self.settings;
-        // Without policies by path and a closure that names callers, the head is not taken apart to tell.
+        // Without policies by path, and without a closure that names callers, the head need not be
+        // taken apart.
         if settings.routes.is_empty() && !settings.hooks.name_callers() {
             if !settings.is_keyed(&settings.policy, request.method(), RequestView::from(&request)) {
                 return ResponseFuture::passed(self.inner.call(request.map(Body::passed)));
@@ -148,7 +150,7 @@ where
     }
 }
 
-/// What the engine says, as a response.
+/// Builds the response from the engine's outcome.
 fn answer<R: http_body::Body, E>(
     ask: &KeyedRequest,
     limits: &Limits,
@@ -173,46 +175,48 @@ fn answer<R: http_body::Body, E>(
         }
         RunOutcome::Refused(problem) => refusal(*problem, dialect, false),
     };
-    // The preference had a say: this is not the answer of the request's own execution.
+    // The preference had an effect: this is not the response of the request's own execution.
     if let Some(wait) = ask.wait
         && let Ok(applied) = HeaderValue::from_str(&format!("wait={}", wait.min(limits.wait_max).as_secs()))
     {
-        // Beside what the service says of the other preferences.
+        // In addition to the service's own line for other preferences.
         response.headers_mut().append(wire::PREFERENCE_APPLIED, applied);
     }
     Ok(response)
 }
 
-/// Marks a response, in its extensions, that was made by another request: a replay, and what a waiter is told.
+/// Marks a response, in its extensions, that another request produced: a replay, or the response to
+/// a waiter.
 #[derive(Clone, Copy, Debug)]
 pub struct FromRecord;
 
-/// Logs and words the refusal of a request whose caller cannot be told.
+/// Logs and builds the refusal of a request whose caller cannot be identified.
 fn unidentified(engine: &Engine, policy: &Policy, error: &UnidentifiedCallerError) -> Problem {
     engine.report_unidentified(&policy.route, error);
     let problem = engine.refusal(error.code()).detail(error.detail());
     if error.code() == Code::StoreUnavailable { problem.retry_after(1) } else { problem }
 }
 
-/// The inner call, as the engine sees it.
+/// Call of the inner service, as an operation of the engine.
 struct Call<S, B> {
     inner: S,
-    /// The body that the inner service takes, in name only: it was read.
+    /// The body type of the inner service. The body itself was read.
     takes: PhantomData<fn(B)>,
     head: request::Parts,
     body: Bytes,
     trailers: Option<Box<HeaderMap>>,
     source: Source,
     policy: Arc<Policy>,
-    /// The refusal of a request whose caller cannot be told, while it is not known whether it has a key.
+    /// The refusal of a request whose caller cannot be identified, while it is not yet known if it
+    /// has a key.
     unidentified: Option<Problem>,
-    /// How the client reads a refusal.
+    /// The format in which the client reads a refusal.
     dialect: Dialect,
     settings: Arc<Settings>,
 }
 
 impl<S, B> Call<S, B> {
-    /// What the request asks, or why it is refused before its body is read.
+    /// Returns the keyed request, or the reason for refusing it before its body is read.
     #[allow(clippy::result_large_err, reason = "called once, and no `?` hands it on")]
     fn ask(&mut self) -> Result<KeyedRequest, Problem> {
         let sent = keys::sent(&self.policy, &self.head.headers);
@@ -258,13 +262,13 @@ impl<S, B> Call<S, B> {
         Ok(ask)
     }
 
-    /// Counts a refusal before a record was looked at.
+    /// Notifies the observer of a refusal for which no record was read.
     fn early(&self, problem: Problem) -> Problem {
         if let Some(observer) = self.settings.engine.observer() {
             observer.answered(&self.policy.route, problem.outcome(), None);
         }
         match problem.code() {
-            // The table speaks of the gateway's settings; here they are code.
+            // The text in the table names the gateway's settings; in a layer they are code.
             Code::RequestTooLarge if !self.settings.forwarding => problem.detail(TOO_LARGE_FOR_THE_LAYER),
             _ => problem,
         }
@@ -272,7 +276,7 @@ impl<S, B> Call<S, B> {
 
     /// Finds or makes the key of a request whose body was read.
     fn settle<'a>(&'a self, ask: &'a mut KeyedRequest) -> Boxed<'a, Result<KeyChoice, Problem>> {
-        // The inner service stays behind: it need not be fit to be shared between threads.
+        // The inner service is not captured, so it need not be `Sync`.
         let Self { head, body, settings, source, unidentified, .. } = self;
         let unidentified = unidentified.clone();
         Box::pin(async move {
@@ -294,7 +298,8 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    /// A request with a key. Apart from [`Idempotency::call`], so that one without a key carries nothing of it.
+    /// Begins a request with a key. Separate from [`Idempotency::call`], so that the future of a
+    /// request without a key contains nothing of it.
     #[inline(never)]
     fn begin(
         service: &mut Idempotency<S>,
@@ -302,7 +307,8 @@ where
         mut head: request::Parts,
         body: B,
     ) -> ResponseFuture<S::Future, R, S::Error> {
-        // `poll_ready` prepared this service, not its clones: run it, keep a clone for next time.
+        // `poll_ready` prepared this service, not its clones: use it, and keep a clone for the next
+        // call.
         let clone = service.inner.clone();
         let mut ready = mem::replace(&mut service.inner, clone);
         if service.settings.is_settled_elsewhere(&policy, &head) {
@@ -333,7 +339,7 @@ where
                 false => running,
             });
         }
-        // What needs no waiting is done here, so that little is carried through the future.
+        // Synchronous work is done here, so that the future carries little state.
         match (call.ask(), is_navigation) {
             (Ok(ask), false) => ResponseFuture::keyed(Box::pin(call.run(ask, body))),
             (Ok(ask), true) => ResponseFuture::keyed(Box::pin(async move { call.run(ask, body).await.map(as_page) })),
@@ -344,7 +350,7 @@ where
         }
     }
 
-    /// What becomes of a request with a key.
+    /// Runs a request with a key.
     #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice, in the future of each request")]
     fn run(
         mut self: Box<Self>,
@@ -399,7 +405,8 @@ where
         }
     }
 
-    /// Passes a request on whose claim another Onceward in front of this one holds, and runs any other. Boxed, for it is rare.
+    /// Passes a request on if another Onceward in front of this one holds its claim, and runs any
+    /// other. Boxed, since it is rare.
     fn run_unless_claimed(
         mut self: Box<Self>,
         claimed: HeaderValue,
@@ -420,7 +427,8 @@ where
         })
     }
 
-    /// The same if the key is issued here, or stands elsewhere than in its header, or is to be made. Boxed, for it is rare.
+    /// Runs a request whose key is issued here, is in the body, or has to be generated or derived.
+    /// Boxed, since it is rare.
     fn settle_and_run(
         mut self: Box<Self>,
         mut ask: KeyedRequest,
@@ -447,9 +455,9 @@ where
         })
     }
 
-    /// Whether another Onceward in front holds the claim of this very request.
+    /// Returns true if another Onceward in front holds the claim of this very request.
     fn is_claimed<'a>(&'a self, claimed: &'a HeaderValue) -> Boxed<'a, bool> {
-        // The inner service stays behind: it need not be fit to be shared between threads.
+        // The inner service is not captured, so it need not be `Sync`.
         let Self { head, body, settings, .. } = self;
         Box::pin(async move {
             let fingerprint =
@@ -458,11 +466,12 @@ where
         })
     }
 
-    /// Calls the inner service. A plain function, so that the request is not carried through the future of the response.
+    /// Calls the inner service. A plain function, so that the future of the response does not carry
+    /// the request.
     #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
     fn start(self: Box<Self>, claim: Claim) -> (S::Future, Arc<Settings>, Box<SentRequest>) {
         let Self { mut inner, mut head, body, mut trailers, policy, settings, .. } = *self;
-        // What a redirect would be followed with.
+        // For the request that would follow a redirect.
         let sent = Box::new(SentRequest {
             method: head.method.clone(),
             uri: settings.hooks.uri(&head).clone(),
@@ -472,7 +481,8 @@ where
         if !policy.forward_key {
             head.headers = without_key(&policy, &head.headers);
         }
-        // Some servers take a trailer for a header, and a key that nobody has looked at for one that was checked.
+        // Some servers merge trailers into the headers, and would take an unchecked key from there
+        // for the checked one.
         if let Some(trailers) = trailers.as_mut().filter(|trailers| trailers.contains_key(wire::IDEMPOTENCY_KEY)) {
             **trailers = without_key(&policy, trailers);
         }
@@ -480,7 +490,7 @@ where
         (inner.call(Request::from_parts(head, Body::buffered(body, trailers))), settings, sent)
     }
 
-    /// Passes a request on that turned out to bear no key and to need none.
+    /// Passes on a request that turned out to have no key and to need none.
     #[allow(clippy::boxed_local, reason = "a future that is given the box is small")]
     async fn pass(self: Box<Self>) -> Result<Response<Body<R>>, S::Error> {
         let Self { mut inner, head, body, trailers, .. } = *self;
@@ -488,12 +498,12 @@ where
         Ok(response.map(Body::passed))
     }
 
-    /// Refuses a request whose body could not be read. Boxed, for it is rare.
+    /// Refuses a request whose body could not be read. Boxed, since it is rare.
     fn refuse(self: Box<Self>, failure: Unread, rest: Pin<&mut B>) -> Boxed<'_, Response<Body<R>>> {
         Box::pin(async move {
             let engine = &self.settings.engine;
             match failure {
-                // What was read of it asked the client to go on, if it waited to be asked.
+                // Reading the body has already sent 100 Continue, if the client waited for it.
                 Unread::Larger => {
                     let problem = self.early(engine.refusal(Code::RequestTooLarge));
                     read_on_and_refuse(engine, problem, self.dialect, rest).await
@@ -522,9 +532,9 @@ where
     }
 }
 
-/// Why there is no whole body.
+/// Reason why the body is not complete.
 enum Unread {
-    /// It is larger than the limit.
+    /// The body is larger than the limit.
     Larger,
     Failed(BodyFailure),
 }
@@ -545,7 +555,7 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    /// Boxed, for it is moved often on its way to the client.
+    /// Boxed, since it is moved often on its way to the client.
     type Response = Result<Box<Response<Body<R>>>, S::Error>;
 
     fn fingerprint(&self, rules: &Rules, keys: &HashKeys) -> Fingerprint {
@@ -577,7 +587,7 @@ where
             return Execution { answer: Err(Code::UpstreamUnreachable), end: AttemptEnd::Released(None) };
         }
         let policy = Arc::clone(&self.policy);
-        // Kept only where a cookie names the caller.
+        // Needed only if a cookie names the caller.
         let renewable = policy.principal.names_a_cookie().then(|| cookies_of(&self.head.headers));
         let (responding, settings, sent) = self.start(claim.clone());
         let response = match responding.await {
@@ -639,7 +649,7 @@ where
             let target = sent.target(head.status, &head.headers);
             let followed = target.and_then(|uri| claim.fingerprint(&sent.at(&uri)));
             redirect = followed.map(|(fingerprint, _)| fingerprint);
-            // To the very same request: it is to be sent again.
+            // A redirect to the very same request: it is to be sent again.
             let is_sent_again = followed.is_some_and(|(_, is_own)| is_own);
             let says_released = match &policy.released_when {
                 Some(pointer) if !head.status.is_server_error() => {
@@ -668,19 +678,20 @@ where
     }
 }
 
-/// How a response goes to its client.
+/// Delivery of a response to its client.
 enum Flow {
     /// Whole, once it is stored.
     IsHeld,
-    /// As it comes, and it is not stored.
+    /// Streamed, and not stored.
     Passes,
-    /// As it comes, and it is stored once its end was seen.
+    /// Streamed, and stored once it is complete.
     IsKeptLater,
 }
 
-/// Decides how a response goes to its client. `known`: the length of its body, if it is known before its end.
+/// Decides the delivery of a response to its client. `known`: the length of its body, if it is
+/// known before its end.
 fn flow(policy: &Policy, head: &response::Parts, known: Option<u64>, limit: usize) -> Flow {
-    // A response whose length is known has an end to wait for, whatever its kind.
+    // A response of known length has an end that can be awaited, regardless of its content type.
     if let Some(length) = known {
         return if length > limit as u64 { Flow::Passes } else { Flow::IsHeld };
     }
@@ -695,7 +706,7 @@ fn flow(policy: &Policy, head: &response::Parts, known: Option<u64>, limit: usiz
     }
 }
 
-/// Collects a response that is handed on as it comes, to store it once its end was seen.
+/// Collects a response while it is streamed, to store it once it is complete.
 struct Keeper {
     status: StatusCode,
     headers: HeaderMap,
@@ -705,7 +716,8 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Collects a piece. A response that grows over the limit ends without its body, and is collected no further.
+    /// Collects a chunk. If the response exceeds the limit, it is recorded without its body, and
+    /// collecting stops.
     fn take(mut self, data: Option<&Bytes>) -> Option<Self> {
         let data = data.map_or(&[][..], |data| data);
         if self.data.len() + data.len() > self.limit {
@@ -717,7 +729,7 @@ impl Keeper {
         Some(self)
     }
 
-    /// Stores what was collected. The future resolves once it is stored.
+    /// Stores the collected response. The future resolves once it is stored.
     fn keep(self) -> oneshot::Receiver<()> {
         let reply = StoredResponse::keep(self.status, &self.headers, self.data.freeze());
         self.end.send(AttemptEnd::Completed(Arc::new(reply)))
@@ -734,7 +746,8 @@ async fn recode<T>(answered: &mut RunOutcome<T>, accepted: &Accepted, limits: &L
     }
 }
 
-/// Returns true if the body says, where the route's `released_when` points to, that nothing was executed. Boxed, for it is rare.
+/// Returns true if the body, at the route's `released_when`, says that nothing was executed. Boxed,
+/// since it is rare.
 fn says_released<'a>(
     pointer: &'a JsonPointer,
     headers: &'a HeaderMap,
@@ -746,8 +759,8 @@ fn says_released<'a>(
     )
 }
 
-/// Returns the headers without those that carry the key, in their order. Go's HTTP client repeats a request without a body by
-/// itself if it has one of the first two.
+/// Returns the headers without those that carry the key, in their order. Go's HTTP client by itself
+/// repeats a request without a body if it has `Idempotency-Key` or `X-Idempotency-Key`.
 fn without_key(policy: &Policy, headers: &HeaderMap) -> HeaderMap {
     const X_IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
     let carries_key = |name: &HeaderName| {
@@ -756,9 +769,9 @@ fn without_key(policy: &Policy, headers: &HeaderMap) -> HeaderMap {
     wire::without(headers, carries_key)
 }
 
-/// Hands the rest of an answer on as it comes. A task reads it, so that the client's hang-up cuts nothing: the upstream is
-/// read to its end, or as long as an answer is listened for. What breaks off was not executed to its end, as far as anybody
-/// knows.
+/// Streams the rest of a response to the client. A task reads it, so that a client disconnect does
+/// not truncate it: the response is read to its end, or until `capture_timeout` after the
+/// disconnect. A truncated response leaves the outcome unknown.
 fn stream_in_background<R>(
     prefix: Bytes,
     mut rest: Pin<Box<R>>,
@@ -778,7 +791,7 @@ where
         let _running = running;
         let clock = Arc::clone(engine.clock());
         let mut aborted = std::pin::pin!(engine.aborted());
-        // Where nobody listens any longer, it is read for so long.
+        // After a client disconnect, reading continues for this time.
         let listen_on = || clock.sleep_until(clock.now().saturating_add(engine.limits().capture_timeout));
         let mut alone = None;
         let cut = loop {
@@ -792,7 +805,7 @@ where
                     alone = Some(listen_on());
                     continue;
                 }
-                // At once made into `Bytes`: a body's own data need not be able to change threads.
+                // Converted into `Bytes` at once: a body's own data need not be `Send`.
                 frame = AssertUnwindSafe(next(rest.as_mut())).catch_unwind() => {
                     frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(into_bytes)).map_err(Into::into)))
                 }
@@ -807,7 +820,7 @@ where
                 keeper = keeper.and_then(|keeper| keeper.take(frame.data_ref()));
             }
             let ended = matches!(piece, Chunk::End);
-            // The client sees the end once a retry would be a replay, unless the store takes its time.
+            // The client sees the end once a retry would be a replay, unless the store is slow.
             if ended && let Some(keeper) = keeper.take() {
                 let stored = keeper.keep();
                 tokio::select! {
@@ -830,13 +843,13 @@ where
                 return;
             }
         };
-        // A response that was recorded without its body is now known to be truncated. One that was to be stored is unknown
-        // as soon as its keeper is gone.
+        // A response that was recorded without its body is now known to be truncated. One that was
+        // to be stored becomes unknown as soon as its keeper is dropped.
         if keeper.take().is_none() && matches!(fate, None | Some(Disposition::NotKept)) {
             claim.mark_truncated().await;
         }
         if let Some(piece) = cut {
-            // An error only says that the client went away.
+            // An error only means that the client has disconnected.
             let _ = sender.send(piece).await;
         }
     };
@@ -849,14 +862,14 @@ fn cookies_of(headers: &HeaderMap) -> HeaderMap {
     headers.get_all(COOKIE).iter().map(|line| (COOKIE, line.clone())).collect()
 }
 
-/// What a fingerprint is made of.
+/// Returns the parts of a request that its fingerprint is made of.
 fn parts<'a>(hooks: &Hooks, head: &'a request::Parts, body: &'a Bytes) -> Parts<'a> {
     Parts { method: &head.method, uri: hooks.uri(head), headers: &head.headers, body }
 }
 
-/// Marks the answer of a request's own execution.
+/// Sets the outcome header on the response of a request's own execution.
 fn with_outcome_header<R: http_body::Body>(mut response: Response<Body<R>>, outcome: Outcome) -> Response<Body<R>> {
-    // What an upstream that speaks the same language said of its own key is not what happened here.
+    // An upstream that follows the same contract reported on its own key, not on this one.
     if wire::line(response.headers(), &wire::IDEMPOTENCY_REPLAYED).is_some() {
         let headers = wire::without(response.headers(), |name| *name == wire::IDEMPOTENCY_REPLAYED);
         *response.headers_mut() = headers;
@@ -865,7 +878,7 @@ fn with_outcome_header<R: http_body::Body>(mut response: Response<Body<R>>, outc
     response
 }
 
-/// Tells the client the key that was made for its request.
+/// Adds the key that was made for the request, for its client.
 fn with_key<R: http_body::Body>(mut response: Response<Body<R>>, key: Option<HeaderValue>) -> Response<Body<R>> {
     if let Some(key) = key {
         response.headers_mut().insert(wire::IDEMPOTENCY_KEY, key);
@@ -883,11 +896,11 @@ fn refusal<R: http_body::Body>(problem: Problem, dialect: Dialect, close: bool) 
     response.map(|body| Body::buffered(body, None))
 }
 
-/// What a response refuses, for whoever words it anew.
+/// Refusal that a response was built from, so that it can be rendered again in another format.
 #[derive(Clone)]
 struct Refusal(Problem);
 
-/// Words a refusal for a person.
+/// Renders a refusal as a page for people.
 fn as_page<R: http_body::Body>(mut response: Response<Body<R>>) -> Response<Body<R>> {
     match response.extensions_mut().remove::<Refusal>() {
         Some(Refusal(problem)) => {
@@ -899,8 +912,9 @@ fn as_page<R: http_body::Body>(mut response: Response<Body<R>>) -> Response<Body
     }
 }
 
-/// Refuses a request whose body was not read: reads on for a while, so that the refusal is not lost to a broken pipe, and
-/// closes the connection if the body did not end, so that its rest is never taken for the next request.
+/// Refuses a request whose body was not read. Reads on for a while, so that the refusal is not lost
+/// to a broken pipe. Closes the connection if the body did not end, so that its rest is never taken
+/// for the next request.
 fn refuse_unread<'a, B, R>(
     engine: &'a Engine,
     problem: Problem,
@@ -914,9 +928,10 @@ where
     R: http_body::Body + Send + 'a,
     R::Error: Into<BoxError>,
 {
-    // Boxed, for it is rare, and would make each request's own future larger.
+    // Boxed, since it is rare, and would make each request's own future larger.
     Box::pin(async move {
-        // A client that waits for 100 Continue has sent nothing yet, and reading would ask it to.
+        // A client that waits for 100 Continue has sent nothing yet, and reading would request its
+        // body.
         match head.headers.contains_key(EXPECT) {
             true => refusal(problem, dialect, true),
             false => read_on_and_refuse(engine, problem, dialect, body).await,
@@ -960,7 +975,8 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
     wire::line(headers, &CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Returns true if a response says of itself that it is a stream, whose pieces are to reach the client as they come.
+/// Returns true if a response declares itself as a stream, whose chunks must reach the client as
+/// they arrive.
 fn is_declared_stream(headers: &HeaderMap) -> bool {
     const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
     let kind = wire::line(headers, &CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -979,7 +995,7 @@ fn is_stream_type(kind: &str) -> bool {
         // Parts.
         "multipart/mixed",
         "multipart/x-mixed-replace",
-        // JSON, a value a line or a record.
+        // JSON: a value per line or per record.
         "application/jsonl",
         "application/x-jsonl",
         "application/jsonlines",
@@ -1000,7 +1016,7 @@ fn is_stream_type(kind: &str) -> bool {
         "application/json-stream",
         "application/x-json-seq",
     ];
-    // gRPC and gRPC-web name their codec behind a plus; Connect's streams always do.
+    // gRPC and gRPC-Web name their codec behind a plus; Connect's streams always do.
     let is_grpc = ["application/grpc", "application/grpc-web", "application/grpc-web-text"]
         .iter()
         .any(|grpc| kind.strip_prefix(grpc).is_some_and(|codec| codec.is_empty() || codec.starts_with('+')));

@@ -1,13 +1,15 @@
-//! Headers that carry credentials, or the name of a caller, in the field.
+//! Headers that are known to carry credentials, or the name of a caller.
 
 use std::fmt;
 
 use http::header::{HeaderMap, HeaderName};
 
-/// The default of `credential_headers`, in lower case and sorted. `docs/principals.md` names the sources.
+/// The default of `credential_headers`, in lower case and sorted. `docs/principals.md` names the
+/// sources.
 ///
-/// A list of exact names, and no pattern: `X-CSRF-Token`, `X-Recaptcha-Token` and `Webhook-Token-Id` match any pattern
-/// that finds these, and say nothing of the caller. Underscores compare as hyphens, since WSGI, CGI and PHP read both alike.
+/// A list of exact names, not a pattern: `X-CSRF-Token`, `X-Recaptcha-Token` and `Webhook-Token-Id`
+/// match any pattern that matches these, and do not identify the caller. Underscores compare as
+/// hyphens, since WSGI, CGI and PHP treat both alike.
 pub const CREDENTIAL_HEADERS: [&str; 289] = [
     "access-key",
     "access-token",
@@ -300,7 +302,7 @@ pub const CREDENTIAL_HEADERS: [&str; 289] = [
     "xi-api-key",
 ];
 
-/// The names of headers that are credentials.
+/// Names of headers that are credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CredentialHeaders(Vec<String>);
 

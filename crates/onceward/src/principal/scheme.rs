@@ -1,10 +1,11 @@
-//! The `Authorization` header: its usual spelling, and schemes that sign each request.
+//! `Authorization` header: its usual spelling, and schemes that sign each request.
 
 use std::borrow::Cow;
 
-/// Usual spellings of scheme names, by which equal credentials have equal bytes.
+/// Usual spellings of scheme names, which give equal credentials equal bytes.
 ///
-/// Taken from the IANA registry of HTTP authentication schemes, and from API documentation for the rest.
+/// Taken from the IANA registry of HTTP authentication schemes, and otherwise from API
+/// documentation.
 const USUAL: [&str; 24] = [
     "Api-Key",
     "ApiKey",
@@ -108,7 +109,7 @@ fn usual(scheme: &str) -> Cow<'_, str> {
     if let Some(usual) = USUAL.iter().find(|usual| usual.eq_ignore_ascii_case(scheme)) {
         return (*usual).into();
     }
-    // A name that nobody registered: each word begins with a capital, as in `Xyz-Token`.
+    // An unregistered name: each word begins with a capital, as in `Xyz-Token`.
     let mut is_first = true;
     let spelled = scheme.chars().map(|c| {
         let c = if is_first { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
@@ -120,7 +121,7 @@ fn usual(scheme: &str) -> Cow<'_, str> {
 
 /// Returns the value with its scheme in the usual spelling and one space after it.
 ///
-/// A value in its usual spelling comes back as it is: the ids of records depend on these bytes.
+/// A value in its usual spelling is returned unchanged: the ids of records depend on these bytes.
 pub(super) fn canonical(value: &[u8]) -> Cow<'_, [u8]> {
     let value = value.trim_ascii();
     let Some((scheme, credentials)) = split(value) else { return value.into() };
@@ -131,7 +132,7 @@ pub(super) fn canonical(value: &[u8]) -> Cow<'_, [u8]> {
     [spelled.as_bytes(), b" ", credentials].concat().into()
 }
 
-/// Returns the scheme's name if its credentials are made for one request.
+/// Returns the scheme's name if its credentials are made for a single request.
 pub fn signed_scheme(value: &[u8]) -> Option<&str> {
     let value = value.trim_ascii();
     let (scheme, credentials) = split(value).or_else(|| {
@@ -171,7 +172,7 @@ pub fn bearer_jwt(value: &[u8]) -> Option<&str> {
     let (scheme, credentials) = split(value.trim_ascii())?;
     let token = std::str::from_utf8(credentials).ok()?;
     let is_bearer = ["bearer", "dpop", "jwt"].iter().any(|name| name.eq_ignore_ascii_case(scheme));
-    // `{"` in base64url is `eyJ`, by which each header of a JWT begins.
+    // `{"` in base64url is `eyJ`, the prefix of every JWT header.
     (is_bearer && token.starts_with("ey") && token.split('.').count() == 3).then_some(token)
 }
 
@@ -196,7 +197,7 @@ mod tests {
             ("apikey 7", "ApiKey 7"),
             ("my-scheme Abc", "My-Scheme Abc"),
             ("My-Scheme Abc", "My-Scheme Abc"),
-            // No scheme: the letters of a key count.
+            // No scheme: the case of a key is significant.
             ("K-1234", "K-1234"),
             ("k-1234", "k-1234"),
             ("Bearer", "Bearer"),

@@ -1,4 +1,4 @@
-//! The scope: what separates key spaces besides the principal.
+//! Scope: the parts of a request that separate key spaces besides the principal.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use http::{Method, Uri};
 use crate::secret::LengthPrefixed;
 use crate::wire::line;
 
-/// A part of a scope.
+/// Part of a scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ScopePart {
@@ -24,10 +24,10 @@ pub enum ScopePart {
 }
 
 impl ScopePart {
-    /// Every part, in order.
+    /// All parts, in order.
     pub const ALL: [Self; 4] = [Self::Host, Self::Method, Self::Path, Self::Route];
 
-    /// Returns the part's name, as users type it.
+    /// Returns the part's name, as used in settings.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Host => "host",
@@ -46,7 +46,7 @@ impl FromStr for ScopePart {
     }
 }
 
-/// The error of a text that names no part of a scope.
+/// Error of a text that names no part of a scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseScopeError(String);
 
@@ -111,7 +111,7 @@ impl Scope {
     }
 }
 
-/// Returns the host in lower case, without the port that its scheme has by default.
+/// Returns the host in lower case, without the default port of its scheme.
 fn host(uri: &Uri, headers: &HeaderMap) -> String {
     let authority = match uri.authority() {
         Some(authority) => authority.as_str().as_bytes(),
@@ -122,7 +122,7 @@ fn host(uri: &Uri, headers: &HeaderMap) -> String {
     plain.to_owned()
 }
 
-/// The key space of a request: the values of its scope. Empty where the scope is.
+/// Key space of a request: the values of its scope. Empty if the scope is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct KeySpace(Box<[u8]>);
 

@@ -1,5 +1,4 @@
-//! Refusals as HTML pages, where a person navigates: a browser that submitted a form shows what it
-//! gets.
+//! Refusals as HTML pages for people: a browser that submitted a form displays the response.
 
 use bytes::Bytes;
 use http::header::{
@@ -13,11 +12,11 @@ use crate::wire::{line, lines};
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const X_REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
 
-/// What the choice between a page and a problem depends on.
+/// Headers that decide between a page and a problem.
 pub(crate) const VARY: HeaderValue = HeaderValue::from_static("Sec-Fetch-Mode, Accept, X-Requested-With");
 
-/// Returns true if a person would see a refusal of this request: the browser says that it
-/// navigates, or is one that says nothing and sends a form. Never where a script asks.
+/// Returns true if a person would see a refusal of this request: the browser declares a navigation,
+/// or it sends no such header and submits a form. Never true for a request by a script.
 pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     let accepts = |what: &str| {
         let is_named = |line: &HeaderValue| line.to_str().is_ok_and(|line| line.to_ascii_lowercase().contains(what));
@@ -33,14 +32,14 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Returns the page that says a refusal in words for people, and changes its headers to those of a
-/// page.
+/// Renders a refusal as a page for people, and sets its headers to those of a page.
 pub(crate) fn of(problem: &Problem, headers: &mut HeaderMap) -> Bytes {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let (title, what, way_on) = words(problem.code());
-    // Nothing of the request is in it: the words are ours, and the reference is hexadecimal.
+    // The page contains nothing of the request: the texts are constants, and the reference is
+    // hexadecimal.
     Bytes::from(format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
          <meta name=\"robots\" content=\"noindex\">\n<title>{title}</title>\n<h1>{title}</h1>\n<p>{what}</p>\n<p>{way_on}</p>\n\
@@ -50,7 +49,7 @@ pub(crate) fn of(problem: &Problem, headers: &mut HeaderMap) -> Bytes {
     ))
 }
 
-/// A title, what happened, and a way on.
+/// Returns a title, a description and the next step.
 fn words(code: Code) -> (&'static str, &'static str, &'static str) {
     match code {
         Code::InFlight | Code::UpstreamTimeout => (
