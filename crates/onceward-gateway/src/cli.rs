@@ -1,4 +1,4 @@
-//! The command line.
+//! Command line.
 
 use std::path::PathBuf;
 
@@ -47,13 +47,15 @@ pub(crate) struct Serve {
     /// Where clients connect to [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// What knows the keys: embedded:FOLDER, postgres://…, redis://HOST:PORT or memory: [default: embedded:onceward-data]
+    /// What knows the keys: embedded:FOLDER, postgres://…, redis://HOST:PORT or memory: [default:
+    /// embedded:onceward-data]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Where /healthz, /readyz, /status and /metrics are [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<String>,
-    /// What names the caller: authorization, header:NAME, cookie:NAME or jwt:CLAIM; may be repeated; empty says that all callers are one
+    /// What names the caller: authorization, header:NAME, cookie:NAME or jwt:CLAIM; may be
+    /// repeated; empty says that all callers are one
     #[arg(long, value_name = "PART")]
     pub(crate) principal: Vec<String>,
     /// The file with settings [default: ./onceward.toml, if it is there]
@@ -85,7 +87,7 @@ pub(crate) struct Settings {
 }
 
 impl Serve {
-    /// The flags that were given, as settings.
+    /// Returns the flags that were given, as settings.
     pub(crate) fn flags(&self) -> Vec<(&'static str, &'static str, Vec<String>)> {
         let one = |path, flag, value: &Option<String>| value.clone().map(|value| (path, flag, vec![value]));
         let mut flags: Vec<_> = [
