@@ -1,8 +1,8 @@
 //! Program behind `cargo xtask bench`: the load, the services under load, and the gateway, all of
 //! one build.
 //!
-//! With `serve` as its first argument it is a gateway, with `service` a service. Both are measured
-//! as separate processes, so that no other work is attributed to them.
+//! Runs as a gateway with `serve` as its first argument, as a service with `service`. Both are
+//! measured as separate processes, so that no other work is attributed to them.
 
 mod cli;
 mod gateway;

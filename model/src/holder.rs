@@ -36,7 +36,7 @@ pub enum Holder {
     Sent {
         /// The attempt that its claim replaced may have executed.
         after_unknown: bool,
-        /// Renewal that the store has not answered.
+        /// Renewal that the store has not acknowledged.
         renewing: Option<Step>,
     },
     /// Streams the response body to the client. The head is stored.

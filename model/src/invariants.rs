@@ -28,11 +28,11 @@ pub const RELEASED_DID_NOT_RUN: &str = "what is called released did not run";
 /// No client is told that a key is free while an attempt of it has executed, or is in transit to
 /// the service.
 pub const RELEASED_AFTER_NOTHING: &str = "what is called released follows nothing that may have run";
-/// In a final state, a key whose holder survived to the end and sent no byte is free.
+/// A key whose holder survived to the end and sent no byte is free in a final state.
 /// (`at-most-once` only: otherwise a claim that arrives late over a lost one leaves the key as lost
 /// as it was, and the next caller takes over anyway.)
 pub const UNSENT_IS_FREE: &str = "a key of which no byte was sent comes free";
-/// When no holder is active and the lease has expired, no client gets "in flight", and the sweep
+/// No client gets "in flight" once no holder is active and the lease has expired, and the sweep
 /// reports the key to operators.
 pub const NEVER_STUCK: &str = "no key is in flight for ever";
 

@@ -8,9 +8,9 @@
 //!
 //! # What is modelled
 //!
-//! One record, and several requests that have its key: retries, duplicates, and requests with
-//! another fingerprint. A retry is one more request; it may come at any time, at once or after all
-//! else is over.
+//! Covers one record, and several requests that have its key: retries, duplicates, and requests
+//! with another fingerprint. A retry is one more request; it may come at any time, at once or after
+//! all else is over.
 //!
 //! - **A holder** is the gateway that has a request: its own process, which may pause between any
 //!   two steps for any time, and crash at any step. It claims by an insert or, if it finds a record

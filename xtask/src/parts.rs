@@ -84,7 +84,7 @@ fn two_gateways_over(store: &'static str) -> Part {
     part
 }
 
-/// The chaos run over an embedded store or a server, with further arguments from the command line.
+/// Chaos run over an embedded store or a server, with further arguments from the command line.
 pub(crate) fn chaos(store: Option<&str>) -> Part {
     let name = store.map_or_else(|| "chaos".to_owned(), |store| format!("chaos-{store}"));
     let mut part = part(&name, Check, "run --quiet -p chaos --");

@@ -294,7 +294,7 @@ fn apt(arguments: &[&str]) -> Result<(), String> {
 }
 
 /// Prints a command and runs it to its end. Its input is empty, because nobody may be there to
-/// answer.
+/// type.
 pub(crate) fn check(command: &mut Command) -> Result<(), String> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");

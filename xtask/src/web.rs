@@ -94,7 +94,7 @@ fn path_with_node(root: &Path) -> Result<OsString, String> {
     if is_enough(&ours) { Ok(ours) } else { Err(missing("what it brought does not run")) }
 }
 
-/// A wheel stores no links, and npm in it was one: recreates it, beside node.
+/// Recreates the link to npm beside node: npm in the wheel is a link, and a wheel stores none.
 fn link(folder: &Path) -> io::Result<()> {
     let links = folder.join("links");
     fs::create_dir_all(&links)?;

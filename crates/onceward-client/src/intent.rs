@@ -1,4 +1,4 @@
-//! The key of a request: found in it, remembered from an earlier send, or created for it.
+//! Key of a request: found in it, remembered from an earlier send, or created for it.
 
 use std::time::SystemTime;
 
@@ -11,11 +11,11 @@ use uuid::Uuid;
 /// Name of an action that is meant to happen once, such as `"order 7"`. Set with
 /// [`RequestBuilder::with_extension`](reqwest_middleware::RequestBuilder::with_extension).
 ///
-/// One name is one action and one key, whatever the content, from the first send until 24 hours
-/// after its end. The process remembers it, and with a [`Journal`](crate::Journal) a later run does
-/// too. Sent again with equal content, it gets the first response. With other content it is sent
-/// under the same key: a server that has seen the key rejects it, and the request fails with
-/// [`Kind::KeyReused`](crate::decide::Kind::KeyReused).
+/// A name stands for one action and one key, whatever the content, from the first send until 24
+/// hours after its end. The process remembers it, and with a [`Journal`](crate::Journal) a later
+/// run does too. Sent again with equal content, it gets the first response. With other content it
+/// is sent under the same key: a server that has seen the key rejects it, and the request fails
+/// with [`Kind::KeyReused`](crate::decide::Kind::KeyReused).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
     pub(crate) name: String,

@@ -34,7 +34,7 @@ pub(crate) enum Command {
     DemoGateway(Serve),
 }
 
-/// Runs the gateway before a service.
+/// Runs the gateway in front of a service.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A setting is taken from the flag, else from the environment (ONCEWARD_LISTEN, ONCEWARD_POLICY_LEASE), else from the file,

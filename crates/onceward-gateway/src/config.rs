@@ -146,7 +146,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// One line, with the setting, the fix and the place.
+    /// Returns one line, with the setting, the fix and the place.
     pub fn read(given: &Given) -> Result<Self, ConfigError> {
         let file = match &given.file {
             Some((path, text)) => source::File::parse(text, path)?,

@@ -64,7 +64,8 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Returns `None` if the request is not from a page, or its origin is too long to cache.
+    /// Returns `None` if the request is not from a page, or its origin, host or path is too long to
+    /// cache.
     pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
         let headers = request.headers();
         let origin = headers.get(ORIGIN).filter(|origin| origin.len() <= ORIGIN_BYTES_MAX)?;

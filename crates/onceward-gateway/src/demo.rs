@@ -41,16 +41,16 @@ const PORTS_TRIED_MAX: u16 = 200;
 const STARTS_MAX: usize = 20;
 const LOCK: &str = "demo.lock";
 
-/// Shows it: an orders service, its page, and the gateway before it
+/// Show a demo: an orders service, its page, and the gateway before it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The addresses are printed, the page's first. Ports that are taken give the next free ones.")]
 pub(crate) struct Demo {
-    /// Play the three printed curl lines, print what came back, and end: 0 if it was as promised,
+    /// Run the three printed curl lines, print the responses, and end: 0 if they were as expected,
     /// else 1
     #[arg(long)]
     check: bool,
-    /// Keep the orders, the keys and the logs in this folder, and go on with those that are there
+    /// Store the orders, the keys and the logs in this directory, and continue with existing ones
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 }

@@ -95,7 +95,7 @@ where
     ///
     /// # Errors
     ///
-    /// One line, if TLS is configured and cannot be set up.
+    /// Returns one line if TLS is configured and cannot be set up.
     pub(crate) fn new(config: &Config, engine: Engine, idle_max: usize) -> Result<Self, String> {
         let Upstream { authority, tls, .. } = &config.upstream;
         let shared = Shared {

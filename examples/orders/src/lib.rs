@@ -4,7 +4,7 @@
 //! creates a second order, and so does an impatient second click. Onceward fixes that, as a layer
 //! inside this service or as a gateway before it, without a change to this service.
 //!
-//! | request | answer |
+//! | request | response |
 //! |---|---|
 //! | `POST /orders {"item": "tea", "qty": 2}` | 201, `Location: /orders/1`, the [`Order`] |
 //! | `GET /orders` (`?limit=1..=10000`, unset: 1000) | the orders, newest first; `Orders-Total` counts them all |

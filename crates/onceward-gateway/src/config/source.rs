@@ -156,7 +156,7 @@ pub(crate) type Layer = BTreeMap<String, Value>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct File {
     pub(crate) settings: Layer,
-    /// One layer for each `[[route]]`, with the paths of `[policy]`, and `path`.
+    /// Layer of each `[[route]]`, with the paths of `[policy]`, and `path`.
     pub(crate) routes: Vec<Layer>,
 }
 
