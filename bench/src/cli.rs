@@ -1,4 +1,4 @@
-//! What is typed, and where the tables go.
+//! Command line, and the pages of the tables.
 
 use std::fs;
 use std::path::Path;
@@ -9,28 +9,29 @@ use clap::Parser;
 
 use crate::{gateway, postgres, redis, scale};
 
-/// Measures what Onceward costs, as ratios in one run, and writes docs/performance.md and docs/scale.md.
+/// Measures the cost of Onceward, as ratios in one run, and writes docs/performance.md and
+/// docs/scale.md.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Args {
-    /// One of the sections by its name: layer, redis, postgres, gateway.
+    /// Section to run: layer, redis, postgres, gateway.
     #[arg(long)]
     only: Option<String>,
-    /// How often everything is measured, in turns.
+    /// Number of rounds; each one measures everything in turn.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
-    /// How long each measurement takes.
+    /// Seconds per measurement.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Prints the tables alone.
+    /// Only prints the tables.
     #[arg(long)]
     dry: bool,
-    /// The table of `cargo bench -p onceward`, which is run before this program.
+    /// Table of `cargo bench -p onceward`, which runs before this program.
     #[arg(long, hide = true)]
     layer: Option<std::path::PathBuf>,
 }
 
-/// How everything is measured.
+/// Settings of the measurements.
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
     pub(crate) seconds: u32,
@@ -39,7 +40,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// One line on what is measured now.
+    /// Prints one line about the current measurement.
     pub(crate) fn progress(&self, round: u32, what: &str) {
         eprintln!("bench {:>4} s · round {} of {} · {what}", self.begun.elapsed().as_secs(), round + 1, self.rounds);
     }
@@ -103,7 +104,7 @@ fn run(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
-/// Puts a table into its place on the page, and leaves all else as it is.
+/// Replaces a table on the page, and leaves the rest unchanged.
 fn write(page: &Path, name: &str, table: &str) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{}: {error}", page.display());
     let text = fs::read_to_string(page).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! What a request costs a gateway, by what it does with it.
+//! Measures the cost of a request in a gateway, by the handling of the request.
 
 use crate::cli::Plan;
 use crate::load::Keys;
@@ -6,7 +6,7 @@ use crate::processes::{Process, cpu_seconds};
 use crate::servers::redis::Redis;
 use crate::table::{self, Ratio, Subject};
 
-/// What is asked, the store, and the size of the cache.
+/// Name of the subject, store, cache size and keys.
 const SUBJECTS: [(&str, &str, &str, Keys); 6] = [
     ("no key: forwarded", "embedded", "0B", Keys::None),
     ("new keys: embedded store", "embedded", "0B", Keys::New),
@@ -16,7 +16,7 @@ const SUBJECTS: [(&str, &str, &str, Keys); 6] = [
     ("replays: the cache", "redis", "64MiB", Keys::Same),
 ];
 
-/// What an executed request over Redis costs a gateway.
+/// Cost of an executed request over Redis for a gateway.
 #[derive(Clone, Copy)]
 pub(crate) struct Costs {
     pub(crate) micros: f64,

@@ -1,4 +1,5 @@
-//! The load: `wrk`, 64 connections, the same order each time, with new keys or with a few that come again.
+//! Load: `wrk` with 64 connections, the same order each time, with new keys or with a few repeated
+//! ones.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -8,7 +9,7 @@ use serde::Deserialize;
 
 const CONNECTIONS: u32 = 64;
 
-/// How many keys come again and again.
+/// Number of repeated keys.
 const SAME_KEYS: u32 = 1_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub(crate) enum Keys {
     Same,
 }
 
-/// What one run came to.
+/// Result of one run.
 #[derive(Clone, Copy, Deserialize)]
 pub(crate) struct Run {
     pub(crate) requests: u64,
@@ -32,7 +33,7 @@ impl Run {
     }
 }
 
-/// The order, of about 300 bytes; what `wrk` does before each and after all.
+/// Order of about 300 bytes, and the hooks of `wrk` before each request and after all.
 const SCRIPT: &str = r#"
 local body = '{"item":"espresso machine, stainless, with a steam wand","qty":1,"note":"please ring twice; the bell of the ' ..
   'second floor is the one that works, and the dog is friendly. Leave it with the neighbours on the left if nobody ' ..
@@ -55,7 +56,8 @@ function done(summary, latency, requests)
 end
 "#;
 
-/// Puts the load on a service for so long. A request that fails ends it all: what is measured must be what was asked.
+/// Runs the load against a service. A failed request ends the run: only successful requests may be
+/// measured.
 pub(crate) fn run(address: SocketAddr, keys: Keys, name: &str, seconds: u32) -> Result<Run, String> {
     let script = tempfile::Builder::new().suffix(".lua").tempfile().map_err(|error| error.to_string())?;
     let keys = match keys {
@@ -77,7 +79,7 @@ pub(crate) fn run(address: SocketAddr, keys: Keys, name: &str, seconds: u32) -> 
     }
 }
 
-/// Sends a hundred equal requests at once, to a service that takes its time; returns how many it executed.
+/// Sends a hundred concurrent duplicates to a slow service. Returns the number of executions.
 pub(crate) fn executions_of_a_hundred(address: SocketAddr) -> Result<u64, String> {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--no-keepalive", "-Z", "--parallel-immediate", "--parallel-max", "100"]);

@@ -1,7 +1,8 @@
-//! The program behind `cargo xtask bench`: the load, the services that it is put on, and the gateway, all of one build.
+//! Program behind `cargo xtask bench`: the load, the services under load, and the gateway, all of
+//! one build.
 //!
-//! With `serve` as its first word it is a gateway, with `service` a service; both are measured as processes of their own, so
-//! that nobody else's work is counted as theirs.
+//! Runs as a gateway with `serve` as its first argument, as a service with `service`. Both are
+//! measured as separate processes, so that no other work is attributed to them.
 
 mod cli;
 mod gateway;

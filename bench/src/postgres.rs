@@ -1,4 +1,5 @@
-//! Over one PostgreSQL: the layer beside `pgbench` doing the same to the same rows, over as many connections.
+//! Benchmarks over one PostgreSQL: the layer, and `pgbench` with the same operations on the same
+//! rows, over as many connections.
 
 use std::fs;
 use std::path::Path;
@@ -11,18 +12,18 @@ use crate::servers::postgres::Postgres;
 use crate::servers::waiting::poll;
 use crate::table::{self, Ratio, Subject};
 
-/// What the store has unless its URL says otherwise.
+/// Default number of connections of the store, unless its URL sets another.
 const CONNECTIONS: u32 = 12;
 
-/// How many rows `pgbench` reads.
+/// Number of rows that `pgbench` reads.
 const ROWS: u32 = 10_000;
 
-/// As an installation has it, synced; the tests' own server is not.
+/// Synced as in a real installation; the tests' own server is not.
 const SETTINGS: &str = "fsync = on\nshared_buffers = 1GB\nmax_wal_size = 4GB";
 
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
 
-/// The claim and its answer, of the sizes that the layer writes, each its own transaction.
+/// Claim and completion, in the sizes that the layer writes, each in its own transaction.
 const NEW: &str = "
 INSERT INTO once.records VALUES (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()), uuid_send(gen_random_uuid()), 1,
   clock_timestamp(), clock_timestamp() + interval '15 seconds', clock_timestamp() + interval '15 seconds', decode(repeat('ab', 140), 'hex'))
@@ -37,7 +38,7 @@ SELECT record, (extract(epoch FROM clock_timestamp() - written) * 1000000)::bigi
   WHERE id = sha256(int4send(:n));
 ";
 
-/// The same table, filled with what is read.
+/// Same table, filled with the rows that are read.
 const FILL: &str = "
 CREATE SCHEMA once;
 CREATE TABLE once.records (LIKE onceward.records INCLUDING ALL) WITH (fillfactor = 50);
@@ -50,7 +51,7 @@ VACUUM ANALYZE once.records;
 const NAMES: [&str; 4] =
     ["new keys: pgbench", "new keys: Onceward", "replays: pgbench", "replays: Onceward, from PostgreSQL"];
 
-/// What an executed request costs a PostgreSQL.
+/// Cost of an executed request for a PostgreSQL.
 #[derive(Clone, Copy)]
 pub(crate) struct Costs {
     pub(crate) micros: f64,
@@ -116,7 +117,8 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
     Ok((format!("{}\n{}\n{room}", table::subjects(&subjects), table::ratios(&ratios)), costs))
 }
 
-/// Runs it, prepared; returns how many transactions of the script it did, and how many a second.
+/// Runs `pgbench` with prepared statements. Returns the number of transactions of the script, and
+/// the transactions per second.
 fn pgbench(server: &Postgres, folder: &Path, script: &str, seconds: u32) -> Result<(f64, f64), String> {
     let file = folder.join("script.sql");
     fs::write(&file, script).map_err(|error| error.to_string())?;
@@ -150,7 +152,7 @@ fn pgbench(server: &Postgres, folder: &Path, script: &str, seconds: u32) -> Resu
     }
 }
 
-/// How many bytes of log a server has written.
+/// Returns the bytes of WAL that a server has written.
 fn written(server: &Postgres) -> f64 {
     number(server, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
 }
@@ -159,8 +161,8 @@ fn number(server: &Postgres, text: &str) -> f64 {
     server.sql("postgres", text).parse().unwrap_or(f64::NAN)
 }
 
-/// What a row takes of the disk, in bytes, its indexes and the room that is left beside it included: with its answer, and as a
-/// tombstone.
+/// Returns the disk size of a row in bytes, including its indexes and free space: with its
+/// response, and as a tombstone.
 fn row_sizes(server: &Postgres, plan: &Plan) -> Result<(f64, f64), String> {
     let size = |rows: &str| {
         server.sql("postgres", "VACUUM FULL onceward.records");

@@ -1,21 +1,22 @@
-//! The processes that are measured: started, told apart, and asked what CPU time they took.
+//! Processes under test: starts them, distinguishes them, and reads their CPU time.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-/// A clock tick of `/proc`, in seconds: Linux has a hundred a second on every machine that this runs on.
+/// Clock tick of `/proc`, in seconds: Linux has a hundred per second on every machine that this
+/// runs on.
 const TICK: f64 = 0.01;
 
-/// A process of this very program that listens; gone when it is dropped.
+/// Process of this program that listens. Killed when dropped.
 pub(crate) struct Process {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
 impl Process {
-    /// A service, which tells its address as its first line.
+    /// Starts a service, which prints its address as its first line.
     pub(crate) fn service(words: &[&str]) -> Result<Self, String> {
         let mut child = own(&["service"], words).spawn().map_err(|error| format!("service: {error}"))?;
         let said = child.stdout.take().ok_or("it has no output")?;
@@ -25,7 +26,7 @@ impl Process {
         Ok(Self { child, address })
     }
 
-    /// A gateway, which says in its log where it listens.
+    /// Starts a gateway, whose log contains its address.
     pub(crate) fn gateway(words: &[&str], folder: &std::path::Path) -> Result<Self, String> {
         let mut gateway = own(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"], words);
         let mut child =
@@ -43,7 +44,7 @@ impl Process {
                 None => said += &line,
             }
         };
-        // Read on, or it would wait for somebody to read.
+        // The log is drained, or the gateway would block on the pipe.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(Self { child, address })
     }
@@ -66,7 +67,7 @@ fn own(first: &[&str], words: &[&str]) -> Command {
     command
 }
 
-/// The CPU seconds of a process and of all that it started.
+/// Returns the CPU seconds of a process and all of its children.
 pub(crate) fn cpu_seconds(process: u32) -> f64 {
     let own = stat(process).map_or(0, |fields| [11, 12, 13, 14].iter().filter_map(|at| number(&fields, *at)).sum());
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
@@ -74,7 +75,7 @@ pub(crate) fn cpu_seconds(process: u32) -> f64 {
     own as f64 * TICK + children.map(cpu_seconds).sum::<f64>()
 }
 
-/// The fields after the name, so that `state` is the first.
+/// Returns the fields after the name, so that `state` is the first.
 fn stat(process: u32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     Some(text.rsplit(')').next()?.split_whitespace().map(str::to_owned).collect())

@@ -1,4 +1,4 @@
-//! Over one Redis: the layer beside the pattern that people write by hand.
+//! Benchmarks over one Redis: the layer, and the pattern that people write by hand.
 
 use crate::cli::Plan;
 use crate::load::{self, Keys};
@@ -7,7 +7,7 @@ use crate::servers::redis::Redis;
 use crate::servers::waiting::poll;
 use crate::table::{self, Ratio, Subject};
 
-/// Words of the service, what its requests are called, and their keys.
+/// Name of the subject, arguments of the service, and keys.
 const SUBJECTS: [(&str, &[&str], Keys); 6] = [
     ("new keys: by hand (not safe)", &["by-hand"], Keys::New),
     ("new keys: a marker by hand (safe while nothing dies)", &["minimum"], Keys::New),
@@ -17,10 +17,10 @@ const SUBJECTS: [(&str, &[&str], Keys); 6] = [
     ("replays: Onceward, from the cache", &["layer", "67108864"], Keys::Same),
 ];
 
-/// What an executed request costs a Redis.
+/// Cost of an executed request for a Redis.
 #[derive(Clone, Copy)]
 pub(crate) struct Costs {
-    /// CPU, with all that comes after it.
+    /// CPU time, including all later work for the request.
     pub(crate) micros: f64,
     pub(crate) with_answer: f64,
     pub(crate) tombstone: f64,
@@ -33,7 +33,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
     for round in 0..plan.rounds {
         for (subject, (name, words, keys)) in subjects.iter_mut().zip(SUBJECTS) {
             plan.progress(round, name);
-            // A server of its own each time: one that another has filled is not the same.
+            // A new server each time: one that another subject has filled is not comparable.
             let server = Redis::start("");
             let service = start(&server, words)?;
             let redis = server.info("process_id") as u32;
@@ -87,7 +87,8 @@ pub(crate) fn measure(plan: &Plan) -> Result<(String, Costs), String> {
     Ok((text, costs))
 }
 
-/// The whole life of a key, from its claim until it is a tombstone: what CPU time it takes of the server, and what memory.
+/// Measures the lifetime of a key, from its claim until it is a tombstone: CPU time and memory of
+/// the server.
 fn life(plan: &Plan) -> Result<Costs, String> {
     let server = Redis::start("");
     let service = start(&server, &["soon-forgotten"])?;
@@ -112,7 +113,7 @@ fn start(server: &Redis, words: &[&str]) -> Result<Process, String> {
     Process::service(&all)
 }
 
-/// What a server had, and what had come to it and gone from it, in bytes.
+/// Counters of a server: its content, and the bytes that it received and sent.
 struct Seen {
     keys: u64,
     data: u64,
@@ -130,7 +131,7 @@ impl Seen {
         }
     }
 
-    /// In words, and how many bytes came and went for each request.
+    /// Returns the changes as text, and the bytes received and sent per request.
     fn since(self, server: &Redis, requests: u64) -> (String, f64) {
         let now = Self::of(server);
         let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / requests as f64;
@@ -145,7 +146,7 @@ impl Seen {
     }
 }
 
-/// What a record takes, in bytes, as the server tells it: the median of some.
+/// Returns the size of a record in bytes, as the server reports it: the median of a sample.
 fn typical_size(server: &Redis) -> u64 {
     let keys = server.cli(0, &["SCAN", "0", "MATCH", "onceward:{*", "COUNT", "2000"]);
     let size = |key: &str| server.cli(0, &["MEMORY", "USAGE", key, "SAMPLES", "0"]).parse().ok();

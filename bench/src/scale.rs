@@ -1,4 +1,4 @@
-//! What so many keyed requests a second take, computed from what one of them was measured to cost.
+//! Computes the capacity for a rate of keyed requests from the measured cost of one.
 
 use crate::{gateway, postgres, redis};
 
@@ -6,14 +6,14 @@ const RATES: [f64; 3] = [1e3, 1e5, 1e6];
 
 const DAY: f64 = 86_400.0;
 
-/// How long a key is known after its answer, by default.
+/// Days for which a key is known after its response, by default.
 const TOMBSTONE_DAYS_REDIS: f64 = 3.0;
 const TOMBSTONE_DAYS_POSTGRES: f64 = 30.0;
 
-/// What of a core may be used, so that a burst or the loss of one machine is borne.
+/// Target utilization of a core, which leaves room for a burst or the loss of one machine.
 const USE: f64 = 0.6;
 
-/// What a Redis shard holds well, in bytes: a fork of it, and a copy of it, have to go somewhere.
+/// Reasonable size of a Redis shard in bytes: a fork and a copy of it need room too.
 const SHARD_BYTES: f64 = 24e9;
 
 pub(crate) fn table(gateway: gateway::Costs, redis: redis::Costs, postgres: postgres::Costs) -> String {

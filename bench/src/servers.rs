@@ -1,4 +1,4 @@
-//! The servers of the tests: real ones, on free ports, gone with this process.
+//! Servers of the tests: real ones, on free ports, ended with this process.
 
 #[path = "../../crates/onceward/tests/it/support/postgres.rs"]
 pub(crate) mod postgres;

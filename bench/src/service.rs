@@ -1,4 +1,4 @@
-//! The service that is measured: `POST /orders`, as it is, behind what people write by hand, or behind the layer.
+//! Service under test: `POST /orders` plain, behind patterns written by hand, or behind the layer.
 
 mod by_hand;
 
@@ -20,10 +20,11 @@ use onceward::store::redis::Options;
 use onceward::store::{PostgresStore, RedisStore};
 use serde_json::{Value, json};
 
-/// How many orders were made.
+/// Number of executed orders.
 static EXECUTED: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `service KIND [STORE [CACHE]]`, tells its address, and ends when its standard input does.
+/// Runs `service KIND [STORE [CACHE]]`, prints its address, and ends when its standard input is
+/// closed.
 pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
@@ -56,7 +57,7 @@ async fn serve(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         }
         ["layer", url, cache] => orders.route_layer(layer(url, cache.parse()?, Policy::default()).await?),
         ["soon-forgotten", url] => {
-            // A day's life in seconds.
+            // The retention of a day, shortened to seconds.
             let mut policy = Policy::default();
             (policy.retention, policy.lease) = (Duration::from_secs(1), Duration::from_secs(1));
             orders.route_layer(layer(url, 0, policy).await?)
@@ -81,13 +82,13 @@ async fn layer(url: &str, cache: usize, mut policy: Policy) -> Result<Idempotenc
     Ok(builder.limits(limits).build().with_policy(policy))
 }
 
-/// What an order takes, for whoever asks how many of a hundred equal ones are made.
+/// Duration of an order in the test with a hundred concurrent duplicates.
 const SLOW: Duration = Duration::from_millis(50);
 
 async fn place_order(headers: HeaderMap, Json(order): Json<Value>) -> (StatusCode, Json<Value>) {
     EXECUTED.fetch_add(1, Ordering::SeqCst);
     if headers.contains_key("x-slow") {
-        // waits: an order that takes its time, as those do that are sent again
+        // waits: a slow order, as those are that clients retry
         tokio::time::sleep(SLOW).await;
     }
     let answer =

@@ -1,11 +1,11 @@
-//! Medians, ranges and the tables that are printed.
+//! Computes medians and ranges, and formats the tables.
 
 use std::net::SocketAddr;
 
 use crate::cli::Plan;
 use crate::load::{self, Keys, Run};
 
-/// Values of some rounds, in their order.
+/// Values of several rounds, in order.
 #[derive(Clone, Default)]
 pub(crate) struct Series(Vec<f64>);
 
@@ -14,7 +14,8 @@ impl Series {
         self.0.push(value);
     }
 
-    /// Each value by the other's of the same round: what disturbs the machine for a while disturbs both.
+    /// Divides each value by the other's value of the same round: a disturbance of the machine
+    /// affects both.
     pub(crate) fn by(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(value, other)| value / other).collect())
     }
@@ -24,7 +25,7 @@ impl Series {
         sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
-    /// The median and, behind it, the least and the most.
+    /// Formats the median with the minimum and the maximum.
     pub(crate) fn with_range(&self, digits: usize) -> String {
         let sorted = self.sorted();
         let [least, most] = [sorted.first(), sorted.last()].map(|end| end.copied().unwrap_or(f64::NAN));
@@ -38,13 +39,14 @@ impl Series {
     }
 }
 
-/// One subject: what it was, how fast, and what CPU time a request took of the processes under test.
+/// Subject of a measurement: its name, its rate, and the CPU time per request of the processes
+/// under test.
 #[derive(Clone, Default)]
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) per_second: Series,
     pub(crate) micros: Series,
-    /// That of the server alone.
+    /// CPU time of the server only.
     pub(crate) server_micros: Series,
 }
 
@@ -53,8 +55,8 @@ impl Subject {
         Self { name, ..Self::default() }
     }
 
-    /// Warms a service up, puts the load on it, and takes note of what that took; `cpu` tells the CPU seconds of the service and of
-    /// its server. `before` is called in between.
+    /// Warms up a service, runs the load, and records the result. `cpu` returns the CPU seconds of
+    /// the service and of its server. `before` is called in between.
     pub(crate) fn load<T>(
         &mut self,
         plan: &Plan,
@@ -66,13 +68,13 @@ impl Subject {
         const WARM: &str = "warm";
         load::run(address, keys, WARM, plan.warm_seconds)?;
         let (seen, began) = (before(), cpu());
-        // Keys that come again are those of the warming up.
+        // Repeated keys are those of the warm-up.
         let run = load::run(address, keys, if keys == Keys::Same { WARM } else { "new" }, plan.seconds)?;
         self.took(began, cpu(), run.requests as f64, run.per_second());
         Ok((run, seen))
     }
 
-    /// Takes note of a run: the CPU seconds of the service and of its server before and after it.
+    /// Records a run: the CPU seconds of the service and of its server before and after it.
     pub(crate) fn took(&mut self, before: (f64, f64), after: (f64, f64), requests: f64, per_second: f64) {
         self.per_second.push(per_second);
         let (own, servers) = (after.0 - before.0, after.1 - before.1);
@@ -81,7 +83,7 @@ impl Subject {
     }
 }
 
-/// The subjects beside each other.
+/// Formats the subjects as a table.
 pub(crate) fn subjects(of: &[Subject]) -> String {
     let mut text = "| | requests a second | CPU of a request, µs |\n|---|---|---|\n".to_owned();
     for subject in of {
@@ -91,10 +93,10 @@ pub(crate) fn subjects(of: &[Subject]) -> String {
     text
 }
 
-/// One ratio beside what it must be.
+/// Ratio with its limit.
 pub(crate) struct Ratio {
     pub(crate) what: &'static str,
-    /// By the values of each round.
+    /// Ratio of each round.
     pub(crate) value: Series,
     pub(crate) limit: &'static str,
     pub(crate) aim: &'static str,

@@ -1,4 +1,5 @@
-//! The checker: believes nothing, and looks at a history alone. One pass over it, a bounded look at each event.
+//! Checker: verifies a history without trusting any other component. One pass, with bounded work
+//! per event.
 
 mod key;
 #[cfg(test)]
@@ -11,35 +12,35 @@ use std::time::Duration;
 use crate::history::{Answer, Event, Last, Micros, Of, What};
 use key::{Key, Run};
 
-/// What a history is checked against.
+/// Rules for a history.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How long a claim is believed without a sign of life.
+    /// Time for which a claim is valid without a renewal.
     pub lease: Duration,
-    /// What a gateway may take between what a client or the upstream did and what it makes of it.
+    /// Tolerated delay between an event at a client or the upstream and the gateway's reaction.
     pub grace: Duration,
-    /// How much of each must have been seen at least, or the run says nothing.
+    /// Minimum counts; with fewer the run proves nothing.
     pub least: Seen,
 }
 
-/// How much was seen.
+/// Counters of a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Requests that were sent.
+    /// Requests sent.
     pub calls: u64,
-    /// Of these, those without a whole answer.
+    /// Requests without a complete response.
     pub open: u64,
     /// Requests that reached the upstream.
     pub arrived: u64,
-    /// Of these, those that took effect.
+    /// Requests that took effect.
     pub executed: u64,
-    /// Answers that were the first one again.
+    /// Responses that replayed the first one.
     pub replayed: u64,
-    /// Refusals: in flight, mismatch, store unavailable, draining.
+    /// Rejections: in flight, mismatch, store unavailable, draining.
     pub refused: u64,
-    /// Answers that say that nobody knows.
+    /// Responses that report an unknown outcome.
     pub unknown: u64,
-    /// Operations.
+    /// Distinct operations.
     pub keys: u64,
 }
 
@@ -56,39 +57,40 @@ impl std::ops::AddAssign for Seen {
     }
 }
 
-/// What a history breaks.
+/// Rule that a history may violate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// At most one execution of a key, as its guarantee says.
     Once,
-    /// No answer of another key or principal, and none that the upstream never gave.
+    /// No response of another key or principal, and none that the upstream never sent.
     Own,
-    /// Each kept answer is the upstream's, byte for byte, and whole.
+    /// Each stored response is the upstream's, byte for byte, and complete.
     Same,
-    /// Another body with the key is neither executed nor answered.
+    /// A request with another body and the same key is neither executed nor answered with the
+    /// response.
     Mismatch,
-    /// What was kept and seen is there for every later call.
+    /// A response that was stored and seen is available to every later call.
     Kept,
-    /// Nobody reads `in_flight` later than lease + 5 s after the last live holder.
+    /// No client reads `in_flight` later than lease + 5 s after the last live holder.
     Stuck,
-    /// Each label says what happened.
+    /// Each outcome is true.
     Honest,
-    /// Each gateway serves again within ten seconds of a heal of the store.
+    /// Each gateway serves again within ten seconds of a recovery of the store.
     Recovers,
-    /// After the last heal, the last calls succeed.
+    /// After the last recovery, the last calls succeed.
     Last,
-    /// Enough was seen.
+    /// The history has enough events.
     Vacuous,
 }
 
-/// One breach.
+/// Violation of a rule.
 #[derive(Clone, Debug)]
 pub struct Breach {
-    /// What is broken.
+    /// Violated rule.
     pub rule: Rule,
-    /// When it was seen.
+    /// Time of the event.
     pub at: Micros,
-    /// What was seen, and of which key.
+    /// Description with the key.
     pub what: String,
 }
 
@@ -98,23 +100,23 @@ impl fmt::Display for Breach {
     }
 }
 
-/// What the checker found.
+/// Result of a check.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
-    /// Everything that is wrong.
+    /// All violations.
     pub breaches: Vec<Breach>,
-    /// How much was looked at.
+    /// Counters of the history.
     pub seen: Seen,
 }
 
 impl Verdict {
-    /// Whether a rule is broken.
+    /// Returns `true` if a rule is violated.
     pub fn breaks(&self, rule: Rule) -> bool {
         self.breaches.iter().any(|breach| breach.rule == rule)
     }
 }
 
-/// Checks a history, whose events stand in the order in which they were seen.
+/// Checks a history, whose events are in the order of their observation.
 pub fn check(events: &[Event], rules: &Rules) -> Verdict {
     let mut checker = Checker { rules: *rules, ..Checker::new() };
     for event in events {
@@ -128,30 +130,33 @@ struct Checker<'a> {
     keys: Vec<Key<'a>>,
     by_of: HashMap<(&'a str, &'a str), usize>,
     calls: HashMap<u64, Asked<'a>>,
-    /// Which key's which request bears a nonce.
+    /// Key and request of each nonce.
     runs: HashMap<&'a str, (usize, usize)>,
     gateways: Gateways,
     verdict: Verdict,
 }
 
-/// Which starts of gateways ended when, and which last ran again when; and when the store that they share was last healed.
+/// State of the gateways: the end of each start, the last continuation of each, and the last
+/// recovery of their shared store.
 #[derive(Default)]
 struct Gateways {
     died: HashMap<u64, Micros>,
     continued: HashMap<u64, Micros>,
-    /// Nothing where it is hurt, or never was.
+    /// `None` during a fault, or if there was none.
     store_healed: Option<Micros>,
-    /// Who has served since.
+    /// Starts that have served since then.
     serve: HashSet<u64>,
-    /// A sign of life of each claim, since leases begin anew with another server or the same one restarted.
+    /// Counts as a renewal of each claim, because leases start again with another server or after a
+    /// restart.
     store_back: Micros,
 }
 
-/// How long a gateway may take to serve again after its store was healed.
+/// Upper bound on the time until a gateway serves again after its store recovered.
 const RECOVERS_MAX: Micros = 10_000_000;
 
 impl Gateways {
-    /// An answer of a gateway: one that only says that the store is unavailable shows that it has not recovered.
+    /// Records a response of a gateway. One that reports only an unavailable store shows that the
+    /// gateway has not recovered.
     fn answered(&mut self, gateway: u64, sent: Micros, code: &str) -> Option<(Rule, String)> {
         let healed = self.store_healed.filter(|healed| sent > *healed)?;
         if code != "store_unavailable" {
@@ -261,7 +266,7 @@ impl<'a> Checker<'a> {
         }
         let unrecovered = self.gateways.answered(asked.gateway, asked.sent, &answer.code);
         self.report(at, asked.key, unrecovered);
-        // Whose answer it is, whatever it is called.
+        // Finds the owner of the response, whatever its outcome.
         let mut breaches = Vec::new();
         let run = match self.runs.get(answer.nonce.as_str()).copied() {
             _ if answer.nonce.is_empty() => None,

@@ -1,4 +1,4 @@
-//! What is typed, and the last line.
+//! Command line, and the last line of output.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,38 +11,40 @@ use crate::report;
 use crate::run::{Outcome, Plan, Store, line, run};
 use crate::server::Kind;
 
-/// In an hour, each point ends a gateway so often; in less, in proportion.
+/// Minimum number of aborts per failpoint and hour; proportionally fewer in a shorter run.
 const ABORTS_AN_HOUR: u64 = 50;
 
-/// Hurts real gateways, and checks what was seen.
+/// Injects faults into real gateways, and checks the recorded history.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask chaos")]
 struct Args {
-    /// How long.
+    /// Duration in minutes.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     minutes: u64,
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// An hour, whose table is written to docs/reliability.md, or docs/reliability-STORE.md.
+    /// Runs for an hour, and writes the table to docs/reliability.md, or docs/reliability-STORE.md.
     #[arg(long)]
     long: bool,
-    /// Writes the table there, however long it ran.
+    /// Writes the table there, whatever the duration.
     #[arg(long)]
     write: bool,
-    /// `postgres`, `redis` or `valkey`: a server of the run's own that gateways share, and that is hurt like them. Or the URL of
-    /// one that stands elsewhere, and is left alone. Else each round has an embedded store.
+    /// `postgres`, `redis` or `valkey`: a server of the run's own that gateways share, into which
+    /// faults are injected too. Or the URL of an existing one, which gets no faults. By default
+    /// each round has an embedded store.
     #[arg(long)]
     store: Option<String>,
-    /// How many gateways share the store; an embedded one takes one.
+    /// Number of gateways that share the store; an embedded one allows one.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16))]
     gateways: Option<u64>,
-    /// Where the histories of what was found go.
+    /// Directory for the histories of rounds with findings.
     #[arg(long, default_value = "target/chaos")]
     findings: PathBuf,
 }
 
-/// Runs what was asked for: 0 where nothing was found, 1 where something was, 2 where nothing could be judged.
+/// Runs the command line. Returns 0 without findings, 1 with findings, and 2 if nothing could be
+/// checked.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let store = match args.store.as_deref() {
@@ -107,7 +109,7 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Points that were not reached often enough to say anything of them.
+/// Returns the failpoints that were reached too rarely to allow a conclusion.
 fn missed(plan: &Plan, outcome: &Outcome) -> Vec<String> {
     let least = plan.time.as_secs() * ABORTS_AN_HOUR / 3600;
     let reached = |point: &str| outcome.tally.count(&format!("gateway: aborted at {point}"));

@@ -1,4 +1,4 @@
-//! Clients that log each call before it and after it.
+//! Clients that record each call before and after it.
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -9,39 +9,39 @@ use crate::gateway::Address;
 use crate::history::{Answer, Last, Of, Recorder, What};
 use crate::http::{self, Message};
 
-/// How long a client waits for an answer, or for the next byte of it.
+/// Timeout of a client for a response, or for its next byte.
 const PATIENCE: Duration = Duration::from_secs(12);
 
 static CALLS: AtomicU64 = AtomicU64::new(1);
 
-/// A request.
+/// Request of a client.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Whose operation it is.
+    /// Operation that it belongs to.
     pub of: Of,
-    /// Its body.
+    /// Request body.
     pub body: String,
-    /// What the upstream is to do: see [`upstream`](crate::upstream).
+    /// Steps for the upstream: see [`upstream`](crate::upstream).
     pub steps: String,
-    /// How many seconds it is ready to wait for another's answer.
+    /// Seconds for which it waits for another request's response.
     pub wait: Option<u32>,
-    /// Whether it stays for the answer.
+    /// Client disconnect, if it does not wait for the response.
     pub leaves: Option<Leaves>,
-    /// What is expected of it.
+    /// Expected result.
     pub last: Option<Last>,
 }
 
-/// How a client goes away.
+/// Client disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaves {
-    /// Before it has sent all.
+    /// Disconnects before it has sent the whole request.
     MidBody,
-    /// A while after it has sent all.
+    /// Disconnects some time after it has sent the whole request.
     After(Duration),
 }
 
 impl Call {
-    /// Alice's order: executed, and answered at once.
+    /// Creates a call of the principal `alice`, which is executed and answered at once.
     pub fn new(key: &str) -> Self {
         Self {
             of: Of { key: key.to_owned(), principal: "alice".to_owned(), again: false },
@@ -53,13 +53,13 @@ impl Call {
         }
     }
 
-    /// The same, and the upstream does this.
+    /// Returns the same call with these steps for the upstream.
     pub fn steps(mut self, steps: &str) -> Self {
         self.steps = steps.to_owned();
         self
     }
 
-    /// Sends it, and logs what came of it.
+    /// Sends the call, and records the result.
     pub fn send(&self, to: Address, recorder: &Recorder) -> Option<Answer> {
         let call = CALLS.fetch_add(1, Ordering::SeqCst);
         recorder.saw(What::Sent {

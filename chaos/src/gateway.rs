@@ -1,4 +1,4 @@
-//! A gateway: a process of its own, which is started again after whatever was done to it.
+//! Gateway process, which is restarted after each fault.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
@@ -14,17 +14,17 @@ use onceward::fault;
 
 use crate::history::{Recorder, What};
 
-/// Whatever a process is waited for to do is done by then, or never.
+/// Timeout of every wait for a process. An action that takes longer never ends.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a process is looked at, which tells nobody when it changes.
+/// Polling interval of a process, which sends no event when it changes.
 const LOOK: Duration = Duration::from_millis(5);
-/// How much of a log is kept for whoever looks for a cause.
+/// Upper bound on the retained lines of a log, for the search for a cause.
 const LOG_LINES: usize = 400;
 
-/// Numbers the starts, of all gateways.
+/// Counts the starts of all gateways.
 static STARTS: AtomicU64 = AtomicU64::new(1);
 
-/// One gateway and its many starts.
+/// Gateway with its successive starts.
 #[derive(Debug)]
 pub struct Gateway {
     program: PathBuf,
@@ -36,17 +36,17 @@ pub struct Gateway {
     log: Arc<Mutex<VecDeque<String>>>,
 }
 
-/// Where a start of a gateway listens.
+/// Address of a start of a gateway.
 #[derive(Clone, Copy, Debug)]
 pub struct Address {
-    /// The clients' listener.
+    /// Public listener.
     pub listen: SocketAddr,
-    /// Which start it is.
+    /// Number of the start.
     pub start: u64,
 }
 
 impl Gateway {
-    /// Not started yet. `folder` has its `onceward.toml`.
+    /// Creates a gateway that is not started yet. `folder` contains its `onceward.toml`.
     pub fn new(program: &Path, folder: &Path, environment: Vec<(String, String)>, recorder: Arc<Recorder>) -> Self {
         Self {
             program: program.to_owned(),
@@ -59,22 +59,23 @@ impl Gateway {
         }
     }
 
-    /// Where it listens now, for clients on other threads.
+    /// Returns its current address, for clients on other threads.
     pub fn address(&self) -> Arc<Mutex<Option<Address>>> {
         Arc::clone(&self.now)
     }
 
-    /// Starts it, and waits until it listens; with some more variables this time. One that is told to end at a point may have
-    /// ended before it listens: on a busy machine it sweeps before that.
+    /// Starts it, with additional variables for this start, and waits until it listens. One that is
+    /// set to abort at a failpoint may have ended before it listens: on a busy machine it sweeps
+    /// before that.
     ///
     /// # Errors
     ///
-    /// Its last words, if it does not.
+    /// Its last log lines, if it does not listen.
     pub fn start(&mut self, variables: &[(&str, String)]) -> Result<(), String> {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.start_once(variables) {
-                // One that finds its store slow ends, and whoever watches over it starts it again.
+                // A gateway whose store is slow ends, and its supervisor restarts it.
                 Err(why) if why.contains("onceward: store:") && Instant::now() < until => thread::sleep(LOOK),
                 started => return started,
             }
@@ -123,15 +124,15 @@ impl Gateway {
         }
     }
 
-    /// Starts it and kills it before it may have begun to listen.
+    /// Starts it and kills it, possibly before it listens.
     ///
     /// # Errors
     ///
-    /// Where it cannot even be started.
+    /// If it cannot be started.
     pub fn start_and_kill_after(&mut self, after: Duration) -> Result<(), String> {
         let mut child = self.command().stderr(Stdio::null()).spawn().map_err(|error| error.to_string())?;
         thread::sleep(after);
-        // An error only says that it ended before.
+        // An error only means that it ended before.
         let _ = child.kill();
         child.wait().map(drop).map_err(|error| error.to_string())
     }
@@ -148,29 +149,29 @@ impl Gateway {
         command
     }
 
-    /// The last lines of its log.
+    /// Returns the last lines of its log.
     pub fn last_words(&self) -> String {
         let log = self.log.lock().expect("nobody panics while it is held");
         log.iter().rev().take(3).rev().map(String::as_str).collect::<Vec<_>>().join(" | ")
     }
 
-    /// All that is left of its log.
+    /// Returns the retained lines of its log.
     pub fn log(&self) -> String {
         let log = self.log.lock().expect("nobody panics while it is held");
         log.iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// `kill -9`, stopped or not, if it runs.
+    /// Kills it as `kill -9` does, stopped or not, if it runs.
     pub fn kill(&mut self) {
         if let Some(child) = &mut self.child {
-            // An error only says that it ended before.
+            // An error only means that it ended before.
             let _ = child.kill();
             let _ = child.wait();
             self.ended();
         }
     }
 
-    /// Waits until it has ended by itself. Returns `None` where it has not by then.
+    /// Waits until it has ended by itself. Returns `None` after a timeout.
     pub fn wait(&mut self, most: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + most;
         let child = self.child.as_mut()?;
@@ -193,7 +194,7 @@ impl Gateway {
         }
     }
 
-    /// Sends a signal.
+    /// Sends it a signal.
     pub fn signal(&self, name: &str) {
         if let Some(child) = &self.child {
             let _ = Command::new("kill").args(["-s", name, &child.id().to_string()]).stderr(Stdio::null()).status();
@@ -208,14 +209,14 @@ impl Gateway {
         }
     }
 
-    /// Waits until it has stopped itself. Returns whether it has.
+    /// Waits until it has stopped itself. Returns `true` if it has.
     pub fn is_stopped(&mut self, most: Duration) -> bool {
         let until = Instant::now() + most;
         let Some(child) = &self.child else { return false };
         let stat = format!("/proc/{}/stat", child.id());
         loop {
             let text = std::fs::read_to_string(&stat).unwrap_or_default();
-            // The name before it stands in brackets, and may have anything in it.
+            // The name before it is in brackets, and may contain any character.
             if text.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')) {
                 return true;
             }

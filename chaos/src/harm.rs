@@ -1,4 +1,4 @@
-//! What is done to a gateway or to its store, one harm after another, each followed by whatever heals it.
+//! Injects faults into a gateway or its store, one after another, and recovers from each.
 
 mod store;
 
@@ -18,44 +18,44 @@ use crate::stage::{LEASE, Stage};
 use crate::tally::Tally;
 use store::StoreHarm;
 
-/// How long a point may take to be reached under this load.
+/// Timeout to reach a failpoint under this load.
 const REACHED_MAX: Duration = Duration::from_secs(5);
-/// A point that was not reached is tried again so often.
+/// Upper bound on attempts to reach a failpoint.
 const TRIES: u32 = 3;
 
-/// One harm.
+/// Fault to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Harm {
     Kill,
-    /// Once more while it starts again.
+    /// Kills it again while it restarts.
     KillTwice,
     Stop,
     StopThreeLeases,
-    /// At this point, for a while or for three leases.
+    /// Stops at this failpoint, for a while or for three leases.
     StopAt(&'static str),
     Drain,
     Clock,
     DiskFull,
     SyncFails,
     WriteFails,
-    /// It ends itself there.
+    /// Aborts at this failpoint.
     Abort(&'static str),
-    /// To the server of the store, or to the ways to it.
+    /// Fault of the store's server, or of the proxies before it.
     Store(StoreHarm),
 }
 
-/// What lies at hand for harm.
+/// Means of injecting faults.
 #[derive(Debug)]
 pub(crate) struct Tools {
-    /// Says which of the journal's system calls fail.
+    /// File that selects the journal's system calls that fail.
     pub(crate) faults: PathBuf,
-    /// Says what time it is, where the clock is under our hand.
+    /// File with the wall clock's offset, if the clock is controlled.
     pub(crate) clock: Option<PathBuf>,
-    /// A small disk that holds the store, where there is one.
+    /// Small disk that holds the store, if there is one.
     pub(crate) disk: Option<PathBuf>,
-    /// The store is a folder of the gateway's own.
+    /// The store is a directory of the gateway.
     pub(crate) is_embedded: bool,
-    /// The store has a server of this run's own.
+    /// The store has a server that belongs to this run.
     pub(crate) has_server: bool,
 }
 
@@ -77,7 +77,7 @@ impl Harm {
         }
     }
 
-    /// All that the tools allow, once each, in the order of this seed.
+    /// Returns all faults that the tools allow, once each, in the order of this seed.
     pub(crate) fn all(tools: &Tools, moments: &mut Moments) -> Vec<Self> {
         let in_the_store = ["commit-before", "commit-after", "compaction"];
         let mut all = vec![Self::Kill, Self::KillTwice, Self::Stop, Self::StopThreeLeases, Self::Drain];
@@ -96,7 +96,7 @@ impl Harm {
         all
     }
 
-    /// Does it, heals it, and counts it if it came to pass.
+    /// Injects the fault, recovers from it, and counts it if it took place.
     pub(crate) fn happen(
         self,
         stage: &mut Stage,
@@ -138,9 +138,9 @@ impl Harm {
                 let shift = ["+11h", "-11h", "-30d", "+7m", "-3s", "+0"][moments.below(6) as usize];
                 let clock = tools.clock.as_deref().ok_or("the clock is not under our hand")?;
                 fs::write(clock, shift).map_err(|error| error.to_string())?;
-                // The library looks at the file once a second.
+                // The library reads the file once a second.
                 thread::sleep(moments.between(1100, 2200));
-                // Over a restart too, since ages are told by it then.
+                // Also across a restart, because ages depend on the clock then.
                 if moments.percent(50) {
                     gateway.kill();
                     gateway.start(&[])?;
@@ -199,20 +199,20 @@ impl Harm {
     }
 }
 
-/// At which turn the gateway ends itself.
+/// Returns the failpoint with the pass at which the gateway aborts.
 fn order(point: &str, moments: &mut Moments) -> String {
     match point {
-        // It writes by itself when it starts; what is hurt there is the business of others.
+        // The gateway writes when it starts; faults there are injected by others.
         "commit-before" | "commit-after" => format!("{point}@{}", 15 + moments.below(40)),
         "sweep" => format!("{point}@1"),
-        // Before a table is written anew, or in the middle of it.
+        // Before a table is rewritten, or during it.
         "compaction" if moments.percent(70) => format!("{point}@{}+{}", 1 + moments.below(3), moments.below(25)),
         "compaction" => format!("{point}@{}", 1 + moments.below(3)),
         _ => format!("{point}@{}", 1 + moments.below(30)),
     }
 }
 
-/// Sees to it that the next sweep has something to do: an execution whose holder is about to die.
+/// Leaves work for the next sweep: an execution whose holder is about to be killed.
 fn leave_a_claim(gateway: &Gateway, recorder: &crate::history::Recorder) {
     if let Some(address) = *gateway.address().lock().expect("nobody panics while it is held") {
         let key = format!("left-{}", address.start);
@@ -221,12 +221,12 @@ fn leave_a_claim(gateway: &Gateway, recorder: &crate::history::Recorder) {
     }
 }
 
-/// Fills a disk to its last byte.
+/// Fills a disk completely.
 fn fill(path: &Path) {
     let Ok(mut file) = fs::File::create(path) else { return };
     let mut piece = vec![0; 1 << 20];
     while !piece.is_empty() {
-        // Smaller and smaller, until not even a byte fits.
+        // Shrinks the piece until not even a byte fits.
         if file.write_all(&piece).is_err() {
             piece.truncate(piece.len() / 2);
         }

@@ -1,8 +1,10 @@
-//! What was seen, in the order in which it was seen: by those who called, by the upstream, and by whoever did the harm.
+//! History of events in the order of their observation, by the clients, the upstream and the fault
+//! injector.
 //!
-//! Times are microseconds of one monotonic clock, since all who log are one process; each event gets its time under the
-//! lock that orders it. What a caller does is logged before it sends and after it has read; what the upstream does, after it
-//! has read and before it says a byte. So whoever stands earlier here cannot have seen what stands later.
+//! Times are microseconds of one monotonic clock, because all recorders are in one process. Each
+//! event gets its time under the lock that orders it. A client's events are recorded before it
+//! sends and after it has read. The upstream's are recorded after it has read and before it writes
+//! a byte. Therefore the recorder of an earlier event cannot have seen a later one.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,133 +17,135 @@ use serde::{Deserialize, Serialize};
 /// Microseconds since the history began.
 pub type Micros = u64;
 
-/// One thing that was seen.
+/// Recorded event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// When.
+    /// Time of the event.
     pub at: Micros,
-    /// What.
+    /// Content of the event.
     pub what: What,
 }
 
-/// Whose operation it is. Keys of different principals never meet.
+/// Operation that a request belongs to. Keys of different principals are separate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Of {
-    /// What the client sent as its key.
+    /// Key that the client sent.
     pub key: String,
-    /// Who asked.
+    /// Principal of the client.
     pub principal: String,
-    /// What its route promises.
+    /// `true` if its route is at-least-once.
     pub again: bool,
 }
 
-/// What was seen.
+/// Content of an event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum What {
     /// A client is about to send a request.
     Sent {
-        /// Which call this is.
+        /// Number of the call.
         call: u64,
-        /// Whose operation.
+        /// Operation of the request.
         of: Of,
-        /// A digest of the request's body.
+        /// Digest of the request body.
         body: String,
-        /// Which start of which gateway it goes to.
+        /// Start of the gateway that receives the request.
         gateway: u64,
-        /// What is expected of it, once all is healed.
+        /// Expected result, for calls after the last recovery.
         last: Option<Last>,
     },
-    /// It got a whole answer.
+    /// A client got a complete response.
     Answered {
-        /// The call.
+        /// Number of the call.
         call: u64,
-        /// What it got.
+        /// Response that it got.
         answer: Answer,
     },
-    /// It got no whole answer, or did not wait for one: open, to the end of the history.
+    /// A client got no complete response, or did not wait for one: the call stays open to the end
+    /// of the history.
     Broke {
-        /// The call.
+        /// Number of the call.
         call: u64,
     },
-    /// A request has reached the upstream, whole.
+    /// A complete request has reached the upstream.
     Arrived {
-        /// Names this request; its answer bears it.
+        /// Nonce of this request, which its response contains.
         nonce: String,
-        /// Whose operation.
+        /// Operation of the request.
         of: Of,
-        /// A digest of the body that came.
+        /// Digest of the received body.
         body: String,
-        /// The record and the attempt, as the gateway names them.
+        /// Record and attempt, as the gateway names them.
         claim: String,
     },
-    /// It took effect, and that is synced.
+    /// The request took effect, and this was synced.
     Executed {
-        /// The request.
+        /// Nonce of the request.
         nonce: String,
     },
-    /// The upstream is about to answer, or has ended without an answer.
+    /// The upstream is about to respond, or has ended without a response.
     Left {
-        /// The request.
+        /// Nonce of the request.
         nonce: String,
-        /// What it says.
+        /// Reply of the upstream.
         reply: Reply,
     },
-    /// All that this start of a gateway did ended before this, for its process did.
+    /// Everything that this start of a gateway did was done before this, because its process ended.
     Died {
-        /// Which start of which gateway.
+        /// Start of the gateway.
         gateway: u64,
     },
-    /// This start of a gateway runs again after it was stopped.
+    /// This start of a gateway continues after it was stopped.
     Continued {
-        /// Which start of which gateway.
+        /// Start of the gateway.
         gateway: u64,
     },
-    /// The shared store, or a way to it, is about to be hurt.
+    /// A fault is about to be injected into the shared store or a proxy before it.
     StoreHurt,
-    /// It was healed: whatever is asked of it from now on it can do.
+    /// The store has recovered: it can serve all later operations.
     StoreHealed,
-    /// Nothing is hurt any more; the last calls follow.
+    /// All faults have ended; the last calls follow.
     Healed,
 }
 
-/// What the upstream says.
+/// Reply of the upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// A whole answer, with this digest.
+    /// Complete response with this digest.
     Whole(String),
-    /// A whole answer whose status says that nothing was executed.
+    /// Complete response whose status says that nothing was executed.
     Released(String),
-    /// A whole answer whose status leaves open whether it was executed.
+    /// Complete response whose status leaves the execution unknown.
     Doubtful(String),
-    /// A piece of an answer, or none.
+    /// Truncated response, or none.
     Cut,
 }
 
-/// A whole answer, as a client read it.
+/// Complete response, as a client read it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The status.
+    /// Status of the response.
     pub status: u16,
-    /// `Idempotency-Outcome`.
+    /// Value of `Idempotency-Outcome`.
     pub outcome: String,
-    /// The problem's code, where it is one of the gateway's own.
+    /// Code of the problem, if the gateway generated the response.
     pub code: String,
-    /// What the upstream named the request by, where this is its answer.
+    /// Nonce that the upstream gave the request, if this is its response.
     pub nonce: String,
-    /// Of the status, the headers that the upstream chose, and the body.
+    /// Digest of the status, the headers that the upstream chose, and the body.
     pub digest: String,
 }
 
-/// What is expected of a call after all is healed.
+/// Expected result of a call after the last recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Last {
-    /// Its key may have been hurt: a kept answer, or an honest word that nobody knows.
+    /// Faults may have affected its key: a stored response, or an unknown outcome that is reported
+    /// as such.
     Settled,
-    /// Its key was never hurt: it executes, or is replayed.
+    /// No fault affected its key: it executes, or is replayed.
     Fresh,
 }
 
-/// Writes events down, in memory.
+/// Records events in memory.
 #[derive(Debug)]
 pub struct Recorder {
     began: Instant,
@@ -149,33 +153,33 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins a history.
+    /// Starts a history.
     pub fn begin() -> Self {
         Self { began: Instant::now(), events: Mutex::default() }
     }
 
-    /// This is seen now.
+    /// Records an event now.
     pub fn saw(&self, what: What) {
         let mut events = self.events.lock().expect("nobody panics while it is held");
         let at = self.began.elapsed().as_micros() as Micros;
         events.push(Event { at, what });
     }
 
-    /// How much was seen so far.
+    /// Returns the number of recorded events.
     pub(crate) fn count(&self) -> usize {
         self.events.lock().expect("nobody panics while it is held").len()
     }
 
-    /// All that was seen so far.
+    /// Returns all recorded events.
     pub fn events(&self) -> Vec<Event> {
         self.events.lock().expect("nobody panics while it is held").clone()
     }
 
-    /// All that was seen, one line of JSON each.
+    /// Writes all recorded events, one line of JSON each.
     ///
     /// # Errors
     ///
-    /// The file's.
+    /// Errors of the file.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         let mut file = BufWriter::new(File::create(path)?);
         for event in self.events() {

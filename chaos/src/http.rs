@@ -1,23 +1,23 @@
-//! Just enough of HTTP/1.1, by hand: both ends must be able to break off where no library would.
+//! Minimal HTTP/1.1: both ends must be able to close a connection where no library would.
 
 use std::io::{self, BufRead, Read};
 
-/// A request or an answer that was read to its end.
+/// Complete request or response.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
     pub(crate) start: String,
-    /// Names in lower case, in their order.
+    /// Header lines in order, with lower-case names.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Message {
-    /// The first value of a header, or nothing.
+    /// Returns the first value of a header, or an empty string.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(header, _)| header == name).map_or("", |(_, value)| value)
     }
 
-    /// Reads one; an error where it ends before its announced end.
+    /// Reads a message. Returns an error if it is truncated.
     pub(crate) fn read(from: &mut impl BufRead) -> io::Result<Self> {
         let mut message = Self { start: line(from)?, ..Self::default() };
         loop {
@@ -44,7 +44,8 @@ impl Message {
         Ok(message)
     }
 
-    /// What the upstream chose of an answer, in a digest: the status, the headers that are its own, the body.
+    /// Returns the digest of the parts of a response that the upstream chose: the status, its own
+    /// headers and the body.
     pub(crate) fn digest(&self) -> String {
         let own = self.headers.iter().filter(|(name, _)| name.starts_with("x-"));
         digest_of(self.status(), own.map(|(name, value)| (name.as_str(), value.as_str())), &self.body)
@@ -55,7 +56,7 @@ impl Message {
     }
 }
 
-/// The digest of an answer; headers by their lower-case names.
+/// Returns the digest of a response. Header names are in lower case.
 pub(crate) fn digest_of<'a>(status: u16, headers: impl Iterator<Item = (&'a str, &'a str)>, body: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&status.to_be_bytes());
@@ -66,7 +67,7 @@ pub(crate) fn digest_of<'a>(status: u16, headers: impl Iterator<Item = (&'a str,
     short(&hasher.finalize())
 }
 
-/// The digest of a request's body.
+/// Returns the digest of a request body.
 pub(crate) fn digest(bytes: &[u8]) -> String {
     short(&blake3::hash(bytes))
 }

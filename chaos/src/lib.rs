@@ -1,5 +1,6 @@
-//! Chaos: real gateways are killed, stopped, drained, starved of disk and lied to about the time, while clients call and hang
-//! up and the upstream misbehaves. All of it is logged, and a checker that believes nothing looks at the log.
+//! Chaos tests: injects faults (kill, stop, drain, full disk, wrong clock) into real gateways,
+//! while clients call and disconnect and the upstream misbehaves. All events are recorded, and an
+//! independent checker verifies the log.
 //!
 //! ```text
 //! history    what was seen, and in which order            check    the checker: pure, one pass, per key

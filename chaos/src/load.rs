@@ -1,4 +1,5 @@
-//! Clients that call, retry, mistake one request for another, and hang up; and what they have the upstream do.
+//! Load: clients that call, retry, reuse keys for other requests, and disconnect, with the steps of
+//! the upstream.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +13,14 @@ use crate::history::{Last, Of, Recorder};
 use crate::moments::Moments;
 use crate::tally::Tally;
 
-/// How many clients call at once.
+/// Number of concurrent clients.
 const CLIENTS: u64 = 6;
-/// So many of the last keys are asked for again.
+/// Number of recent keys that are used again.
 const RECENT: usize = 24;
-/// When a last call is not settled by then, it never is: a lease, five seconds, and a busy machine.
+/// Timeout to settle a last call: a lease, five seconds, and a margin for a busy machine.
 const SETTLED_MAX: Duration = Duration::from_secs(30);
 
-/// What the upstream is told to do, of a hundred each time, and what that is called.
+/// Steps for the upstream: percentage, name and steps.
 const STEPS: [(u64, &str, &str); 14] = [
     (44, "answers", "effect answer=201"),
     (8, "is slow before the effect", "wait=250 effect answer=201"),
@@ -37,10 +38,10 @@ const STEPS: [(u64, &str, &str); 14] = [
     (3, "answers more than is kept", "effect big"),
 ];
 
-/// Where the gateways are.
+/// Addresses of the gateways.
 pub(crate) type Addresses = Vec<Arc<Mutex<Option<Address>>>>;
 
-/// What the clients share.
+/// State that the clients share.
 pub(crate) struct Load {
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) addresses: Addresses,
@@ -60,7 +61,7 @@ impl Load {
         Self { recorder, addresses, tally, ending: AtomicBool::new(false), keys: Mutex::default() }
     }
 
-    /// Calls until it is told to end.
+    /// Calls until it is stopped.
     pub(crate) fn run(self: &Arc<Self>, seed: u64) -> Vec<thread::JoinHandle<()>> {
         let clients = (0..CLIENTS).map(|client| {
             let load = Arc::clone(self);
@@ -74,7 +75,7 @@ impl Load {
             let call = self.next(&mut moments);
             match self.address(&mut moments) {
                 Some(address) => drop(call.send(address, &self.recorder)),
-                // It is being started again.
+                // The gateway is being restarted.
                 None => thread::sleep(Duration::from_millis(5)),
             }
             thread::sleep(moments.between(0, 40));
@@ -86,7 +87,7 @@ impl Load {
         *self.addresses[at].lock().expect("nobody panics while it is held")
     }
 
-    /// The next call: with a new key, or one that was used before; and sometimes a wrong one.
+    /// Returns the next call, with a new key or a used one, and sometimes with a wrong body.
     fn next(&self, moments: &mut Moments) -> Call {
         let mut call = self.key(moments);
         let mut at = moments.below(100);
@@ -122,7 +123,7 @@ impl Load {
             let at = moments.below(keys.recent.len() as u64) as usize;
             return keys.recent[at].clone();
         }
-        // The same key is now and then another principal's too.
+        // Sometimes another principal uses the same key too.
         let key = match keys.all.last() {
             Some(last) if last.of.principal == "alice" && moments.percent(15) => last.of.key.clone(),
             _ => format!("key-{}", keys.all.len()),
@@ -140,7 +141,8 @@ impl Load {
         call
     }
 
-    /// After all is healed: each key is asked for until it is settled, and new keys are.
+    /// Makes the last calls after the recovery: retries each key until it is settled, and uses new
+    /// keys.
     pub(crate) fn last_calls(self: &Arc<Self>) {
         let all = Arc::new(Mutex::new(std::mem::take(&mut self.keys.lock().expect("nobody panics").all)));
         let clients: Vec<_> = (0..CLIENTS)

@@ -1,5 +1,5 @@
-//! The program behind `cargo xtask chaos`. With `serve` as its first word it is a gateway, so that those who hurt and those
-//! who are hurt are always of one build.
+//! Program behind `cargo xtask chaos`. Runs as a gateway with `serve` as its first argument, so
+//! that the fault injector and the gateways are always of one build.
 
 fn main() -> std::process::ExitCode {
     match std::env::args().nth(1).as_deref() {

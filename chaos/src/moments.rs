@@ -1,8 +1,8 @@
-//! Random numbers, the same ones for a seed in every version: splitmix64.
+//! Random number generator that gives the same sequence for a seed in every version: splitmix64.
 
 use std::time::Duration;
 
-/// A source of them.
+/// Random number generator.
 #[derive(Clone, Debug)]
 pub(crate) struct Moments(u64);
 
@@ -19,12 +19,12 @@ impl Moments {
         z ^ (z >> 31)
     }
 
-    /// One of `0..most`.
+    /// Returns a number in `0..most`.
     pub(crate) fn below(&mut self, most: u64) -> u64 {
         self.next() % most.max(1)
     }
 
-    /// Whether a thing that happens so often in a hundred happens now.
+    /// Returns `true` with this probability in percent.
     pub(crate) fn percent(&mut self, of_a_hundred: u64) -> bool {
         self.below(100) < of_a_hundred
     }

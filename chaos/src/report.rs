@@ -1,10 +1,10 @@
-//! The page that a run writes.
+//! Writes the report of a run.
 
 use std::fmt::Write;
 
 use crate::run::{Outcome, Plan, Store, line};
 
-/// Of each run.
+/// Limits that apply to each run.
 const NEVER: &str = "\
 - **A monotonic clock that jumps.** Only the gateways' wall clock is shifted, by at most 11 h forward: a shift beyond retention
   and tombstone over a restart ends their promise early, as a clock that is wrong by so much would.
@@ -32,7 +32,7 @@ const NOT_ON_A_SERVER: &str = "\
   store are parted, each way and both.
 ";
 
-/// What a run did and saw.
+/// Returns the report of a run as Markdown.
 pub(crate) fn markdown(plan: &Plan, outcome: &Outcome) -> String {
     let minutes = outcome.took.as_secs() / 60;
     let store = match &plan.store {

@@ -1,7 +1,9 @@
-//! The run: one round after another, each on a stage of its own with a history of its own, until the time is over.
+//! Chaos run: one round after another, each on its own cluster with its own history, until the time
+//! is over.
 //!
-//! Round `n` of seed `s` is round 0 of seed `s + n`, so whatever a round finds is repeated by its own seed alone. A seed
-//! says which calls are made and which harm is done in which order; how they meet is the machine's affair.
+//! Round `n` of seed `s` is round 0 of seed `s + n`, so its own seed is enough to repeat a finding
+//! of a round. A seed determines the calls, and the order of the faults. Their timing depends on
+//! the machine.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,26 +20,26 @@ use crate::server::{Kind, Server};
 use crate::stage::{Set, Stage, rules};
 use crate::tally::Tally;
 
-/// What each round must have seen at least.
+/// Minimum counts of each round.
 const LEAST: Seen =
     Seen { calls: 200, executed: 50, replayed: 20, refused: 20, unknown: 5, open: 0, arrived: 0, keys: 0 };
 
-/// The small disk.
+/// Mount option of the small disk.
 const DISK: &str = "size=192m";
 
-/// Which store a run is over.
+/// Store of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// An embedded one, new in each round.
+    /// Embedded store, new in each round.
     Embedded,
-    /// A server of the run's own, new in each round, and hurt like the gateways.
+    /// Server of the run's own, new in each round. Faults are injected into it too.
     Own(Kind),
-    /// A shared one that stands elsewhere, and is left alone.
+    /// Existing shared store, which gets no faults.
     Url(String),
 }
 
 impl Store {
-    /// How it is typed.
+    /// Returns the value of `--store`.
     pub(crate) fn typed(&self) -> Option<&str> {
         match self {
             Self::Embedded => None,
@@ -46,7 +48,7 @@ impl Store {
         }
     }
 
-    /// What the page of its run is called, whatever the run found.
+    /// Returns the file name of the report.
     pub(crate) fn page(&self) -> String {
         match self {
             Self::Own(kind) => format!("reliability-{}.md", kind.name()),
@@ -55,48 +57,48 @@ impl Store {
     }
 }
 
-/// What a run is.
+/// Plan of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How long; a round that has begun is played to its end.
+    /// Duration of the run; a round that has begun is completed.
     pub time: Duration,
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// The store.
+    /// Store of the gateways.
     pub store: Store,
-    /// How many gateways share it.
+    /// Number of gateways that share it.
     pub gateways: usize,
-    /// Where the histories of rounds that found something go.
+    /// Directory for the histories of rounds with findings.
     pub findings: PathBuf,
 }
 
-/// What a run came to.
+/// Result of a run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What was done.
+    /// Counters of faults and calls.
     pub(crate) tally: Arc<Tally>,
-    /// What was seen.
+    /// Counters of the checker.
     pub seen: Seen,
-    /// How many rounds were played.
+    /// Number of rounds.
     pub rounds: u64,
-    /// How long it took.
+    /// Duration of the run.
     pub took: Duration,
-    /// What was found, a line each.
+    /// Findings, one line each.
     pub found: Vec<String>,
 }
 
-/// Plays rounds until the time is over, or a round finds something.
+/// Runs rounds until the time is over, or a round has a finding.
 ///
 /// # Errors
 ///
-/// Where there is nothing to judge: a program is missing, or a gateway does not start.
+/// If nothing can be checked: a program is missing, or a gateway does not start.
 pub fn run(plan: &Plan) -> Result<Outcome, String> {
     let began = Instant::now();
     let shim = build_shim(&plan.findings)?;
     let mut outcome =
         Outcome { tally: Arc::default(), seen: Seen::default(), rounds: 0, took: Duration::ZERO, found: Vec::new() };
     let mut longest = Duration::ZERO;
-    // One that would end more than half its length after the time is not begun.
+    // A round is not started if more than half of it would run after the time.
     while outcome.rounds == 0 || began.elapsed() + longest / 2 < plan.time {
         let seed = plan.seed + outcome.rounds;
         let round_began = Instant::now();
@@ -129,7 +131,8 @@ impl Round<'_> {
         let failed = |error: std::io::Error| error.to_string();
         let folder = tempfile::tempdir().map_err(failed)?;
         let is_embedded = self.plan.store == Store::Embedded;
-        // In turn, so that each meets the others both ways: the disk is small, or the clock is ours.
+        // Alternates, so that each condition occurs with and without the others: a small disk, or a
+        // controlled clock.
         let disk = (is_embedded && self.seed.is_multiple_of(2))
             .then(|| Disk::mount(&folder.path().join("disk")))
             .transpose()?;
@@ -151,7 +154,7 @@ impl Round<'_> {
             folder: folder.path().to_owned(),
             store: match &self.plan.store {
                 Store::Url(url) => url.clone(),
-                // Each gateway is told of its own way.
+                // Each gateway gets the URL of its own proxy.
                 Store::Own(_) => "memory:".to_owned(),
                 Store::Embedded if disk.is_some() => "embedded:disk/store".to_owned(),
                 Store::Embedded => "embedded:store".to_owned(),
@@ -195,7 +198,8 @@ impl Round<'_> {
         Ok((verdict, history))
     }
 
-    /// The load, and one harm after another; then all is healed, and the last calls are made.
+    /// Runs the load and injects one fault after another; then recovers from all, and makes the
+    /// last calls.
     fn hurt(&mut self, stage: &mut Stage, tools: &Tools) -> Result<(), String> {
         let mut moments = Moments::of(self.seed);
         let addresses = stage.gateways.iter().map(|gateway| gateway.address()).collect();
@@ -226,7 +230,7 @@ impl Round<'_> {
     }
 }
 
-/// What was seen, in a line.
+/// Formats the counters in one line.
 pub(crate) fn line(seen: &Seen) -> String {
     let Seen { calls, open, executed, replayed, refused, unknown, keys, .. } = seen;
     format!(
@@ -239,11 +243,12 @@ fn say(began: Instant, plan: &Plan, what: &str) {
     println!("chaos {} of {} · {what}", seconds(began.elapsed()), seconds(plan.time));
 }
 
-/// Builds what makes the journal's system calls fail. A C compiler is there: Rust links by it.
+/// Builds the shim that makes the journal's system calls fail. A C compiler exists, because Rust
+/// needs one to link.
 ///
 /// # Errors
 ///
-/// What the compiler or the folder says.
+/// Errors of the compiler or of the directory.
 pub fn build_shim(folder: &Path) -> Result<PathBuf, String> {
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let folder = folder.canonicalize().map_err(|error| error.to_string())?;
@@ -259,7 +264,7 @@ pub fn build_shim(folder: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// The library of the program `faketime`, which has the wall clock in its hand.
+/// Returns the library of `faketime`, which controls the wall clock.
 fn faketime() -> Result<PathBuf, String> {
     let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
     folders
@@ -268,7 +273,7 @@ fn faketime() -> Result<PathBuf, String> {
         .ok_or_else(|| "libfaketime is not below /usr/lib; install the package faketime".to_owned())
 }
 
-/// A small disk, for as long as this lives.
+/// Small disk, unmounted when dropped.
 struct Disk {
     path: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! A shared store's own server: a real one of this run, with a proxy before it for each gateway.
+//! Server of a shared store: a real one that belongs to this run, with a proxy for each gateway.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -16,19 +16,19 @@ mod redis;
 #[path = "../../crates/onceward/tests/it/support/waiting.rs"]
 mod waiting;
 
-/// Which server.
+/// Kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// PostgreSQL 15.
     Postgres,
-    /// Redis 7, which syncs each write.
+    /// Redis 7 that syncs each write.
     Redis,
-    /// Valkey 9, likewise.
+    /// Valkey 9 that syncs each write.
     Valkey,
 }
 
 impl Kind {
-    /// Its word behind `--store`, and in the name of its page.
+    /// Returns its name for `--store` and for its page.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// What it is.
+    /// Returns its name for people.
     pub(crate) fn in_short(self) -> &'static str {
         match self {
             Self::Postgres => "PostgreSQL",
@@ -46,7 +46,7 @@ impl Kind {
         }
     }
 
-    /// What it is, with the settings that count.
+    /// Returns its name and version, with the relevant settings.
     pub(crate) fn in_words(self) -> &'static str {
         match self {
             Self::Postgres => "PostgreSQL 15 (`fsync` on)",
@@ -56,7 +56,7 @@ impl Kind {
     }
 }
 
-/// A running server, and the ways to it.
+/// Running server with its proxies.
 #[derive(Debug)]
 pub(crate) struct Server {
     process: Process,
@@ -70,10 +70,10 @@ enum Process {
 }
 
 impl Server {
-    /// An empty one, and so many ways to it.
+    /// Starts an empty server with this number of proxies.
     pub(crate) fn start(kind: Kind, ways: usize) -> Self {
         let process = match kind {
-            // A restart after a crash is a checkpoint: a small log makes both short.
+            // A restart after a crash is a checkpoint: a small log makes both fast.
             Kind::Postgres => Process::Postgres(Postgres::start(15, "fsync = on\nfull_page_writes = on")),
             Kind::Redis => Process::redis(Redis::start(EACH_WRITE)),
             Kind::Valkey => Process::redis(Redis::valkey(EACH_WRITE)),
@@ -82,27 +82,27 @@ impl Server {
         Self { process, ways: (0..ways).map(|_| FaultProxy::before(before)).collect() }
     }
 
-    /// The store's URL by one of the ways.
+    /// Returns the store's URL through one of the proxies.
     pub(crate) fn url(&self, way: usize) -> String {
         let address = self.ways[way].address;
         match &self.process {
-            // A proxy of ours changes nothing, so that what is prepared stays.
+            // Our proxy changes nothing, so prepared statements remain valid.
             Process::Postgres(_) => format!("postgres://postgres@{address}/postgres?prepare=always"),
             Process::Redis(..) => format!("redis://{address}"),
         }
     }
 
-    /// On every way.
+    /// Injects a fault into every proxy.
     pub(crate) fn all(&self, fault: Fault) {
         self.ways.iter().for_each(|way| way.set(fault));
     }
 
-    /// Stops all of it, as a machine that pauses would.
+    /// Stops all processes of the server, as a machine that pauses would.
     pub(crate) fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// Lets it go on after that.
+    /// Continues the server after a pause.
     pub(crate) fn go_on(&self) {
         self.signal("CONT");
     }
@@ -114,7 +114,7 @@ impl Server {
         }
     }
 
-    /// `kill -9`.
+    /// Kills the server as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         match &mut self.process {
             Process::Postgres(server) => server.kill(),
@@ -122,7 +122,7 @@ impl Server {
         }
     }
 
-    /// Starts it where it was, and returns when it answers.
+    /// Restarts it on the same address, and returns once it responds.
     pub(crate) fn start_again(&mut self) {
         match &mut self.process {
             Process::Postgres(server) => server.start_again(),
@@ -133,7 +133,7 @@ impl Server {
         }
     }
 
-    /// Has the server itself end each connection.
+    /// Makes the server close each connection.
     pub(crate) fn end_connections(&self) {
         match &self.process {
             Process::Postgres(server) => {

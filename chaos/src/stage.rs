@@ -1,4 +1,4 @@
-//! What a history is played on: a folder, an upstream, gateways before it, and the log of all that was seen.
+//! Test cluster of a history: a directory, an upstream, gateways before it, and the log of events.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,47 +13,47 @@ use crate::history::{Answer, Recorder, What};
 use crate::server::{Kind, Server};
 use crate::upstream::Upstream;
 
-/// How long a claim is believed without a sign of life: the least that a gateway takes.
+/// Lease of a claim: the minimum that a gateway accepts.
 pub const LEASE: Duration = Duration::from_secs(1);
 
-/// A stage.
+/// Test cluster.
 #[derive(Debug)]
 pub struct Stage {
-    /// The log.
+    /// Log of events.
     pub recorder: Arc<Recorder>,
-    /// The upstream.
+    /// Upstream of the gateways.
     pub upstream: Upstream,
-    /// The gateways before it.
+    /// Gateways before the upstream.
     pub gateways: Vec<Gateway>,
-    /// The server of the store that they share, where it is this run's own.
+    /// Server of the shared store, if it belongs to this run.
     pub(crate) server: Option<Server>,
 }
 
-/// How a stage is set.
+/// Configuration of a cluster.
 #[derive(Debug)]
 pub struct Set {
-    /// What is run as a gateway, with `serve` as its first word.
+    /// Program that is run as a gateway, with `serve` as its first argument.
     pub program: PathBuf,
-    /// Where everything lies. Exists, and is empty.
+    /// Directory of all files. Exists, and is empty.
     pub folder: PathBuf,
-    /// The store's URL; a folder in it is relative to [`folder`](Self::folder).
+    /// URL of the store. A directory in it is relative to [`folder`](Self::folder).
     pub store: String,
-    /// Parts this stage's keys from others' in the same store.
+    /// Separates the keys of this cluster from those of others in the same store.
     pub namespace: String,
-    /// How many gateways share the store.
+    /// Number of gateways that share the store.
     pub gateways: usize,
-    /// Variables of every start.
+    /// Environment variables of every start.
     pub environment: Vec<(String, String)>,
-    /// A server of its own, to which each gateway has a way of its own.
+    /// Server of its own, before which each gateway has its own proxy.
     pub(crate) server: Option<Server>,
 }
 
 impl Stage {
-    /// Sets a stage; nothing is started but the upstream.
+    /// Sets up a cluster, and starts only the upstream.
     ///
     /// # Errors
     ///
-    /// The folder's.
+    /// Errors of the directory.
     pub fn set(set: Set) -> std::io::Result<Self> {
         let recorder = Arc::new(Recorder::begin());
         let upstream = Upstream::start(&set.folder.join("executions"), Arc::clone(&recorder))?;
@@ -67,11 +67,12 @@ impl Stage {
         Ok(Self { recorder, upstream, gateways, server: set.server })
     }
 
-    /// A stage with one gateway on an embedded store, which has started; `bug` is planted in it.
+    /// Returns a cluster with one gateway on an embedded store, already started. `bug` is planted
+    /// in it.
     ///
     /// # Errors
     ///
-    /// The folder's, and the gateway's.
+    /// Errors of the directory and of the gateway.
     pub fn small(program: &Path, folder: &Path, bug: Option<&str>) -> Result<Self, String> {
         let set = Set {
             program: program.to_owned(),
@@ -87,11 +88,12 @@ impl Stage {
         Ok(stage)
     }
 
-    /// A stage with two gateways over a server of its own, which have started; `bug` is planted in both.
+    /// Returns a cluster with two gateways over a server of its own, already started. `bug` is
+    /// planted in both.
     ///
     /// # Errors
     ///
-    /// The folder's, and the gateways'.
+    /// Errors of the directory and of the gateways.
     pub fn shared(program: &Path, folder: &Path, kind: Kind, bug: Option<&str>) -> Result<Self, String> {
         let set = Set {
             program: program.to_owned(),
@@ -107,7 +109,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Kills the store's server and starts it again after a while.
+    /// Kills the store's server, and restarts it after a while.
     pub fn crash_the_store(&mut self, away: Duration) {
         if let Some(server) = &mut self.server {
             self.recorder.saw(What::StoreHurt);
@@ -118,7 +120,7 @@ impl Stage {
         }
     }
 
-    /// Where the first gateway listens.
+    /// Returns the address of the first gateway.
     pub fn address(&self) -> Option<Address> {
         self.address_of(0)
     }
@@ -148,7 +150,7 @@ fn settings(set: &Set, upstream: &Upstream) -> String {
     )
 }
 
-/// What a history of this stage is checked against.
+/// Returns the rules for histories of this cluster.
 pub fn rules(least: Seen) -> Rules {
     Rules { lease: LEASE, grace: Duration::from_secs(3), least }
 }

@@ -1,9 +1,9 @@
-//! How often what was done.
+//! Counters of what was done.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-/// Counts, by name.
+/// Counters by name.
 #[derive(Debug, Default)]
 pub(crate) struct Tally(Mutex<BTreeMap<String, u64>>);
 
@@ -20,7 +20,7 @@ impl Tally {
         self.0.lock().expect("nobody panics while it is held").get(name).copied().unwrap_or(0)
     }
 
-    /// All of them that begin with `group`, which is left out.
+    /// Returns all counters whose names begin with `group`, without that prefix.
     pub(crate) fn group(&self, group: &str) -> Vec<(String, u64)> {
         let counts = self.0.lock().expect("nobody panics while it is held");
         counts.iter().filter_map(|(name, count)| Some((name.strip_prefix(group)?.to_owned(), *count))).collect()

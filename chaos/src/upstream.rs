@@ -1,8 +1,10 @@
-//! The upstream: what takes effect is one line in a file, synced before it answers; and it does what it is told.
+//! Upstream of the tests: each effect is one line in a file, synced before the response. Each
+//! request determines its behaviour.
 //!
-//! A request's `X-Do` header lists its steps, in order: `wait=MS`, `effect`, then one of `answer=STATUS`, `big` (a 201 that
-//! is larger than what is kept), `cut` (the head and half of the body) and `reset`. The header is no part of a fingerprint,
-//! so a retry may ask for something else.
+//! The `X-Do` header of a request lists its steps, in order: `wait=MS`, `effect`, then one of
+//! `answer=STATUS`, `big` (a 201 that exceeds the size that is stored), `cut` (the head and half of
+//! the body) and `reset`. The header is not part of the fingerprint, so a retry may request other
+//! steps.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Write};
@@ -16,13 +18,13 @@ use std::time::Duration;
 use crate::history::{Of, Recorder, Reply, What};
 use crate::http::{self, Message};
 
-/// A body that is larger than what is kept.
+/// Size of a body that exceeds the size that is stored.
 pub const BIG_BYTES: usize = 96 << 10;
 
-/// A running upstream. It ends with its last request after it is dropped.
+/// Running upstream. After it is dropped, it ends with its last request.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Where it listens.
+    /// Address that it listens on.
     pub address: SocketAddr,
     shared: Arc<Shared>,
 }
@@ -36,11 +38,11 @@ struct Shared {
 }
 
 impl Upstream {
-    /// Listens on a free port; its executions go to a new file of that name.
+    /// Listens on a free port, and creates the file of executions.
     ///
     /// # Errors
     ///
-    /// The file's, or the port's.
+    /// Errors of the file or of the port.
     pub fn start(executions: &Path, recorder: Arc<Recorder>) -> io::Result<Self> {
         let file = OpenOptions::new().create_new(true).append(true).open(executions)?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -58,7 +60,8 @@ impl Upstream {
                     return;
                 }
                 let shared = Arc::clone(&accepting);
-                // An error is the gateway's end of the connection: it was killed, or has no more requests.
+                // An error means that the gateway closed the connection: it was killed, or has no
+                // more requests.
                 thread::spawn(move || drop(shared.serve(stream)));
             }
         });
@@ -69,7 +72,7 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::SeqCst);
-        // So that it notices.
+        // Wakes its accept loop.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -82,7 +85,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Does one request. Returns whether the connection goes on.
+    /// Handles one request. Returns `true` if the connection stays open.
     fn request(&self, request: &Message, stream: &mut TcpStream) -> io::Result<bool> {
         let nonce = format!("n{}", self.next.fetch_add(1, Ordering::SeqCst));
         let of = Of {
@@ -129,14 +132,15 @@ impl Shared {
             502..=504 => Reply::Doubtful(digest),
             _ => Reply::Whole(digest),
         };
-        // Before its first byte: who has read the answer stands later in the history.
+        // Recorded before the first byte: reading the response is a later event of the history.
         self.recorder.saw(What::Left { nonce, reply });
         stream.write_all(&bytes)?;
         Ok(true)
     }
 }
 
-/// An answer and its digest. It bears the nonce twice, a header twice, and bytes that must stay as they are.
+/// Returns a response and its digest. The response contains the nonce twice, a repeated header, and
+/// bytes that must stay unchanged.
 fn answer(status: u16, padding: usize, nonce: &str) -> (String, Vec<u8>) {
     let body = format!("{{\"nonce\":\"{nonce}\",\"padding\":\"{}\"}}\r\n\0", "x".repeat(padding));
     let headers = [("x-nonce", nonce), ("x-twice", "first"), ("x-twice", "second, of two")];

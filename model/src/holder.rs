@@ -1,4 +1,5 @@
-//! One request in its gateway: the loop that claims, renews, executes, completes and releases, a step at a time.
+//! State machine of one request in its gateway: claims, renews, executes, completes and releases,
+//! one step at a time.
 
 use onceward::decide::{self, ClaimDecision, FinalizeDecision, Release, Renew, SupersededBy};
 use onceward::policy::Guarantee;
@@ -7,91 +8,94 @@ use onceward::record::{Phase, PhaseKind, Retained, StoredRecord, Version};
 use crate::Variant;
 use crate::store::{self, At, Op, Row, attempt, fingerprint};
 
-/// Where a request stands in its gateway.
+/// State of a request in its gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// The client has not sent it.
     Absent,
-    /// It asks the store for the claim: by an insert, or over what it found.
+    /// Requests the claim from the store: by an insert, or by a replace of the record that it
+    /// found.
     Claiming {
-        /// What the claim replaces.
+        /// Version that the claim replaces.
         over: Option<Version>,
     },
-    /// It has the claim. Its clock says at any time that two thirds of the lease are over, or that they are not.
+    /// Has the claim. Its clock may say at any time that two thirds of the lease have passed, or
+    /// that they have not.
     Ready {
-        /// What it replaced may have executed.
+        /// The attempt that it replaced may have executed.
         after_unknown: bool,
     },
-    /// It renews before the first byte.
+    /// Renews the claim before the first byte.
     Renewing {
-        /// What it replaced may have executed.
+        /// The attempt that it replaced may have executed.
         after_unknown: bool,
-        /// How the renewal asks.
+        /// Store operation of the renewal.
         step: Step,
     },
-    /// The first byte is on its way; it listens, and renews beside that.
+    /// Sends the first byte and waits for the response. Renews the claim concurrently.
     Sent {
-        /// What its claim replaced may have executed.
+        /// The attempt that its claim replaced may have executed.
         after_unknown: bool,
-        /// A renewal that the store has not answered.
+        /// Renewal that the store has not acknowledged.
         renewing: Option<Step>,
     },
-    /// The answer's head is kept and its body streams to the client.
+    /// Streams the response body to the client. The head is stored.
     Streaming,
-    /// It tells the store how it ended. Where the client has its answer already, in the background.
+    /// Writes its end to the store. If the client already has its response, this runs in the
+    /// background.
     Ending {
-        /// How it ended.
+        /// End of the attempt.
         end: End,
-        /// What it asks the store next.
+        /// Next store operation.
         step: Step,
-        /// What the client was told, if it was.
+        /// Response that the client got, if any.
         told: Option<Told>,
     },
-    /// Nothing more is to be done.
+    /// Finished.
     Done(Told),
-    /// Its process is dead.
+    /// Its process has crashed.
     Dead,
 }
 
-/// How an attempt ended.
+/// End of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
-    /// With an answer that is kept whole.
+    /// Completed with a response that is stored whole.
     Completed,
-    /// With an answer of which only the head is kept, since it streams.
+    /// Completed with a response of which only the head is stored, because it streams.
     Headed,
     /// Interrupted after the first byte.
     Interrupted,
-    /// It sent nothing, or its status is declared as released.
+    /// Sent nothing, or has a status that is declared as released.
     Released {
-        /// What its claim was to replace, where nobody knows what became of the claim.
+        /// Version that its claim was to replace, if the outcome of the claim is unknown.
         over: Option<Version>,
     },
-    /// The stream whose head is kept was cut.
+    /// The stream whose head is stored was truncated.
     Cut,
 }
 
-/// What an attempt that ends, or gives a sign of life, asks the store.
+/// Store operation of an attempt that ends or renews.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// What is there?
+    /// Read the record.
     Look,
-    /// To put its word where nothing is.
+    /// Insert if there is no record.
     Insert,
-    /// To put its word over that version.
+    /// Replace that version.
     Over(Version),
 }
 
-/// What the client is told.
+/// Response to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Told {
-    /// Its own answer, kept.
+    /// Its own response, stored.
     Stored(u8),
-    /// The first answer.
+    /// First response.
     Replayed(u8),
     /// 409 `answer_not_kept`.
     NotKept,
-    /// Whatever it is, it is not confirmed as stored.
+    /// Any response that is not confirmed as stored.
     NotStored,
     /// `executed: no`, or a status that is declared so.
     Released,
@@ -107,7 +111,7 @@ pub enum Told {
     Unavailable,
 }
 
-/// Who a holder is, and by which rules it goes.
+/// Identity of a holder, and the rules that apply to it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Me {
     pub(crate) request: u8,
@@ -117,7 +121,7 @@ pub(crate) struct Me {
 }
 
 impl Holder {
-    /// What it waits for the store to answer.
+    /// Returns the store operation that the holder waits for.
     pub(crate) fn asks(self, me: Me) -> Option<Op> {
         let row = |at| Row::new(me.request, me.print, at);
         match self {
@@ -141,7 +145,7 @@ impl Holder {
         }
     }
 
-    /// What the client was told, if it was.
+    /// Returns the response that the client got, if any.
     pub fn told(self) -> Option<Told> {
         match self {
             Self::Done(told) => Some(told),
@@ -151,12 +155,12 @@ impl Holder {
         }
     }
 
-    /// Whether nobody will do anything for it any more, or has begun to.
+    /// Returns `true` if no step is left, or none was taken yet.
     pub fn at_rest(self) -> bool {
         matches!(self, Self::Absent | Self::Done(_) | Self::Dead)
     }
 
-    /// Begins to end, with a client that still waits.
+    /// Begins to end the attempt, with a client that still waits.
     pub(crate) fn end(self, me: Me, end: End) -> Self {
         let after_unknown = match self {
             Self::Ready { after_unknown } | Self::Renewing { after_unknown, .. } | Self::Sent { after_unknown, .. } => {
@@ -173,7 +177,7 @@ impl Holder {
         Self::Ending { end, step: Step::Over(mine(me, PhaseKind::InFlight)), told }
     }
 
-    /// The store did what was asked.
+    /// Returns the next state after the store applied the operation.
     pub(crate) fn done(self, me: Me) -> Self {
         match self {
             Self::Claiming { over } => Self::Ready { after_unknown: decide::follows_unknown(over) },
@@ -184,7 +188,7 @@ impl Holder {
         }
     }
 
-    /// The store did not do it, and shows what is there.
+    /// Returns the next state after the store rejected the operation and returned its record.
     pub(crate) fn found(self, me: Me, found: Option<&StoredRecord>) -> Self {
         match self {
             Self::Claiming { over } => claimed(me, over, found),
@@ -221,12 +225,14 @@ impl Holder {
         }
     }
 
-    /// The store did not answer: the operation may have taken effect, or still may.
+    /// Returns the next state after the store did not respond: the operation may have taken effect,
+    /// or still may.
     pub(crate) fn unanswered(self, me: Me) -> Self {
         match self {
             Self::Claiming { .. } if me.variant == Variant::SendsUnclaimed => Self::Ready { after_unknown: false },
-            // No byte was sent: the client is told to come again, and the claim is given back until the store answers; over an
-            // attempt that may have executed it leaves an unknown again.
+            // No byte was sent. The client gets a retryable error, and the claim is released as
+            // soon as the store responds. If the replaced attempt may have executed, an unknown
+            // record is left instead.
             Self::Claiming { over } => {
                 let end = match decide::follows_unknown(over) {
                     true if me.variant != Variant::ReleasesAfterUnknown => End::Interrupted,
@@ -266,8 +272,8 @@ pub(crate) fn mine(me: Me, stage: PhaseKind) -> Version {
 fn claimed(me: Me, over: Option<Version>, found: Option<&StoredRecord>) -> Holder {
     let Some(found) = found else { return Holder::Claiming { over: None } };
     if found.record.attempt == attempt(me.request) {
-        // The store's driver had sent the claim twice, and the first arrived. No byte was sent, so it is the attempt's to
-        // use even where the sweep has given it up meanwhile.
+        // The store's driver sent the claim twice, and the first one arrived. No byte was sent, so
+        // the claim is still usable even if the sweep has marked it as unknown meanwhile.
         return Holder::Ready { after_unknown: decide::follows_unknown(over) };
     }
     let asked = match (me.variant, found.record.print()) {
@@ -300,7 +306,8 @@ fn released(me: Me, found: Option<&StoredRecord>, over: Option<Version>, told: O
     match release {
         Release::Write(over) => Holder::Ending { end, step: Step::Over(over), told },
         Release::Insert => Holder::Ending { end, step: Step::Insert, told },
-        // Another attempt has the key: what its client is told is the winner's matter, as after a completion.
+        // Another attempt has the key. The client's response depends on the winner, as after a
+        // completion.
         Release::Done => match found.filter(|found| found.record.attempt != attempt(me.request)) {
             Some(_) => late_word(me, end, told, decide::complete(found, attempt(me.request), &fingerprint(me.print))),
             None => ended(me, end, told),
@@ -318,13 +325,14 @@ fn late_word(me: Me, end: End, told: Option<Told>, late: FinalizeDecision<'_>) -
         },
         FinalizeDecision::Superseded(SupersededBy::Response(kept)) => replay(kept),
         FinalizeDecision::Superseded(SupersededBy::Running) => Told::InFlight,
-        // The store of the model forgets nothing but what has ended: its own end was there, long ago.
+        // The store of the model deletes only ended records: a completion of this attempt was
+        // stored, and expired long ago.
         FinalizeDecision::Superseded(SupersededBy::None) | FinalizeDecision::Missing => Told::NotStored,
     };
     Holder::Done(told.unwrap_or(now))
 }
 
-/// Its end is in the store.
+/// Returns the final state once its end is stored.
 fn ended(me: Me, end: End, told: Option<Told>) -> Holder {
     let now = match end {
         End::Completed => Told::Stored(me.request),

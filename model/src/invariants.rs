@@ -1,4 +1,5 @@
-//! The laws: what must hold in each state, and what must be seen somewhere, so that they do not hold for want of events.
+//! Invariants that must hold in each state, and events that must be reachable, so that no invariant
+//! holds vacuously.
 
 use onceward::decide::{self, EffectiveState, Sweep};
 use onceward::policy::Guarantee;
@@ -11,59 +12,63 @@ use crate::{Protocol, State, Wire};
 
 /// At most one request of a key takes effect. (`at-most-once` only.)
 pub const ONE_EFFECT: &str = "one effect";
-/// A kept answer does not change, and goes only when its retention is over.
+/// A stored response does not change, and is deleted only after its retention.
 pub const KEPT_FOR_GOOD: &str = "a kept answer stays";
-/// What was once shown as stored is in the store as long as it was promised, and nothing else is ever shown as stored.
+/// A response that was reported as stored stays in the store as long as promised, and no other
+/// response is ever reported as stored.
 pub const NEVER_CONTRADICTED: &str = "what was shown as stored is never contradicted";
-/// Another fingerprint neither claims a key that is taken nor sees its answer.
+/// A request with another fingerprint neither claims a key that is taken nor gets its response.
 pub const NO_MIX_UP: &str = "no mix-up of fingerprints";
 /// Only the attempt that has the key completes, interrupts, renews or releases it.
 pub const NO_OVERTAKEN_WRITE: &str = "an overtaken holder writes nothing";
 /// No claim and no unknown is ever deleted.
 pub const NEVER_DELETED: &str = "no claim and no unknown is deleted";
-/// Nobody is told that a request was not executed which was, or will be.
+/// No client is told that a request was not executed if it was, or will be.
 pub const RELEASED_DID_NOT_RUN: &str = "what is called released did not run";
-/// Nobody is told that a key is free as long as an attempt of it has executed, or is on its way to the service.
+/// No client is told that a key is free while an attempt of it has executed, or is in transit to
+/// the service.
 pub const RELEASED_AFTER_NOTHING: &str = "what is called released follows nothing that may have run";
-/// When all is over, a key whose holder lived to the end and sent no byte is free. (`at-most-once` only: else a claim that
-/// arrives late over a lost one leaves the key as lost as it was, and the next caller takes over all the same.)
+/// A key whose holder survived to the end and sent no byte is free in a final state.
+/// (`at-most-once` only: otherwise a claim that arrives late over a lost one leaves the key as lost
+/// as it was, and the next caller takes over anyway.)
 pub const UNSENT_IS_FREE: &str = "a key of which no byte was sent comes free";
-/// When nobody is at work and the lease is over, nobody sees "in flight", and the sweep says so to operators.
+/// No client gets "in flight" once no holder is active and the lease has expired, and the sweep
+/// reports the key to operators.
 pub const NEVER_STUCK: &str = "no key is in flight for ever";
 
-/// A retry gets the first answer.
+/// A retry gets the first response.
 pub const REPLAY: &str = "seen: a replay";
-/// A retry is told that nobody knows.
+/// A retry is told that the outcome is unknown.
 pub const UNKNOWN: &str = "seen: an unknown outcome";
-/// Another fingerprint is refused.
+/// A request with another fingerprint is rejected.
 pub const MISMATCH: &str = "seen: a mismatch refused";
-/// A holder that was given up completes after all.
+/// A holder whose claim was marked as unknown completes after all.
 pub const COMPLETED_FROM_UNKNOWN: &str = "seen: a completion over an unknown";
-/// A claim whose answer was lost is given back.
+/// A claim whose acknowledgement was lost is released.
 pub const RELEASED_AFTER_LOST_CLAIM: &str = "seen: a release after a lost claim";
-/// A claim arrives after it was given back, and finds the key taken.
+/// A claim arrives after it was released, and finds the key taken.
 pub const LATE_CLAIM_REFUSED: &str = "seen: a late claim that finds the key taken";
-/// A completion whose answer was lost is found to be kept.
+/// A completion whose acknowledgement was lost is found to be stored.
 pub const KEPT_ALTHOUGH_UNANSWERED: &str = "seen: an answer kept, though the store did not say so";
-/// A request that was declined leaves the key to the next.
+/// A request that was declined leaves the key to the next one.
 pub const RUN_AFTER_RELEASE: &str = "seen: an execution after a release";
 /// The next caller takes over from a lost holder.
 pub const TAKEOVER: &str = "seen: a takeover";
-/// An overtaken holder's client gets the winner's answer.
+/// The client of a superseded holder gets the winner's response.
 pub const WINNERS_ANSWER: &str = "seen: the winner's answer for an overtaken client";
-/// A stream is cut after its head was kept.
+/// A stream is truncated after its head was stored.
 pub const STREAM_CUT: &str = "seen: a stream cut";
-/// A key is known, its answer is not.
+/// A key is known, but its response has expired.
 pub const EXPIRED: &str = "seen: an expired answer";
-/// A key is used anew after its tombstone.
+/// A key is used again after its tombstone.
 pub const USED_ANEW: &str = "seen: a key used anew after its tombstone";
 
-/// What the laws remember of the past; no holder looks at it.
+/// History that the invariants need; no holder reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct History {
-    /// How many requests took effect since the key was last free by the end of a retention.
+    /// Number of requests that took effect since the key was last free by the end of a retention.
     pub effects: u8,
-    /// Which answer was shown as stored or replayed.
+    /// Response that was reported as stored or replayed.
     pub shown: Option<u8>,
     broken: Broken,
 }
@@ -79,7 +84,7 @@ struct Broken {
 }
 
 impl History {
-    /// A client was told something.
+    /// Records a response to a client.
     pub(crate) fn tell(&mut self, told: Option<Told>, is_under_way: bool) {
         self.broken.released |= told == Some(Told::Released) && (self.effects > 0 || is_under_way);
         if let Some(Told::Stored(answer) | Told::Replayed(answer)) = told {
@@ -88,7 +93,7 @@ impl History {
         }
     }
 
-    /// The row changed.
+    /// Records a change of the row.
     pub(crate) fn write(&mut self, guarantee: Guarantee, before: Option<Row>, after: Option<Row>) {
         let free = before.is_some_and(|row| decide::effective_state(&row.found(false)) == EffectiveState::Free);
         let was_kept = before.is_some_and(|row| matches!(row.at, At::Completed { .. } | At::Tombstone { .. }));
@@ -120,7 +125,7 @@ impl History {
             }
         }
         if was_kept && free {
-            // What was promised of the last answer is over, and the key is as good as new.
+            // The promises for the last response have expired, and the key counts as unused.
             self.effects = 0;
             self.shown = None;
         }
@@ -252,7 +257,7 @@ fn told(state: &State, is: impl Fn(Told) -> bool) -> bool {
     state.holders.iter().any(|holder| holder.told().is_some_and(&is))
 }
 
-/// What the store has, and the holder whose attempt wrote it.
+/// Returns the row of the store, and the holder whose attempt wrote it.
 fn owner(state: &State) -> Option<(Row, Holder)> {
     state.row.map(|row| (row, state.holders[usize::from(row.attempt)]))
 }

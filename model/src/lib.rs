@@ -1,40 +1,49 @@
-//! The protocol of a keyed request, explored state by state: whatever clients, holders, the upstream and the store's answers
-//! do, in whatever order, the promises of the design hold.
+//! Model of the protocol of a keyed request, checked state by state. The guarantees of the design
+//! hold for every order of events of clients, holders, the upstream and the store.
 //!
-//! The model has no rule of its own. Each judgement is a call of `onceward::decide`: [`claim`], [`complete`], [`unknown`],
-//! [`truncated`], [`release`], [`renew`], [`sweep`] and [`effective_state`], over real [`StoredRecord`]s. What is written here is what surrounds
-//! them: who asks when, what gets lost, and the [laws](invariants) that must hold in each state.
+//! The model has no rules of its own. Each decision is a call of `onceward::decide`: [`claim`],
+//! [`complete`], [`unknown`], [`truncated`], [`release`], [`renew`], [`sweep`] and
+//! [`effective_state`], over real [`StoredRecord`]s. This crate adds only the environment: the
+//! order of calls, the losses, and the [invariants] that must hold in each state.
 //!
 //! # What is modelled
 //!
-//! One record, and several requests that bear its key: retries, duplicates, and those with another fingerprint. A retry is
-//! one more request; it may come at any time, at once or after all else is over.
+//! Covers one record, and several requests that have its key: retries, duplicates, and requests
+//! with another fingerprint. A retry is one more request; it may come at any time, at once or after
+//! all else is over.
 //!
-//! - **A holder** is the gateway that has a request: a process of its own, which may pause between any two of its steps for
-//!   as long as it likes, and die at any of them. It claims by an insert and, if something is there that does not bind, by a
-//!   replace of that version. With the claim it sends; or renews first, since its clock says that two thirds of the lease
-//!   are over (it may say so at any time, and be wrong either way); or cannot connect. While it listens it renews. It
-//!   completes, releases, or gives up (a reset, a drain, `capture_timeout`), and hears the store's word on that. Where the
-//!   store did not answer, it goes on in the background until it does, its client told before.
-//! - **The upstream** executes what was sent at any later time, also after the holder has given up or is dead, or never, or
-//!   declines it by a status that is declared as released. It may answer by a stream, whose head is kept and which may be cut.
-//! - **The store** does to its one row what its contract says, one operation after the other. An operation of a holder is
-//!   answered; or lost with its answer; or applied *later*, at any time, its caller told that nobody knows (applied at once
-//!   with a lost answer is the shortest case of it); or sent twice by the store's driver, so that a second one of it arrives
-//!   at any time. How often is bounded by [`Bounds::faults`].
-//! - **Leases** end at any moment after the last write, retention and tombstones likewise ([`Bounds::expiry`]).
-//! - **The sweep** looks, and writes what it decided at any time later, over the version that it saw.
+//! - **A holder** is the gateway that has a request: its own process, which may pause between any
+//!   two steps for any time, and crash at any step. It claims by an insert or, if it finds a record
+//!   that does not bind, by a replace of that version. With the claim it sends the request, or
+//!   fails to connect. It may renew first, because its clock says that two thirds of the lease have
+//!   passed (it may say so at any time, and be wrong either way). It renews while it waits for the
+//!   response. It completes, releases, or abandons the request (a reset, a drain,
+//!   `capture_timeout`), and reads the store's response to that. If the store does not respond, it
+//!   retries in the background until it does; its client got its response before.
+//! - **The upstream** executes a sent request at any later time, also after its holder has
+//!   abandoned it or crashed, or never. Or it declines the request by a status that is declared as
+//!   released. It may respond with a stream, whose head is stored and which may be truncated.
+//! - **The store** applies operations to its one row as its contract says, one after the other. An
+//!   operation of a holder is acknowledged; or lost with its acknowledgement; or applied *later*,
+//!   at any time, after its caller was told that the outcome is unknown (a lost acknowledgement is
+//!   the shortest case of this); or sent twice by the store's driver, so that the second one
+//!   arrives at any time. [`Bounds::faults`] bounds their number.
+//! - **Leases** expire at any moment after the last write. Retention and tombstones do so too
+//!   ([`Bounds::expiry`]).
+//! - **The sweep** reads, and writes its decision at any later time, over the version that it read.
 //!
-//! # What is not
+//! # What is not modelled
 //!
 //! - *Waiting duplicates, bodies, HTTP*: a waiter is a retry that comes later.
-//! - *The loss of the store's memory*: a completion that finds nothing is refused here.
-//! - *Operators and probes*: nothing settles an `unknown` but a late answer.
-//! - *Dishonest upstreams*: one that executes and then says a status that is declared as released is believed.
+//! - *Data loss of the store*: a completion that finds no record is rejected here.
+//! - *Operators and probes*: only a late response settles an `unknown`.
+//! - *Dishonest upstreams*: one that executes and then sends a status that is declared as released
+//!   is believed.
 //! - *Several records*: ids share nothing in a store but its capacity.
-//! - *Time as a number.* A retention, a tombstone and what a release leaves do not end while an operation is under way whose
-//!   caller gave up. In truth one may be sent a moment before that end and arrive a moment after it; a claim that does so
-//!   leaves a key `unknown` of which no byte was sent.
+//! - *Time as a number.* A retention, a tombstone and the remains of a release do not expire while
+//!   an operation is in progress whose caller got a timeout. In reality an operation may be sent
+//!   just before that expiry and arrive just after it. A claim that does so leaves a key `unknown`
+//!   of which no byte was sent.
 
 pub mod holder;
 pub mod invariants;
@@ -53,171 +62,174 @@ use crate::store::{Answer, At, Compare, Op, Row};
 #[cfg(doc)]
 use onceward::decide::{claim, complete, effective_state, release, renew, sweep, truncated, unknown};
 
-/// The protocol, within bounds.
+/// Bounded model of the protocol.
 #[derive(Clone, Debug)]
 pub struct Protocol {
-    /// The fingerprint of each request. Those that are alike arrive in their order, since nothing tells them apart before.
+    /// Fingerprint of each request. Equal ones arrive in order, because nothing distinguishes them
+    /// before.
     pub prints: Vec<u8>,
-    /// What the route says of lost holders.
+    /// Guarantee of the route for lost holders.
     pub guarantee: Guarantee,
-    /// How much may go wrong.
+    /// Bounds of the faults.
     pub bounds: Bounds,
-    /// As it is built, or broken in one place.
+    /// Protocol as built, or broken in one place.
     pub variant: Variant,
 }
 
-/// How much may go wrong in one run, and which of the rarer things may happen.
+/// Bounds of the faults in one run, and of the rarer events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Bounds {
-    /// Operations of the store that are lost, come late or come twice.
+    /// Store operations that are lost, delayed or duplicated.
     pub faults: u8,
-    /// Processes that die.
+    /// Processes that crash.
     pub deaths: u8,
-    /// Requests that are cut off, given up or drained after their first byte, or that cannot connect before it.
+    /// Requests that are interrupted, abandoned or drained after their first byte, or that cannot
+    /// connect before it.
     pub cuts: u8,
     /// Requests that the upstream declines.
     pub declines: u8,
-    /// Answers that stream.
+    /// Responses that stream.
     pub streams: u8,
-    /// Whether retention, tombstones and what is left of releases end.
+    /// `true` if retention, tombstones and the remains of releases expire.
     pub expiry: bool,
 }
 
-/// The protocol as it is built, or broken in one place: a model that cannot fail proves nothing.
+/// Protocol as built, or broken in one place: a model that cannot fail proves nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Variant {
-    /// As it is built.
+    /// Protocol as built.
     #[default]
     Built,
-    /// The store forgets a claim when its lease is over, as a TTL on an in-flight marker does.
+    /// The store deletes a claim when its lease expires, as a TTL on an in-flight marker does.
     ForgetsClaims,
-    /// The sweep removes what it should write as unknown.
+    /// The sweep removes a claim that it should mark as unknown.
     SweepsClaims,
-    /// The store compares the attempt and not where it stands.
+    /// The store compares the attempt, but not its phase.
     ComparesAttemptOnly,
-    /// A lost holder's request is run again under `at-most-once`.
+    /// A lost holder's request is executed again under `at-most-once`.
     RunsAgainAfterTheLease,
-    /// A holder sends although the store did not answer its claim.
+    /// A holder sends although the store did not acknowledge its claim.
     SendsUnclaimed,
     /// A release does not compare the attempt.
     ReleasesBlindly,
-    /// Attempts have numbers in the place of random ids, counted in the record; and a release deletes the record, so that the
-    /// next attempt has the first number again.
+    /// Attempts have sequence numbers from the record instead of random ids. A release deletes the
+    /// record, so the next attempt gets the first number again.
     NumbersAttempts,
-    /// A release does not look for what its claim was to replace.
+    /// A release does not check for the version that its claim was to replace.
     ForgetsWhatItReplaced,
-    /// A request that was cut off after its first byte is released.
+    /// A request that was interrupted after its first byte is released.
     ReleasesAfterSending,
-    /// A completion overwrites what it finds.
+    /// A completion overwrites any record.
     CompletesBlindly,
-    /// The client gets its answer before the store has it, and is told that it is stored.
+    /// The client gets its response before the store has it, and is told that it is stored.
     TellsBeforeKeeping,
-    /// Nobody compares fingerprints.
+    /// Fingerprints are not compared.
     IgnoresFingerprint,
-    /// A request that was declined, or not sent, is released although the attempt before it may have executed.
+    /// A request that was declined, or not sent, is released although the attempt before it may
+    /// have executed.
     ReleasesAfterUnknown,
 }
 
-/// One moment of the whole.
+/// State of the whole system.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    /// Each request's gateway.
+    /// Gateway of each request.
     pub holders: Vec<Holder>,
-    /// Each request's way to the upstream.
+    /// State of each request at the upstream.
     pub wires: Vec<Wire>,
-    /// What the store has.
+    /// Row of the store.
     pub row: Option<Row>,
-    /// Operations whose callers gave up, and that may still arrive.
+    /// Operations that timed out for their callers, and may still arrive.
     pub late: Vec<Op>,
-    /// What the sweep has decided and not yet written.
+    /// Write that the sweep has decided on, and not yet sent.
     pub sweep: Option<Op>,
-    /// What may still go wrong.
+    /// Remaining faults.
     pub left: Bounds,
-    /// What the laws remember.
+    /// History that the invariants need.
     pub history: History,
 }
 
-/// A request's way to the upstream.
+/// State of a request at the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
     /// No byte was sent.
     Idle,
-    /// It was sent, and has not arrived.
+    /// The request was sent, and has not arrived.
     Sent,
-    /// It took effect.
+    /// The request took effect.
     Executed,
-    /// It was declined, and took none.
+    /// The request was declined, and had no effect.
     Declined,
 }
 
-/// What happens next. The number is the request.
+/// Next event. The number is the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The client sends it.
+    /// The client sends the request.
     Arrives(u8),
-    /// The store gets the holder's operation, or does not.
+    /// The holder's operation reaches the store, or does not.
     Store(u8, Delivery),
-    /// Its first byte goes to the upstream.
+    /// The first byte is sent to the upstream.
     Sends(u8),
     /// The upstream cannot be reached.
     CannotConnect(u8),
-    /// The holder shows a sign of life.
+    /// The holder renews its claim.
     Renews(u8),
-    /// It takes effect at the upstream.
+    /// The request takes effect at the upstream.
     Executes(u8),
-    /// The upstream declines it.
+    /// The upstream declines the request.
     Declines(u8),
-    /// The upstream's answer reaches the holder.
+    /// The upstream's response reaches the holder.
     Answers(u8),
     /// The head of a stream reaches the holder.
     Streams(u8),
-    /// A stream ends whole.
+    /// A stream ends completely.
     StreamEnds(u8),
-    /// The connection is cut, or the holder gives up.
+    /// The connection is lost, or the holder abandons the request.
     Cut(u8),
-    /// The holder's process dies; what it had asked of the store may still arrive, or not.
+    /// The holder's process crashes; its last store operation may still arrive, or not.
     Dies(u8, Last),
-    /// An operation arrives whose caller gave up.
+    /// An operation arrives that had timed out for its caller.
     ArrivesLate(Op),
-    /// The row gets older: a lease, a retention or a tombstone ends.
+    /// The row ages: a lease, a retention or a tombstone expires.
     Ages,
-    /// The sweep looks at the row.
+    /// The sweep reads the row.
     Sweeps,
-    /// The sweep writes what it decided.
+    /// The sweep writes its decision.
     SweepWrites,
-    /// A broken store forgets a claim.
+    /// A broken store deletes a claim.
     Forgets,
 }
 
-/// What becomes of an operation.
+/// Delivery of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is done and answered.
+    /// The operation is applied and acknowledged.
     Answered,
-    /// It is lost.
+    /// The operation is lost.
     Lost,
-    /// It is done some time later; its caller gives up.
+    /// The operation is applied later; its caller gets a timeout.
     Late,
-    /// The store's driver sends it again; both may be done.
+    /// The store's driver sends it again; both may be applied.
     Twice,
 }
 
-/// What becomes of the operation that a dying process had begun.
+/// Delivery of the operation that a crashing process had begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Last {
     /// There is none, or it was not sent.
     Unsent,
-    /// It may still arrive.
+    /// The operation may still arrive.
     Late,
 }
 
 impl Protocol {
-    /// The protocol as it is built.
+    /// Returns the protocol as built.
     pub fn new(prints: &[u8], guarantee: Guarantee, bounds: Bounds) -> Self {
         Self { prints: prints.to_vec(), guarantee, bounds, variant: Variant::Built }
     }
 
-    /// The same, broken in one place.
+    /// Returns the same protocol, broken in one place.
     pub fn broken(self, variant: Variant) -> Self {
         Self { variant, ..self }
     }
@@ -263,7 +275,7 @@ impl Protocol {
         Some(())
     }
 
-    /// What the holder makes of the end of its request, beside which a renewal may still be under way.
+    /// Ends the attempt of a holder. A renewal may still be in progress.
     fn end(&self, state: &mut State, request: u8, end: End) {
         let me = self.me(request);
         let holder = state.holders[usize::from(request)];
@@ -490,12 +502,12 @@ impl Model for Protocol {
 }
 
 impl State {
-    /// What a store finds that has this row.
+    /// Returns the record that a store with this row finds.
     pub fn found(&self, row: Row) -> StoredRecord {
         row.found(self.holders[usize::from(row.attempt)] == Holder::Dead)
     }
 
-    /// Whether nobody is at work on the key and nothing is on its way to the store.
+    /// Returns `true` if no holder is active and no operation is in transit to the store.
     pub fn at_rest(&self) -> bool {
         self.late.is_empty() && self.holders.iter().all(|holder| holder.at_rest())
     }
@@ -514,7 +526,8 @@ impl State {
     }
 
     fn may_age(&self, row: Row) -> bool {
-        // A lease may end while an operation is under way; what lasts for an hour or longer may not.
+        // A lease may expire while an operation is in progress. Periods of an hour or longer may
+        // not.
         let long = self.left.expiry && self.late.is_empty() && self.sweep.is_none();
         match row.at {
             At::InFlight => row.age == 0,

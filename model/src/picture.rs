@@ -1,7 +1,7 @@
-//! Paths as pictures: what the model found, told as a sequence diagram in plain text.
+//! Draws paths as pictures: a sequence diagram in plain text of a path that the model found.
 //!
-//! `docs/model.md` has a mark where each picture stands; [`refresh`] draws them anew there, and a test fails where the page
-//! shows another path than the one that the model finds.
+//! `docs/model.md` has a marker at the place of each picture. [`refresh`] redraws them, and a test
+//! fails if the page shows another path than the one that the model finds.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,8 @@ use crate::{Action, Bounds, Delivery, Protocol, State, Variant};
 
 const NOTHING: Bounds = Bounds { faults: 0, deaths: 0, cuts: 0, declines: 0, streams: 0, expiry: false };
 
-/// What `docs/model.md` tells: the mark of each picture, and the broken protocol in which a key takes effect twice.
+/// Returns the pictures of `docs/model.md`: the marker of each, and the broken protocol in which a
+/// key takes effect twice.
 pub fn told() -> [(&'static str, Protocol); 3] {
     let broken = |prints: &[u8], bounds, variant| Protocol::new(prints, AtMostOnce, bounds).broken(variant);
     let lost = Bounds { faults: 1, cuts: 1, ..NOTHING };
@@ -27,11 +28,11 @@ pub fn told() -> [(&'static str, Protocol); 3] {
     ]
 }
 
-/// The page with all its pictures drawn anew.
+/// Returns the page with all of its pictures redrawn.
 ///
 /// # Panics
 ///
-/// Where the page lacks a mark, or the model finds nothing.
+/// If the page lacks a marker, or the model finds no path.
 pub fn refresh(page: &str) -> String {
     let mut page = page.replace("\r\n", "\n");
     for (name, protocol) in told() {
@@ -43,11 +44,11 @@ pub fn refresh(page: &str) -> String {
     page
 }
 
-/// One of the shortest ways in which a broken protocol lets a key take effect twice.
+/// Draws one of the shortest paths on which a broken protocol lets a key take effect twice.
 ///
 /// # Panics
 ///
-/// Where there is none.
+/// If there is none.
 pub fn picture(protocol: &Protocol) -> String {
     let enough = HasDiscoveries::AnyOf([ONE_EFFECT].into());
     let checker = protocol.clone().checker().finish_when(enough).spawn_bfs().join();
@@ -73,7 +74,7 @@ pub fn draw(protocol: &Protocol, path: &Path<State, Action>) -> String {
     let steps = path.clone().into_vec();
     let cast = Cast::new(requests, steps.iter().filter_map(|(_, action)| *action));
     for (before, action) in steps {
-        // The model may have gone on for a step or two before it looked.
+        // The model may have continued for a step or two before the check.
         if before.history.effects > 1 {
             break;
         }
@@ -82,7 +83,7 @@ pub fn draw(protocol: &Protocol, path: &Path<State, Action>) -> String {
         let changed = (before.row != after.row).then(|| cast.row(after.row));
         let changed = changed.as_deref().unwrap_or_default();
         match action {
-            // Its claim shows it.
+            // Shown by its claim.
             Action::Arrives(_) => {}
             Action::Store(request, delivery) => {
                 let at = cast.lane(request);
@@ -153,7 +154,7 @@ impl Canvas {
         self.push(&line);
     }
 
-    /// `then`: what is written beside its end.
+    /// Draws an arrow. `then` is the text beside its end.
     fn arrow(&mut self, from: usize, to: usize, said: &str, then: &str) {
         let mut line = self.lanes();
         let (start, end) = (self.lanes[from], self.lanes[to]);
@@ -189,7 +190,7 @@ fn write_at(line: &mut Vec<char>, at: usize, said: &str) {
     }
 }
 
-/// Who is who: requests are called A, B and C in the order in which they ask the store.
+/// Names of the requests: A, B and C in the order in which they first call the store.
 struct Cast(Vec<u8>);
 
 impl Cast {

@@ -1,4 +1,4 @@
-//! The store: one row, and four operations that take effect one after the other.
+//! Store: one row, and four operations that take effect one after the other.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -12,76 +12,76 @@ use onceward::record::{
 use onceward::reply::{Head, StoredResponse};
 use onceward::secret::KeyHash;
 
-/// A lease, a retention, a tombstone and what stays of a release all last one tick: which of them ends first is then a
-/// matter of when the model ages the row, and not of numbers.
+/// Duration of a lease, a retention, a tombstone and the remains of a release. All are equal, so
+/// that their order depends on when the model ages the row, not on numbers.
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// A [`Record`] as the model keeps it: small and hashable. It becomes a real one for each call of the rule.
+/// Compact, hashable form of a [`Record`]. Converted into a real one for each call of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Row {
-    /// The request whose attempt wrote it last.
+    /// Request whose attempt wrote the row last.
     pub attempt: u8,
-    /// Its fingerprint. What was released has one here too, which the real record forgets.
+    /// Its fingerprint. A released row has one here too, unlike the real record.
     pub print: u8,
-    /// What became of it.
+    /// Phase of the attempt.
     pub at: At,
     /// Ticks since it was written.
     pub age: u8,
 }
 
-/// [`Phase`], without what is the same in all records of a model.
+/// [`Phase`], without the parts that are equal in all records of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "Phase documents them")]
 pub enum At {
     InFlight,
-    /// The answer of this request; or only that there was one.
+    /// Response of this request, or only that there was one.
     Completed {
         answer: u8,
         whole: bool,
     },
     Released,
     Unknown,
-    /// For this many ticks.
+    /// Tombstone for this number of ticks.
     Tombstone {
         keep: u8,
     },
 }
 
-/// What is asked of the store.
+/// Store operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
-    /// What is there?
+    /// Read the row.
     Get,
-    /// Put this where nothing is.
+    /// Insert this row if there is none.
     Insert(Row),
-    /// Put this over that version.
+    /// Replace that version by this row.
     Replace(Version, Row),
-    /// Remove what is at that version.
+    /// Remove the row if it has that version.
     Remove(Version),
 }
 
-/// What the store says.
+/// Response of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It was done.
+    /// The operation was applied.
     Done,
-    /// It was not, or was a question; this is there.
+    /// The operation was rejected, or was a read; returns the row.
     Found(Option<Row>),
 }
 
-/// What a store compares before it replaces.
+/// Comparison of a store before it replaces a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compare {
-    /// The attempt and where it stands, as the contract says.
+    /// Compares the attempt and its phase, as the contract says.
     Version,
-    /// The attempt alone: a broken one.
+    /// Compares only the attempt: a broken store.
     Attempt,
-    /// The attempt's number, which is always the first: a broken one.
+    /// Compares the attempt's number, which is always the first one: a broken store.
     Number,
 }
 
 impl Op {
-    /// Takes effect.
+    /// Applies the operation.
     pub fn apply(self, row: &mut Option<Row>, compare: Compare) -> Answer {
         let matches = |over: Version| {
             row.is_some_and(|row| match compare {
@@ -102,12 +102,12 @@ impl Op {
 }
 
 impl Row {
-    /// A row as it is when it was just written.
+    /// Returns a row that was just written.
     pub fn new(attempt: u8, print: u8, at: At) -> Self {
         Self { attempt, print, at, age: 0 }
     }
 
-    /// The row that a record of the rule's stands for.
+    /// Returns the row of a record from the rules.
     pub fn of(attempt: u8, print: u8, phase: &Phase) -> Self {
         let at = match phase {
             Phase::InFlight { .. } => At::InFlight,
@@ -123,7 +123,8 @@ impl Row {
         Self::new(attempt, print, at)
     }
 
-    /// What a store would find. `gone`: it knows that the process which wrote the row is dead.
+    /// Returns the record that a store would find. `gone` means that the store knows that the
+    /// process that wrote the row has ended.
     pub fn found(&self, gone: bool) -> StoredRecord {
         static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Arc::default);
         let print = FingerprintWithRules::new(fingerprint(self.print), RULES.clone());
@@ -136,14 +137,15 @@ impl Row {
             At::Unknown => Phase::Unknown { print },
             At::Tombstone { keep } => Phase::Tombstone { print, executed: Executed::Yes, keep: TICK * u32::from(keep) },
         };
-        // A lease ends by its age or because its holder is known to be gone; the rule must take either for both.
+        // A lease ends by its age, or because its holder is known to be gone. The rules must treat
+        // both alike.
         let gone = gone && self.at == At::InFlight && self.age > 0;
         let age = if gone { Duration::ZERO } else { TICK * u32::from(self.age) };
         let record = Record { key_hash: KeyHash([0; 32]), attempt: attempt(self.attempt), phase };
         StoredRecord { record: Box::new(record), age, owner_lost: gone }
     }
 
-    /// Its version, for the next write.
+    /// Returns its version, for the next write.
     pub fn version(&self) -> Version {
         let stage = match self.at {
             At::InFlight => PhaseKind::InFlight,
@@ -156,17 +158,18 @@ impl Row {
     }
 }
 
-/// The attempt of a request: each makes one.
+/// Returns the attempt of a request: each makes one.
 pub fn attempt(request: u8) -> AttemptId {
     AttemptId([request; 16])
 }
 
-/// The fingerprint of requests that are alike.
+/// Returns the fingerprint of equal requests.
 pub fn fingerprint(print: u8) -> Fingerprint {
     Fingerprint([print; 32])
 }
 
-/// Whose answer it is. Each execution answers with a status of its own, so that answers cannot be confused.
+/// Returns the request of a response. Each execution responds with its own status, so that
+/// responses cannot be confused.
 pub fn answer(kept: &Retained) -> u8 {
     let status = match kept {
         Retained::Response(reply) => reply.status,

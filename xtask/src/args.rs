@@ -1,4 +1,4 @@
-//! What was typed.
+//! Command-line arguments.
 
 pub(crate) const HELP: &str = "\
 The project's own commands.
@@ -18,7 +18,7 @@ pub(crate) struct Asked {
     pub(crate) only: Option<String>,
     pub(crate) long: bool,
     pub(crate) list: bool,
-    /// Handed on as it came.
+    /// Passed on unchanged.
     pub(crate) rest: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Action {
 }
 
 impl Asked {
-    /// Reads the arguments; an error is the one line to print.
+    /// Parses the arguments. The error is the one line to print.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, String> {
         let mut arguments = arguments.into_iter();
         let action = match arguments.next().as_deref() {
@@ -52,7 +52,7 @@ impl Asked {
         };
         let mut asked = Self { action, only: None, long: false, list: false, rest: Vec::new() };
         if matches!(action, Action::Chaos | Action::Bench) {
-            // They know their own arguments.
+            // These commands parse their own arguments.
             asked.rest = arguments.collect();
             return Ok(asked);
         }

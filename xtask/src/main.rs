@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask test`, `ci`, `chaos` and `bench`.
+//! Commands of the project: `cargo xtask test`, `ci`, `chaos` and `bench`.
 //!
 //! Only `std` is used, so that the command itself builds in a second in a fresh clone.
 
@@ -21,7 +21,7 @@ use parts::{Kind, Part};
 
 fn main() -> ExitCode {
     let typed: Vec<String> = env::args().skip(1).collect();
-    // What the parts `web` and `page` run: they are not for people to type.
+    // Commands of the parts `web` and `page`: they are not for people to type.
     let npm: Option<NpmPart> = match typed.first().map(String::as_str) {
         Some("web") => Some(web::run),
         Some("page") => Some(page::run),
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Given a filter on test names; an error is the one line to print.
+/// Runs an npm part with a filter on test names. The error is the one line to print.
 type NpmPart = fn(Option<&str>) -> Result<(), String>;
 
 fn asked_for(asked: &Asked) -> Result<bool, String> {
@@ -70,7 +70,7 @@ fn asked_for(asked: &Asked) -> Result<bool, String> {
     }
 }
 
-/// Installs what the store of a chaos run needs besides; which that is, is asked of it.
+/// Installs the additional programs of a chaos run's store, which its arguments name.
 fn chaos(rest: &[String]) -> Result<bool, String> {
     let store = rest.iter().position(|word| word == "--store").and_then(|at| rest.get(at + 1));
     let store = store.map(String::as_str).filter(|store| ["postgres", "redis", "valkey"].contains(store));
@@ -78,14 +78,14 @@ fn chaos(rest: &[String]) -> Result<bool, String> {
     hand_over(&parts::chaos(None), rest)
 }
 
-/// Installs what a part needs, and hands over to it: it says itself how it went.
+/// Installs the programs of a part, and runs it with these arguments. It reports its own result.
 fn hand_over(part: &Part, rest: &[String]) -> Result<bool, String> {
     programs::provide(std::slice::from_ref(part))?;
     let status = cargo().current_dir(root()).args(&part.args).args(rest).status();
     status.map(|status| status.success()).map_err(|error| format!("cargo did not start: {error}"))
 }
 
-/// Measures the layer in process first, then all that takes servers; the latter writes the page.
+/// Benchmarks the layer in process first, then those that need servers; the latter write the page.
 fn bench(rest: &[String]) -> Result<bool, String> {
     let part = parts::measure();
     let only = rest.iter().position(|word| word == "--only").and_then(|at| rest.get(at + 1));
@@ -106,7 +106,7 @@ fn bench(rest: &[String]) -> Result<bool, String> {
     hand_over(&part, &[&layer, rest].concat())
 }
 
-/// Installs what is missing, runs the parts that were asked for, and says whether all is well.
+/// Installs missing programs, runs the requested parts, and returns `true` if all passed.
 fn test(asked: &Asked) -> Result<bool, String> {
     let root = root();
     let manifest = root.join("crates/onceward/Cargo.toml");
@@ -149,11 +149,12 @@ fn test(asked: &Asked) -> Result<bool, String> {
     Ok(run::all(&root, &parts, asked.only.as_deref()))
 }
 
-/// A cargo that knows nothing of this one.
+/// Returns a cargo command without the environment of this one.
 fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // `cargo run` tells us who we are. Handed on, that would differ from what a plain `cargo test` sees,
-    // and build scripts that look at it would rebuild what they guard each time the two take turns.
+    // `cargo run` sets variables that describe this package. Passed on, they would differ from what
+    // a plain `cargo test` sees, and build scripts that read them would rebuild each time the two
+    // alternate.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -164,7 +165,7 @@ fn cargo() -> Command {
 }
 
 fn root() -> PathBuf {
-    // Asked at run time: a path that was compiled in would be wrong after the folder is moved.
+    // Read at run time: a compiled-in path would be wrong after the directory is moved.
     match env::var_os("CARGO_MANIFEST_DIR") {
         Some(xtask) => PathBuf::from(xtask).join(".."),
         None => PathBuf::from("."),

@@ -1,4 +1,5 @@
-//! `cargo xtask page`: the demo's page, built anew, compared byte for byte with what is committed, and driven in a browser.
+//! `cargo xtask page`: rebuilds the demo's page, compares it byte for byte with the committed one,
+//! and tests it in a browser.
 
 use std::{
     fs,
@@ -14,10 +15,10 @@ const PAGE: &str = "examples/orders/web";
 const BUILT: [&str; 3] = ["counter.css", "counter.js", "index.html"];
 const MEND: &str = "run `npm run build` in examples/orders/web and commit it";
 
-/// Runs it; an error is the one line to print. `only` is a filter on test names.
+/// Runs the part. The error is the one line to print. `only` is a filter on test names.
 pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let npm = Npm::new()?;
-    // The page is built with the client as it is packed.
+    // The page is built with the packed client.
     npm.run(PACKAGE, "ci --no-audit --no-fund")?;
     npm.run(PACKAGE, "run build")?;
     npm.run(PAGE, "ci --no-audit --no-fund")?;
@@ -28,7 +29,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     npm.test(PAGE, only)
 }
 
-/// That two folders hold the same page.
+/// Checks that two directories contain the same page.
 fn compare(fresh: &Path, committed: &Path) -> Result<(), String> {
     let read = |file: PathBuf| fs::read(&file).map_err(|error| format!("{}: {error}; {MEND}", file.display()));
     for name in BUILT {

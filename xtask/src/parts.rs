@@ -1,27 +1,27 @@
-//! What `test` and `ci` run: one row a part.
+//! Parts that `test` and `ci` run: one row per part.
 
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub(crate) name: String,
     pub(crate) kind: Kind,
-    /// Handed to cargo.
+    /// Arguments for cargo.
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(&'static str, &'static str)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Cheap and first: if one fails, the rest is not worth its minutes.
+    /// Runs first and is cheap: if one fails, the rest is not worth its minutes.
     Gate,
-    /// It passes or fails as a whole.
+    /// Passes or fails as a whole.
     Check,
-    /// Its tests are counted.
+    /// Runs tests, which are counted.
     Tests,
 }
 
 use Kind::{Check, Gate, Tests};
 
-/// What `ci` runs before the tests.
+/// Returns the parts that `ci` runs before the tests.
 pub(crate) fn gates() -> Vec<Part> {
     let mut doc = part("doc", Gate, "doc --workspace --no-deps --all-features");
     doc.env.push(("RUSTDOCFLAGS", "-D warnings"));
@@ -33,7 +33,7 @@ pub(crate) fn gates() -> Vec<Part> {
     ]
 }
 
-/// Everything that `test` runs, given the features of the library.
+/// Returns all parts that `test` runs, given the features of the library.
 pub(crate) fn all(features: &[String]) -> Vec<Part> {
     let alone = std::iter::once(part("feature/none", Check, "check -p onceward --no-default-features")).chain(
         features.iter().map(|feature| {
@@ -49,7 +49,8 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
     ];
     parts.extend(alone);
     parts.extend([
-        // Checked, not built: the bench profile links with LTO, which costs minutes and finds nothing more.
+        // Checked, not built: the bench profile links with LTO, which costs minutes and finds
+        // nothing more.
         part("benches", Check, "check -p onceward --benches --all-features"),
         part("bench", Tests, "test -p bench"),
         part("orders", Tests, "test -p orders"),
@@ -67,14 +68,15 @@ pub(crate) fn all(features: &[String]) -> Vec<Part> {
         minutes_of_chaos(Some("valkey"), &["--minutes", "1"]),
         part("demo", Check, "run --release -- demo --check"),
     ]);
-    // The TypeScript package: xtask itself runs npm, and tells in cargo's words what its tests came to.
+    // TypeScript package: xtask itself runs npm, and reports the results of its tests in cargo's
+    // format.
     parts.push(Part { kind: Tests, ..part("web", Check, "run --quiet -p xtask -- web") });
-    // The demo's page: built anew and compared with what is committed, then driven in a browser.
+    // Page of the demo: rebuilt and compared with the committed one, then tested in a browser.
     parts.push(Part { kind: Tests, ..part("page", Check, "run --quiet -p xtask -- page") });
     parts
 }
 
-/// What one gateway promises over the store in its folder, by two over a store that they share.
+/// Tests of one gateway over an embedded store, run with two gateways over a shared store.
 fn two_gateways_over(store: &'static str) -> Part {
     let tests = "test -p onceward-gateway --test it -- rows:: faults:: kills:: drain:: keys:: cors::";
     let mut part = part(&format!("gateway-{store}"), Tests, tests);
@@ -82,7 +84,7 @@ fn two_gateways_over(store: &'static str) -> Part {
     part
 }
 
-/// The run itself, over an embedded store or a server of its own, whatever is asked of it besides.
+/// Chaos run over an embedded store or a server, with further arguments from the command line.
 pub(crate) fn chaos(store: Option<&str>) -> Part {
     let name = store.map_or_else(|| "chaos".to_owned(), |store| format!("chaos-{store}"));
     let mut part = part(&name, Check, "run --quiet -p chaos --");
@@ -90,7 +92,7 @@ pub(crate) fn chaos(store: Option<&str>) -> Part {
     part
 }
 
-/// Measures what takes servers, without debug assertions and with all optimisations.
+/// Benchmarks that need servers, without debug assertions and with all optimizations.
 pub(crate) fn measure() -> Part {
     part("measure", Check, "run --quiet --profile dist -p bench --")
 }
@@ -101,7 +103,8 @@ pub(crate) fn minutes_of_chaos(store: Option<&str>, asked: &[&str]) -> Part {
     part
 }
 
-/// The parts that `only` means: those so called, or else every test part, its tests filtered by that name.
+/// Selects the parts that `only` means: those with that name, or else every test part, its tests
+/// filtered by that name.
 pub(crate) fn choose(parts: Vec<Part>, only: Option<&str>) -> Vec<Part> {
     let Some(only) = only else { return parts };
     let called = |part: &Part| part.name == only || part.name.split_once('/').is_some_and(|(group, _)| group == only);
@@ -115,9 +118,9 @@ pub(crate) fn choose(parts: Vec<Part>, only: Option<&str>) -> Vec<Part> {
     parts
 }
 
-/// The names in the `[features]` of a manifest, without `default`.
+/// Returns the names in the `[features]` of a manifest, without `default`.
 ///
-/// They are read where they are declared, so that a new feature cannot be forgotten here.
+/// Read from their declaration, so that a new feature cannot be missed here.
 pub(crate) fn features(manifest: &str) -> Vec<String> {
     manifest
         .lines()
@@ -126,7 +129,7 @@ pub(crate) fn features(manifest: &str) -> Vec<String> {
         .skip(1)
         .take_while(|line| !line.starts_with('['))
         .filter_map(|line| {
-            // A line of an array that goes over many begins with a quote or a bracket.
+            // A line of a multi-line array begins with a quote or a bracket.
             let (name, _) = line.split_once('=')?;
             let name = name.trim().trim_matches('"');
             let is_name = name.chars().all(|c| c.is_alphanumeric() || "-_+.".contains(c));
@@ -136,7 +139,7 @@ pub(crate) fn features(manifest: &str) -> Vec<String> {
 }
 
 impl Part {
-    /// The command as one would type it.
+    /// Returns the command as a person would type it.
     pub(crate) fn command(&self) -> String {
         let mut command = String::new();
         for (name, value) in &self.env {
@@ -149,7 +152,8 @@ impl Part {
 fn part(name: &str, kind: Kind, args: &str) -> Part {
     let mut args: Vec<String> = args.split(' ').map(String::from).collect();
     if kind == Tests {
-        // Else cargo would stop at the first test binary that fails, and hide what the others say.
+        // Otherwise cargo would stop at the first test binary that fails, and hide the results of
+        // the others.
         args.insert(1, "--no-fail-fast".into());
     }
     Part { name: name.into(), kind, args, env: Vec::new() }

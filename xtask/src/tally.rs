@@ -1,4 +1,4 @@
-//! Counting, and what is said at the end.
+//! Counts results, and formats the summary.
 
 use std::{fmt, iter::Sum, time::Duration};
 
@@ -11,25 +11,25 @@ pub(crate) struct Counts {
     pub(crate) skipped: u32,
 }
 
-/// How one part went.
+/// Result of one part.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) name: String,
     pub(crate) counts: Counts,
     pub(crate) took: Duration,
-    /// What did not pass, one line each.
+    /// Failures, one line each.
     pub(crate) troubles: Vec<String>,
 }
 
-/// What cargo's output said, line by line.
+/// State of reading cargo's output, line by line.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     counts: Counts,
     results: u32,
     troubles: Vec<String>,
-    /// Which of the troubles is being told at length.
+    /// Index of the failure whose details are being read.
     told: Option<usize>,
-    /// Where that one panicked, once it is said: what it said stands in the next line.
+    /// Location of its panic, once read: the message is in the next line.
     place: Option<String>,
 }
 
@@ -59,11 +59,12 @@ impl Heard {
         }
     }
 
-    /// What a part comes to, given what was heard of it and whether cargo ended well.
+    /// Returns the result of a part from the output and the exit status of cargo.
     pub(crate) fn judge(mut self, kind: Kind, success: bool) -> (Counts, Vec<String>) {
         match (kind, success) {
             (Kind::Tests, true) if self.results == 0 => {
-                // Cargo has changed its words, or ran nothing: no news must not look like good news.
+                // Cargo has changed its format, or ran nothing: missing results must not count as a
+                // success.
                 self.counts.failed = 1;
                 self.troubles.push("failed: it ended well and without a `test result:` line".into());
             }
@@ -82,7 +83,7 @@ impl Heard {
 }
 
 impl Counts {
-    /// Reads libtest's `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
+    /// Parses libtest's `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
     fn from_result(line: &str) -> Option<Self> {
         let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let number = |what: &str| {
@@ -91,7 +92,7 @@ impl Counts {
         Some(Self { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
     }
 
-    /// Nothing failed, nothing was skipped, and something ran.
+    /// Returns `true` if nothing failed, nothing was skipped, and something ran.
     pub(crate) fn all_well(self) -> bool {
         self.failed == 0 && self.skipped == 0 && self.passed > 0
     }
@@ -121,7 +122,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// The table of minutes, then what did not pass.
+/// Returns the table of times, then the failures.
 pub(crate) fn table(reports: &[Report]) -> String {
     let width = reports.iter().map(|report| report.name.len()).max().unwrap_or(0).max("total".len());
     let mut out = format!("{:width$}  minutes  passed  failed  skipped\n", "part");
@@ -141,7 +142,7 @@ pub(crate) fn table(reports: &[Report]) -> String {
     out
 }
 
-/// Minutes and seconds, as on a clock.
+/// Formats minutes and seconds, as on a clock.
 pub(crate) fn minutes(took: Duration) -> String {
     let seconds = (took.as_millis() + 500) / 1000;
     format!("{}:{:02}", seconds / 60, seconds % 60)

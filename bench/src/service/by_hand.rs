@@ -1,4 +1,4 @@
-//! What people write by hand, over the same client of the same server.
+//! Patterns that people write by hand, over the same client of the same server.
 
 use std::error::Error;
 
@@ -27,8 +27,8 @@ pub(super) async fn connect(url: &str) -> Result<MultiplexedConnection, Box<dyn 
     Ok(client.get_multiplexed_async_connection().await?)
 }
 
-/// "Look the key up in Redis, else do it, then store the answer." Not safe: whoever looks before the first is done does it
-/// again.
+/// "Look the key up in Redis, else execute, then store the response." Not safe: a concurrent
+/// duplicate that reads before the first one completes executes again.
 pub(super) async fn look_then_store(
     State(mut redis): State<MultiplexedConnection>,
     request: Request,
@@ -45,8 +45,8 @@ pub(super) async fn look_then_store(
     store(&mut redis, &key, next.run(request).await).await
 }
 
-/// The least that lets one of many equal requests through: a marker first. It tells no two requests apart, and a process that
-/// dies in between leaves its key to whoever comes after the marker.
+/// Minimum that lets one of several concurrent duplicates through: a marker first. It compares no
+/// fingerprints. A crash in between leaves the key to the next request after the marker expires.
 pub(super) async fn claim_then_store(
     State(mut redis): State<MultiplexedConnection>,
     request: Request,

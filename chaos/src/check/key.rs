@@ -1,32 +1,32 @@
-//! One key: what is known of it up to an event, and what an event may not be then.
+//! State of one key up to an event, and the events that violate a rule then.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{Asked, Gateways, Rule, Rules};
 use crate::history::{Answer, Last, Micros, Of, Reply};
 
-/// How long after the lease a key may still be called in flight, in microseconds.
+/// Time after the lease for which a key may still be reported as in flight, in microseconds.
 const AFTER_LEASE: Micros = 5_000_000;
 
 pub(super) struct Key<'a> {
     pub(super) of: &'a Of,
     pub(super) runs: Vec<Run<'a>>,
     pub(super) executions: u32,
-    /// Requests at the upstream that it has not answered.
+    /// Number of requests at the upstream without a response.
     running: u32,
     bodies: HashSet<&'a str>,
-    /// Calls without an answer: each may be a holder, as long as its gateway lives.
+    /// Calls without a response. Each may be a lease holder while its gateway lives.
     open: HashMap<u64, (u64, Micros)>,
-    /// Of each gateway, when a call was last answered that may have been a holder.
+    /// Time of the last response to a call that may have been a lease holder, by gateway.
     held: HashMap<u64, Micros>,
-    /// When a request last left the upstream.
+    /// Time at which a request last left the upstream.
     left: Micros,
     kept: Option<Kept>,
-    /// Whether a call after the last heal was settled; nothing, as long as there was none.
+    /// `true` if the last call after the final recovery was settled. `None` if there was none.
     last: Option<bool>,
 }
 
-/// A request that reached the upstream.
+/// Request that reached the upstream.
 pub(super) struct Run<'a> {
     pub(super) nonce: &'a str,
     pub(super) body: &'a str,
@@ -34,7 +34,7 @@ pub(super) struct Run<'a> {
     pub(super) executed: bool,
 }
 
-/// The first answer that was called stored or replayed.
+/// First response that was reported as stored or replayed.
 struct Kept {
     run: usize,
     at: Micros,
@@ -66,7 +66,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// A request reaches the upstream. May it?
+    /// Records that a request reached the upstream. Returns the violation, if it must not.
     pub(super) fn arrived(&mut self, run: Run<'a>, gateways: &Gateways) -> Option<(Rule, String)> {
         let breach = self.may_arrive(gateways);
         self.runs.push(run);
@@ -76,13 +76,14 @@ impl<'a> Key<'a> {
 
     fn may_arrive(&self, gateways: &Gateways) -> Option<(Rule, String)> {
         if let Some(kept) = &self.kept {
-            // Only one that was claimed before the answer was seen can still be on its way, on a route that runs again.
+            // A request can still be in transit only if it was claimed before the response was
+            // seen, on a route that is at-least-once.
             let on_its_way = |(gateway, sent): &(u64, Micros)| *sent < kept.at && !gateways.died.contains_key(gateway);
             if !self.of.again || !self.open.values().any(on_its_way) {
                 return Some((Rule::Once, "it reached the upstream again after its answer was kept and seen".into()));
             }
         }
-        // All before the last were looked at when the one after them came.
+        // All before the last one were checked when the next one arrived.
         let earlier =
             self.runs.last().filter(|run| !self.of.again && !matches!(run.reply, Some(Reply::Released(_))))?;
         let how = match (earlier.reply, earlier.executed) {
@@ -105,7 +106,7 @@ impl<'a> Key<'a> {
         self.left = at;
     }
 
-    /// A call got a whole answer, which bears the name of this run, if of any.
+    /// Records that a call got a complete response, with the nonce of this run, if any.
     pub(super) fn answered(
         &mut self,
         call: (u64, &Asked<'a>),
@@ -127,7 +128,7 @@ impl<'a> Key<'a> {
         if matches!((answer.outcome.as_str(), answer.code.as_str()), ("stored" | "replayed", "")) {
             self.kept_answer(answer, run, asked, at, breaches);
         }
-        // Who was refused at once holds nothing; all others may have.
+        // A call that was rejected at once holds nothing; all others may have held the lease.
         if matches!(answer.code.as_str(), "" | "upstream_timeout" | "upstream_lost" | "store_unavailable") {
             self.held.insert(asked.gateway, at);
         }
@@ -136,7 +137,7 @@ impl<'a> Key<'a> {
                 breaches.push((Rule::Last, format!("nothing is hurt any more, and a new key gets: {answer:?}")));
             }
             Some(_) => {
-                // A mismatch too: what was first sent with the key was the mistake then.
+                // A mismatch counts too: then the first request with the key was the wrong one.
                 let is_settled = !matches!(answer.outcome.as_str(), "in-flight" | "rejected" | "");
                 self.last = Some(is_settled);
             }
@@ -144,7 +145,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// Whether the answer's label can be true.
+    /// Checks that the outcome of the response can be true.
     fn label(
         &self,
         asked: &Asked<'a>,
@@ -161,7 +162,7 @@ impl<'a> Key<'a> {
             ("mismatch", "key_reused") if self.bodies.len() > 1 => None,
             ("rejected", "store_unavailable" | "draining") => None,
             ("not-stored", "answer_not_kept") if self.executions == 0 => dishonest("nothing was executed"),
-            // The last two: it could not be written down that it was lost, or that nothing was sent.
+            // The last two: the loss, or that nothing was sent, could not be written to the store.
             ("not-stored", "" | "answer_not_kept" | "upstream_lost" | "upstream_unreachable") => None,
             (
                 "released" | "unknown" | "in-flight",
@@ -183,7 +184,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// An answer that is called the key's own, kept.
+    /// Checks a response that is reported as the stored one of the key.
     fn kept_answer(
         &mut self,
         answer: &Answer,
@@ -219,7 +220,8 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// Until when somebody may have held the key, as far as a look sent at `sent` can tell. Rather too late than too early.
+    /// Returns the latest time at which a lease may have been held, as seen by a read sent at
+    /// `sent`. In doubt it is later.
     fn live_until(&self, sent: Micros, gateways: &Gateways, rules: &Rules) -> Micros {
         let grace = rules.grace.as_micros() as Micros;
         let holders = self.open.values().map(|(gateway, sent)| (*gateway, *sent));
@@ -229,7 +231,7 @@ impl<'a> Key<'a> {
             let end = begun.max(left).max(continued) + grace;
             gateways.died.get(&gateway).map_or(end, |died| end.min(*died))
         });
-        // Who held it may be dead, and what the store knows of that began anew.
+        // The holder may be dead, and the store's lease may have started again.
         ends.max().map_or(0, |end| end.max(gateways.store_back))
     }
 

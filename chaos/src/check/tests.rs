@@ -1,4 +1,4 @@
-//! Each rule as a table: a history that keeps it, and the smallest that breaks it.
+//! Tests each rule with a history that satisfies it, and the smallest one that violates it.
 
 use super::*;
 use crate::history::Reply;
@@ -9,7 +9,7 @@ fn rules() -> Rules {
     Rules { lease: Duration::from_secs(1), grace: Duration::from_secs(1), least: Seen::default() }
 }
 
-/// A history, written as a story: each step comes a millisecond after the one before.
+/// History in which each step comes a millisecond after the previous one.
 #[derive(Default)]
 struct Story {
     events: Vec<Event>,
@@ -48,7 +48,7 @@ impl Story {
         executed.saw(What::Left { nonce, reply })
     }
 
-    /// An answer of the upstream's.
+    /// Adds a response of the upstream.
     fn got(self, call: u64, outcome: &str, nonce: &str) -> Self {
         self.got_bytes(call, outcome, nonce, &format!("digest of {nonce}"))
     }
@@ -64,7 +64,7 @@ impl Story {
         self.saw(What::Answered { call, answer })
     }
 
-    /// A refusal.
+    /// Adds a rejection.
     fn refused(self, call: u64, outcome: &str, code: &str) -> Self {
         let answer = Answer { status: 409, outcome: outcome.into(), code: code.into(), ..Answer::default() };
         self.saw(What::Answered { call, answer })

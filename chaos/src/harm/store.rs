@@ -1,4 +1,4 @@
-//! What is done to the server of a store that gateways share, and to the ways to it.
+//! Injects faults into the server of a shared store, and into the proxies before it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,10 +9,11 @@ use crate::moments::Moments;
 use crate::server::{Fault, FaultProxy};
 use crate::stage::{LEASE, Stage};
 
-/// How long a gateway is asked again whether it serves: longer than the checker allows, so that it is the one to judge.
+/// Timeout of retries until a gateway serves again: longer than the checker allows, so that the
+/// checker decides.
 const RECOVERS_MAX: Duration = Duration::from_secs(13);
 
-/// One harm.
+/// Fault of a shared store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreHarm {
     Pause,
@@ -62,7 +63,8 @@ impl StoreHarm {
         }
     }
 
-    /// Does it, heals it, and waits until each gateway serves again, if they do.
+    /// Injects the fault, recovers from it, and waits until each gateway serves again, or the
+    /// timeout expires.
     pub(super) fn happen(self, stage: &mut Stage, at: usize, moments: &mut Moments) -> Result<(), String> {
         let server = stage.server.as_mut().ok_or("the store has no server of ours")?;
         stage.recorder.saw(What::StoreHurt);
@@ -122,13 +124,14 @@ impl StoreHarm {
     }
 }
 
-/// Asks each gateway until it serves, so that the next harm does not hide that one never does.
+/// Calls each gateway until it serves, so that the next fault does not hide a gateway that never
+/// recovers.
 fn until_served(stage: &Stage) {
     let until = Instant::now() + RECOVERS_MAX;
     for gateway in &stage.gateways {
         while Instant::now() < until {
             let Some(address) = *gateway.address().lock().expect("nobody panics while it is held") else { break };
-            // What was seen so far only grows, so no key comes twice.
+            // The number of events only grows, so no key is used twice.
             let key = format!("after-a-heal-{}", stage.recorder.count());
             match Call::new(&key).send(address, &stage.recorder) {
                 Some(answer) if answer.code != "store_unavailable" => break,

@@ -1,99 +1,100 @@
-//! May we, and when? A pure function over what was heard, with its reasons: the cases of `wire/cases.json`, which the
-//! TypeScript client runs too.
+//! Decides the next step of a retry: a pure function over an observation, which returns its
+//! reasons. The cases of `wire/cases.json` test it, and the TypeScript client too.
 
 use std::time::Duration;
 
 use onceward::problem::{Executed, Retry};
 use onceward::wire::Outcome;
 
-/// How a request ended without a whole answer.
+/// Failure of a request without a complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// It was sent, or perhaps sent.
+    /// The request was sent, or may have been sent.
     Network,
-    /// The attempt's own patience ended.
+    /// The timeout of the attempt expired.
     Timeout,
-    /// No byte of it was sent.
+    /// No byte of the request was sent.
     Unsent,
 }
 
-/// What was heard after a send.
+/// Observation after a send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// No whole answer.
+    /// No complete response.
     Failed(Failure),
-    /// An answer.
+    /// Complete response.
     Answered(Answered),
 }
 
-/// What counts of an answer.
+/// Parts of a response that the decision depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answered {
-    /// Its status.
+    /// Status of the response.
     pub status: u16,
-    /// What `Idempotency-Outcome` says, if that is known here.
+    /// Value of `Idempotency-Outcome`, if it is known here.
     pub outcome: Option<Outcome>,
-    /// The problem's code.
+    /// Code of the problem.
     pub code: Option<String>,
-    /// What the problem says of the execution.
+    /// `executed` member of the problem.
     pub executed: Option<Executed>,
-    /// What the problem says to do next.
+    /// `retry` member of the problem.
     pub retry: Option<Retry>,
-    /// What `Retry-After` says.
+    /// Value of `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
-/// What is known besides.
+/// Context of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Given {
-    /// Whether this answers `GET operation`, and not the request itself.
+    /// `true` if this is the response to `GET operation`, not to the request itself.
     pub asked: bool,
-    /// Whether keys are honoured at the origin; `None`: not known yet.
+    /// `true` if the origin supports keys. `None` if that is not known yet.
     pub honoured: Option<bool>,
-    /// Whether an earlier send of the key may have been executed.
+    /// `true` if an earlier send of the key may have been executed.
     pub doubt: bool,
-    /// What is left of the total deadline.
+    /// Remaining time until the total deadline.
     pub left: Duration,
 }
 
-/// What to do, and what is known by now.
+/// Next action, and the knowledge of the outcome so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What to do.
+    /// Next action.
     pub action: Action,
-    /// Whether the key is kept: only a definite outcome lets it go.
+    /// `true` if the key is kept: only a definite outcome releases it.
     pub keeps_key: bool,
-    /// What is known of the key's operation over all attempts; unless it is `No`, there is a doubt from now on.
+    /// Knowledge of the key's operation over all attempts. Unless it is `No`, the operation may
+    /// have executed from now on.
     pub executed: Executed,
-    /// Why.
+    /// Reason for the action.
     pub because: Reason,
 }
 
-/// What to do next.
+/// Next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Hand this response over.
+    /// Return this response to the caller.
     Return,
     /// Send the same request with the same key.
     Resend(After),
-    /// Ask `GET operation`.
+    /// Look up the outcome with `GET operation`.
     Ask(After),
-    /// Find out whether keys are honoured here, and decide again.
+    /// Check whether the origin supports keys, and decide again.
     Check,
-    /// Fail.
+    /// Fail with an error.
     Fail(Kind),
 }
 
-/// When.
+/// Delay before an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
-    /// After so long.
+    /// Fixed delay.
     Time(Duration),
-    /// After our own [`backoff`].
+    /// Delay of our own [`backoff`].
     Backoff,
 }
 
-/// Which failure it is.
+/// Kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "`Error` says what each means")]
@@ -107,7 +108,7 @@ pub enum Kind {
     OutcomeUnknown,
 }
 
-/// Why something is done.
+/// Reason for an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the vectors say when each is given")]
@@ -133,7 +134,7 @@ pub enum Reason {
 
 use Executed::{No, Unknown, Yes};
 
-/// What to do after what was heard.
+/// Returns the decision for an observation.
 pub fn decide(given: Given, heard: &Heard) -> Decision {
     let case = Case { given, heard };
     let before = if given.doubt { Unknown } else { No };
@@ -151,13 +152,14 @@ pub fn decide(given: Given, heard: &Heard) -> Decision {
     }
 }
 
-/// Somebody who knows of keys spoke.
+/// Decides on a response from a server that supports keys.
 fn labelled(case: &Case<'_>, outcome: Outcome, answered: &Answered, before: Executed) -> Decision {
     let Answered { status, retry, .. } = *answered;
     let code = answered.code.as_deref();
     let asked = case.given.asked;
     match outcome {
-        // Whoever has no name is told that it is kept, and not the answer itself: sending again brings that.
+        // An anonymous caller gets only the status, not the response: sending again returns the
+        // response.
         Outcome::Stored if asked => case.resend_now(Yes, Reason::Kept),
         Outcome::NotStored if asked || code == Some("answer_not_kept") => {
             drop_key(Action::Fail(Kind::AnswerNotKept), Yes, Reason::NotKept)
@@ -166,9 +168,10 @@ fn labelled(case: &Case<'_>, outcome: Outcome, answered: &Answered, before: Exec
             case.again(Unknown, Reason::AnswerLost)
         }
         Outcome::Stored | Outcome::Replayed | Outcome::NotStored => drop_key(Action::Return, Yes, Reason::Answer),
-        // Never seen here, or released: what was sent earlier may yet arrive, so `executed` stays open.
+        // Never seen here, or released: an earlier send may still arrive, so `executed` stays open.
         Outcome::Released if asked => case.resend_now(Unknown, Reason::Free),
-        // It did not execute, and says when to send the same again, or comes from a crowd that passes.
+        // The request did not execute, and the response says when to send it again, or reports an
+        // overload that passes.
         Outcome::Released
             if is_busy(status) || status == 503 || answered.retry_after.is_some() || retry == Some(Retry::SameKey) =>
         {
@@ -192,10 +195,10 @@ fn labelled(case: &Case<'_>, outcome: Outcome, answered: &Answered, before: Exec
             let action = Action::Fail(Kind::KeyExpired);
             Decision { action, keeps_key: executed != Yes, executed, because: Reason::Expired }
         }
-        // `rejected`, and what a later version says besides.
+        // `rejected`, and outcomes that a later version adds.
         _ => {
             let executed = match answered.executed {
-                // These come before anything of this attempt was executed.
+                // These are sent before anything of this attempt executes.
                 Some(Unknown) | None if code.is_some_and(|code| BEFORE.contains(&code)) => before,
                 Some(executed) => executed,
                 None => before,
@@ -211,7 +214,8 @@ fn labelled(case: &Case<'_>, outcome: Outcome, answered: &Answered, before: Exec
     }
 }
 
-/// Nobody who knows of keys spoke: a service without them, or a proxy on the way.
+/// Decides on a response without an outcome: from a service that does not support keys, or from a
+/// proxy in between.
 fn plain(case: &Case<'_>, status: u16, before: Executed) -> Decision {
     match status {
         _ if is_busy(status) => case.again(before, Reason::Busy),
@@ -227,24 +231,25 @@ fn plain(case: &Case<'_>, status: u16, before: Executed) -> Decision {
     }
 }
 
-/// What may be mended, waited for or signed in to without a new intent, so that the same key goes on.
+/// Statuses after which the user can fix the request, wait or sign in without a new intent, so the
+/// key is kept.
 const KEPT: [u16; 23] =
     [401, 403, 407, 409, 410, 411, 412, 417, 419, 421, 422, 423, 425, 426, 428, 429, 431, 440, 449, 498, 509, 511, 561];
-/// The refusals that come before anything of this attempt was executed.
+/// Codes of rejections that are sent before anything of this attempt executes.
 const BEFORE: [&str; 5] =
     ["store_unavailable", "draining", "request_incomplete", "request_too_large", "principal_unknown"];
 
-/// Said by a proxy, or a service, that may have executed the request.
+/// Returns `true` for statuses of a proxy or a service that may have executed the request.
 fn is_lost(status: u16) -> bool {
     matches!(status, 408 | 502..=504 | 520..=527 | 530 | 598 | 599)
 }
 
-/// Said by one that did not.
+/// Returns `true` for statuses of a server that did not execute it.
 fn is_busy(status: u16) -> bool {
     matches!(status, 425 | 429 | 529)
 }
 
-/// What the header says, else what the problem's code stands for.
+/// Returns the outcome of the header, else the one that the problem's code implies.
 fn outcome_of(answered: &Answered) -> Option<Outcome> {
     answered.outcome.or_else(|| {
         answered.retry?;
@@ -273,7 +278,7 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// When, by what was said; a time of zero is our own backoff.
+    /// Returns the delay of the response. A delay of zero means our own backoff.
     fn told(&self) -> After {
         match self.heard {
             Heard::Answered(Answered { retry_after: Some(time), .. }) if !time.is_zero() => After::Time(*time),
@@ -281,7 +286,7 @@ impl Case<'_> {
         }
     }
 
-    /// Once more what was just done, if that is safe and there is time.
+    /// Repeats the last action, if that is safe and there is time.
     fn again(&self, executed: Executed, because: Reason) -> Decision {
         match self.given.asked {
             true => self.ask(executed, because, self.told()),
@@ -306,7 +311,8 @@ impl Case<'_> {
         if self.given.left <= wait {
             return self.give_up(executed, because, Reason::Deadline);
         }
-        // Never the duplicate itself: a request that perhaps was executed is sent again only to where keys are honoured.
+        // Safety: a request that may have been executed is sent again only to an origin that
+        // supports keys.
         let is_first = because == Reason::Unsent && !self.given.doubt;
         match self.given.honoured {
             _ if is_first || self.given.asked => keep_key(action, executed, because),
@@ -330,7 +336,7 @@ impl Case<'_> {
 const BACKOFF_FIRST_MS: f64 = 500.0;
 const BACKOFF_MS_MAX: f64 = 15_000.0;
 
-/// Our own backoff after so many sends, given a random number from 0 up to, not including, 1.
+/// Returns the backoff after `sends` sends, given a random number from 0 up to, not including, 1.
 pub fn backoff(sends: u32, random: f64) -> Duration {
     let doublings = i32::try_from(sends.saturating_sub(1)).unwrap_or(i32::MAX);
     let most = (BACKOFF_FIRST_MS * 2_f64.powi(doublings)).min(BACKOFF_MS_MAX);

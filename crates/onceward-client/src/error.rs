@@ -1,4 +1,4 @@
-//! What a request ends in if there is no answer to hand over.
+//! Error of a request that has no response to return.
 
 use std::fmt;
 
@@ -7,21 +7,23 @@ use onceward::problem::Executed;
 
 use crate::decide::{Kind, Reason};
 
-/// A keyed request that has no answer to hand over. `Display` says what is known and what to do.
+/// Error of a keyed request that has no response to return. `Display` states what is known and what
+/// to do.
 ///
-/// It travels within [`reqwest_middleware::Error::Middleware`]; [`Error::of`] finds it there.
+/// Wrapped in [`reqwest_middleware::Error::Middleware`]; [`Error::of`] unwraps it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Error {
-    /// Which failure it is.
+    /// Kind of the failure.
     pub kind: Kind,
-    /// Whether the operation was executed, as far as that is known.
+    /// Knowledge of the operation's execution.
     pub executed: Executed,
-    /// Why it ended so.
+    /// Reason for the failure.
     pub because: Reason,
-    /// The problem's code, if somebody who knows of keys said no.
+    /// Code of the problem, if a server that supports keys rejected the request.
     pub code: Option<String>,
-    /// Status of the response to the first request with the key, where another request used it and the server tells.
+    /// Status of the response to the first request with the key, if another request used the key
+    /// and the server reports it.
     pub first_status: Option<StatusCode>,
     source: Option<anyhow::Error>,
 }
@@ -46,7 +48,7 @@ impl Error {
         self
     }
 
-    /// The error of a keyed request, if that is what a client's error is.
+    /// Returns the error of a keyed request, if the client's error wraps one.
     pub fn of(error: &reqwest_middleware::Error) -> Option<&Self> {
         match error {
             reqwest_middleware::Error::Middleware(error) => error.downcast_ref(),

@@ -1,4 +1,5 @@
-//! What counts of an answer, read from the headers and, where it is a problem, from the body.
+//! Reads the parts of a response that a decision depends on, from the headers and, for a problem,
+//! from the body.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +12,9 @@ use serde::Deserialize;
 use crate::decide::{Answered, Failure};
 use crate::redirects::Hops;
 
-/// The largest answer that is read whole before it is handed over, in bytes, so that one that is cut on its way is asked for
-/// again. Larger ones, and those that do not say how large they are, are handed over as they come.
+/// Upper bound on the bytes of a response that is buffered before it is returned, so that a
+/// truncated one is requested again. Larger responses, and those without a length, are returned as
+/// they are received.
 pub const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Default, Deserialize)]
@@ -22,11 +24,11 @@ struct Problem {
     retry: Option<String>,
 }
 
-/// Reads an answer, as far as that is needed to judge it.
+/// Reads a response as far as the decision needs it.
 pub(crate) async fn read(response: Response, now: SystemTime) -> Result<(Response, Answered), Failure> {
     let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
-    // What `GET operation` tells the anonymous is JSON too.
+    // The response of `GET operation` to an anonymous caller is JSON too.
     let is_problem =
         kind.eq_ignore_ascii_case("application/problem+json") || kind.eq_ignore_ascii_case("application/json");
     let mut answered = Answered {
@@ -66,8 +68,8 @@ async fn whole(mut response: Response) -> Result<(Response, bytes::Bytes), Failu
     Ok((response.into(), body))
 }
 
-/// Classifies an error. A connect error proves that nothing was sent only where the client's redirects are known: else it may
-/// be of a later hop, after the request executed.
+/// Classifies an error. A connect error proves that nothing was sent only if the client's redirects
+/// are known: otherwise it may be of a later hop, after the request executed.
 pub(crate) fn failure(error: &reqwest::Error, hops: Option<&Hops>) -> Failure {
     match error {
         error if error.is_connect() && hops.is_some_and(|hops| !hops.answered()) => Failure::Unsent,
@@ -78,7 +80,7 @@ pub(crate) fn failure(error: &reqwest::Error, hops: Option<&Hops>) -> Failure {
 
 fn outcome(headers: &HeaderMap) -> Option<Outcome> {
     match headers.get(IDEMPOTENCY_OUTCOME)?.as_bytes() {
-        // An answer that was found out about later is one that comes again.
+        // `reconciled` means a response that was determined later, so it counts as a replay.
         b"reconciled" => Some(Outcome::Replayed),
         _ => Outcome::of(headers),
     }
@@ -92,7 +94,8 @@ fn retry(word: &str) -> Option<Retry> {
     [Retry::SameKey, Retry::Wait, Retry::NewKey, Retry::Stop].into_iter().find(|retry| retry.as_str() == word)
 }
 
-/// `Retry-After` in both its forms. A date is measured from the response's own `Date`, for our clock may be wrong.
+/// Parses `Retry-After` in both of its forms. A date is measured from the response's own `Date`,
+/// because the local clock may be wrong.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {

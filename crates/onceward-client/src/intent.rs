@@ -1,4 +1,4 @@
-//! The key of a request: found in it, remembered from an earlier send, or created for it.
+//! Key of a request: found in it, remembered from an earlier send, or created for it.
 
 use std::time::SystemTime;
 
@@ -8,13 +8,14 @@ use onceward::wire::IDEMPOTENCY_KEY;
 use reqwest::Request;
 use uuid::Uuid;
 
-/// Name of an action that is meant once, such as `"order 7"`. Given by
+/// Name of an action that is meant to happen once, such as `"order 7"`. Set with
 /// [`RequestBuilder::with_extension`](reqwest_middleware::RequestBuilder::with_extension).
 ///
-/// One name is one action and one key, whatever the content, from the first send until 24 hours after its end. The process
-/// remembers it, and with a [`Journal`](crate::Journal) a later run does too. Sent again with equal content it gets the first
-/// response. With other content it is sent under the same key: a server that has seen the key refuses it, and the request
-/// fails with [`Kind::KeyReused`](crate::decide::Kind::KeyReused).
+/// A name stands for one action and one key, whatever the content, from the first send until 24
+/// hours after its end. The process remembers it, and with a [`Journal`](crate::Journal) a later
+/// run does too. Sent again with equal content, it gets the first response. With other content it
+/// is sent under the same key: a server that has seen the key rejects it, and the request fails
+/// with [`Kind::KeyReused`](crate::decide::Kind::KeyReused).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
     pub(crate) name: String,
@@ -22,30 +23,31 @@ pub struct Intent {
 }
 
 impl Intent {
-    /// Returns an intent of any words.
+    /// Returns an intent with this name.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), repeatable: false }
     }
 
-    /// Releases the name as soon as its end was delivered, so that it may mean another action then.
+    /// Releases the name as soon as its end was delivered, so that it can then name another action.
     pub fn repeatable(mut self) -> Self {
         self.repeatable = true;
         self
     }
 }
 
-/// A request's key, and what is known of its sends so far.
+/// Key of a request, and the knowledge of its sends so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Keyed {
     pub(crate) key: String,
-    /// An IMF-fixdate.
+    /// Time of the first send, as an IMF-fixdate.
     pub(crate) first_sent: String,
-    /// Whether an earlier send may have been executed.
+    /// `true` if an earlier send may have been executed.
     pub(crate) maybe_executed: bool,
     pub(crate) digest: Digest,
 }
 
-/// Digest of method, URL and body. The digest of a streamed body, which cannot be read, equals no other.
+/// Digest of method, URL and body. The digest of a streamed body, which cannot be read, equals no
+/// other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest([u8; 32]);
 
@@ -80,7 +82,7 @@ impl Digest {
 struct Earlier(Vec<Keyed>);
 
 impl Keyed {
-    /// Returns the key of an earlier send of this very request by a retrying middleware outside.
+    /// Returns the key of an earlier send of this request by a retrying middleware outside.
     pub(crate) fn earlier(extensions: &Extensions, digest: Digest) -> Option<Self> {
         let Earlier(earlier) = extensions.get()?;
         earlier.iter().find(|keyed| keyed.digest == digest).cloned()

@@ -1,4 +1,5 @@
-//! The named intents that this process knows: those whose outcome is open, and those that ended within a day.
+//! Named intents that this process knows: those with an open outcome, and those that ended within a
+//! day.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::intent::Keyed;
 /// Time for which the name of an ended intent keeps its key.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Upper bound on ended names in memory. The oldest one is forgotten first. Open names are never forgotten.
+/// Upper bound on ended names in memory. The oldest one is evicted first. Open names are never
+/// evicted.
 const ENDED_MAX: usize = 10_000;
 
 /// Keys by the names of their intents. Clones share them.
@@ -34,7 +36,8 @@ struct Named {
 }
 
 impl Intents {
-    /// Returns the key of a known name, which an earlier call may have sent, or that of `new` from now on.
+    /// Returns the key of a known name, which an earlier call may have sent, or that of `new` from
+    /// now on.
     pub(crate) fn begin(&self, name: &str, new: impl FnOnce() -> Keyed) -> Keyed {
         let mut table = self.0.lock();
         table.forget_old();
@@ -61,7 +64,7 @@ impl Intents {
         let mut table = self.0.lock();
         let now = Instant::now();
         if let Some(named) = table.named.get_mut(name).filter(|named| named.keyed.key == key) {
-            // A replay does not prolong it.
+            // A replay does not extend it.
             if named.ended.is_none() {
                 named.ended = Some(now);
                 table.ended.push_back((now, name.to_owned()));
@@ -70,7 +73,8 @@ impl Intents {
         }
     }
 
-    /// Releases a name: its action was not executed, its end was delivered and it may be used again, or a person settled it.
+    /// Releases a name, because its action was not executed, because its end was delivered and it
+    /// may be used again, or because a person settled it.
     pub(crate) fn release(&self, name: &str, key: &str) {
         let mut table = self.0.lock();
         if table.named.get(name).is_some_and(|named| named.keyed.key == key) {
@@ -85,7 +89,7 @@ impl Table {
             if self.ended.len() <= ENDED_MAX && at.elapsed() < REMEMBERED {
                 return;
             }
-            // A name that was released and begun anew has another end, or none.
+            // A name that was released and used again has another end, or none.
             if self.named.get(name).is_some_and(|named| named.ended == Some(*at)) {
                 self.named.remove(name);
             }

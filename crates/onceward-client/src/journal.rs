@@ -1,8 +1,9 @@
-//! What was begun and has no outcome yet, on the disk: one file a request, written and synced before its first byte is sent,
-//! and taken away when its outcome is definite.
+//! Journal of requests without a definite outcome, on disk: one file per request. A file is written
+//! and synced before the first byte is sent, and removed when the outcome is definite.
 //!
-//! Credentials are not written: `Authorization`, `Cookie` and `Proxy-Authorization`, and headers that are marked as
-//! sensitive. Whoever resumes sends through a client that adds them, by default headers or a middleware.
+//! Credentials are not written: `Authorization`, `Cookie` and `Proxy-Authorization`, and headers
+//! that are marked as sensitive. Resume through a client that adds them, by default headers or a
+//! middleware.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -32,7 +33,8 @@ const OPEN: &str = "json";
 /// File extension of ended names.
 const ENDED: &str = "ended";
 
-/// A folder of requests without an outcome. Clones share it; one process at a time has it.
+/// Directory of requests without an outcome. Clones share it; only one process at a time can open
+/// it.
 #[derive(Clone)]
 pub struct Journal {
     shared: Arc<Shared>,
@@ -40,15 +42,15 @@ pub struct Journal {
 
 struct Shared {
     folder: PathBuf,
-    /// Held as long as the journal is.
+    /// Held for the lifetime of the journal.
     _lock: File,
     open: Mutex<BTreeMap<String, Entry>>,
-    /// Files of ended names, the oldest first.
+    /// Files of ended names, oldest first.
     ended: Mutex<VecDeque<(SystemTime, PathBuf)>>,
     intents: Intents,
 }
 
-/// The end of a named intent, as it is written: its name keeps its key for a day.
+/// File format of an ended intent: its name keeps its key for a day.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct End {
@@ -60,7 +62,7 @@ struct End {
     ended: u64,
 }
 
-/// A request, as it is written.
+/// File format of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -72,22 +74,22 @@ struct Entry {
     url: String,
     /// Values in base64.
     headers: Vec<(String, String)>,
-    /// In base64.
+    /// Body in base64.
     body: String,
     digest: String,
 }
 
-/// Marks a request that was begun by an earlier run.
+/// Marks a request that an earlier run began.
 #[derive(Clone, Debug)]
 pub(crate) struct Resumed(pub(crate) Keyed);
 
 impl Journal {
-    /// Opens a folder, which is made if it is not there, and reads what it holds.
+    /// Opens a directory, creates it if it does not exist, and reads its files.
     ///
     /// # Errors
     ///
-    /// Another process has it, it cannot be written, or a file in it cannot be read: that is never passed over, for it may
-    /// be of a request that was executed.
+    /// Another process has opened it, it cannot be written, or a file in it cannot be read. Such a
+    /// file is never skipped, because its request may have executed.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, JournalError> {
         let folder = folder.as_ref();
         let failed = |what: &str, error: io::Error| JournalError::new(folder, what, Some(error));
@@ -115,7 +117,8 @@ impl Journal {
         let mut files = VecDeque::new();
         for (end, path) in ended {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(end.ended);
-            // A clock that was set back makes an end look young, which keeps its name for longer.
+            // If the clock was set back, an end looks recent, and its name is remembered for
+            // longer.
             let ago = now.duration_since(at).unwrap_or_default();
             if ago < REMEMBERED {
                 let digest = Digest::unequal();
@@ -128,7 +131,8 @@ impl Journal {
         Ok(Self { shared: Arc::new(Shared { folder: folder.into(), _lock: lock, open, ended, intents }) })
     }
 
-    /// What has no outcome yet: begun by an earlier run that did not hear the end, or by this one.
+    /// Returns the requests without an outcome, begun by an earlier run that did not learn it, or
+    /// by this one.
     pub fn pending(&self) -> Vec<Pending> {
         self.shared.open.lock().values().map(|entry| Pending { entry: entry.clone() }).collect()
     }
@@ -152,7 +156,7 @@ impl Journal {
         &self.shared.intents
     }
 
-    /// Writes a request down, durably.
+    /// Writes a request durably.
     pub(crate) async fn write(
         &self,
         request: &Request,
@@ -178,7 +182,7 @@ impl Journal {
         .await
     }
 
-    /// Writes down that a named intent ended, durably, and removes its request.
+    /// Records durably that a named intent ended, and removes its request.
     pub(crate) async fn end(&self, name: &str, keyed: &Keyed) -> Result<(), JournalError> {
         let now = now();
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -206,8 +210,8 @@ impl Journal {
         self.forget(&keyed.key).await
     }
 
-    /// Removes a request whose outcome is definite. If the process dies before that is durable, its response is asked for
-    /// once more.
+    /// Removes a request whose outcome is definite. If the process crashes before that is durable,
+    /// its response is requested once more.
     pub(crate) async fn forget(&self, key: &str) -> Result<(), JournalError> {
         let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
         blocking(move || {
@@ -224,7 +228,8 @@ impl Journal {
     }
 }
 
-/// Reads a file of the journal. One that is damaged is never skipped, since its request may have executed.
+/// Reads a file of the journal. One that is damaged is never skipped, since its request may have
+/// executed.
 fn read<T: serde::de::DeserializeOwned>(path: &Path, version: impl Fn(&T) -> u32) -> Result<T, JournalError> {
     let text = fs::read(path).map_err(|error| JournalError::new(path, "cannot be read", Some(error)))?;
     let parsed: T = serde_json::from_slice(&text).map_err(|error| {
@@ -258,7 +263,7 @@ impl Shared {
         self.folder.join(format!("{}.{extension}", &blake3::hash(key.as_bytes()).to_hex()[..32]))
     }
 
-    /// Writes a file, durably and as a whole.
+    /// Writes a file durably and atomically.
     fn write(&self, path: &Path, text: &[u8]) -> io::Result<()> {
         // Readable by its owner only, as all temporary files are.
         let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
@@ -268,7 +273,8 @@ impl Shared {
         self.sync()
     }
 
-    /// Removes the files of names that ended longer than a day ago. One that stays is removed the next time.
+    /// Removes the files of names that ended longer than a day ago. If a removal fails, the next
+    /// call retries it.
     fn remove_old_ends(&self, now: SystemTime) {
         let mut ended = self.ended.lock();
         while let Some((at, path)) = ended.front() {
@@ -280,7 +286,7 @@ impl Shared {
         }
     }
 
-    /// Makes names durable.
+    /// Syncs the directory, which makes file names durable.
     fn sync(&self) -> io::Result<()> {
         match cfg!(unix) {
             true => File::open(&self.folder)?.sync_all(),
@@ -296,7 +302,7 @@ impl fmt::Debug for Journal {
 }
 
 impl Entry {
-    /// `None`: its body is streamed.
+    /// Returns `None` if the body is streamed.
     fn of(request: &Request, keyed: &Keyed, intent: Option<String>) -> Option<Self> {
         let body = match request.body() {
             Some(body) => body.as_bytes()?,
@@ -319,7 +325,7 @@ impl Entry {
         })
     }
 
-    /// It was written down, so that it may have been sent.
+    /// Returns the key. The request was journaled, so it may have been sent.
     fn keyed(&self, digest: Digest) -> Keyed {
         Keyed { key: self.key.clone(), first_sent: self.first_sent.clone(), maybe_executed: true, digest }
     }
@@ -335,29 +341,30 @@ impl Entry {
     }
 }
 
-/// A request without an outcome.
+/// Request without an outcome.
 #[derive(Clone)]
 pub struct Pending {
     entry: Entry,
 }
 
 impl Pending {
-    /// Where it goes.
+    /// Returns the URL of the request.
     pub fn url(&self) -> &str {
         &self.entry.url
     }
 
-    /// What it was for, if that was said.
+    /// Returns the name of its intent, if it has one.
     pub fn intent(&self) -> Option<&str> {
         self.entry.intent.as_deref()
     }
 
-    /// Sends it with its key, until it is settled. The client has an [`Idempotent`](crate::Idempotent) over the same journal,
-    /// and adds the credentials, which are not written.
+    /// Sends the request with its key, and retries until its outcome is definite. The client has an
+    /// [`Idempotent`](crate::Idempotent) over the same journal, and adds the credentials, which are
+    /// not written.
     ///
     /// # Errors
     ///
-    /// As any request of that client.
+    /// Those of any request of that client.
     pub async fn resume(&self, client: &ClientWithMiddleware) -> reqwest_middleware::Result<Response> {
         let damaged =
             || JournalError { what: "the request cannot be made again from the journal".into(), source: None };
@@ -380,7 +387,8 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// The journal cannot be read or written. `Display` gives one line, with the file and the mend.
+/// Error of a journal that cannot be read or written. `Display` gives one line, with the file and
+/// the fix.
 #[derive(Debug)]
 pub struct JournalError {
     what: String,

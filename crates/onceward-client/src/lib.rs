@@ -1,5 +1,6 @@
-//! One key per intent: a [`reqwest-middleware`](reqwest_middleware) that keys every POST and PATCH, keeps the key over its
-//! retries, and never sends a duplicate to where keys are not honoured.
+//! Idempotency keys for HTTP clients, one key per intent: a
+//! [`reqwest-middleware`](reqwest_middleware) that adds a key to every POST and PATCH, reuses it in
+//! retries, and never sends a duplicate to a server that does not support keys.
 //!
 //! # Example
 //!
@@ -37,21 +38,24 @@
 //!
 //! # Other middlewares
 //!
-//! Put [`Idempotent`] inside (after) a middleware that retries: each of its sends has the same key. A retrying middleware
-//! *inside* of [`Idempotent`] repeats requests that this crate cannot see: where keys are not supported, a lost response is then
-//! executed as often as it retries. [`Idempotent`] retries by itself, so no other retry is needed.
+//! Put [`Idempotent`] inside (after) a middleware that retries: each of its sends has the same key.
+//! A retrying middleware *inside* of [`Idempotent`] repeats requests that this crate cannot see. If
+//! the server does not support keys, a request whose response is lost is then executed as often as
+//! that middleware retries. [`Idempotent`] retries by itself, so no other retry is needed.
 //!
 //! # Redirects
 //!
-//! `reqwest` follows redirects below this middleware. [`Idempotent::build`] records them. For a client that was built otherwise
-//! and is not declared by [`Idempotent::records_redirects`], a connect error is an unknown outcome: it may be of the page that an
-//! executed POST was redirected to.
+//! `reqwest` follows redirects below this middleware. [`Idempotent::build`] records them. For a
+//! client that was built otherwise and is not declared by [`Idempotent::records_redirects`], a
+//! connect error is an unknown outcome: it may be of the page that an executed POST was redirected
+//! to.
 //!
 //! # Streamed bodies
 //!
-//! A streamed or multipart body can be sent once only. If its response is lost, the outcome is looked up at the server. Two streams
-//! are never equal. The boundary of a multipart form differs each time that the form is built: a server compares such forms
-//! by their fields with `fingerprint = "auto"` or `"form"`.
+//! A streamed or multipart body can be sent only once. If its response is lost, the outcome is
+//! looked up at the server. Two streams are never equal. The boundary of a multipart form differs
+//! each time that the form is built: a server compares such forms by their fields with `fingerprint
+//! = "auto"` or `"form"`.
 
 pub mod decide;
 mod error;

@@ -1,4 +1,4 @@
-//! Sends until it is settled, with one key throughout.
+//! Sends a request until its outcome is definite, with the same key each time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::redirects::{Hops, recording};
 
 const FIRST_SENT: HeaderName = HeaderName::from_static("idempotency-first-sent");
 
-/// Keys every POST and PATCH. See the [crate's docs](crate) for examples.
+/// Adds a key to every POST and PATCH. See the [crate's docs](crate) for examples.
 #[derive(Clone, Debug)]
 pub struct Idempotent {
     deadline: Duration,
@@ -33,18 +33,19 @@ pub struct Idempotent {
     records_redirects: bool,
     journal: Option<Journal>,
     intents: Intents,
-    /// Whether keys are honoured at an origin, as far as that is known.
+    /// Key support by origin, as far as it is known.
     known: Arc<Mutex<HashMap<String, bool>>>,
 }
 
-/// Upper bound on the last look-up of an outcome, after the deadline.
+/// Timeout of the final lookup of an outcome, after the deadline.
 const LAST_LOOK_UP: Duration = Duration::from_secs(3);
 
-/// Of so many origins it is remembered whether keys are honoured there.
+/// Upper bound on origins whose key support is cached.
 const ORIGINS_MAX: usize = 1024;
 
 impl Default for Idempotent {
-    /// Sixty seconds in all, and the public paths where a gateway has them.
+    /// Returns a middleware with a total deadline of 60 seconds, and the default path of the public
+    /// endpoints.
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(60),
@@ -59,45 +60,48 @@ impl Default for Idempotent {
 }
 
 impl Idempotent {
-    /// Builds a client that records its redirects, with this middleware only. A connect error of that client proves that
-    /// nothing was sent. Give it a `connect_timeout` and a `read_timeout`; the deadline bounds each attempt in any case.
+    /// Builds a client that records its redirects, with this middleware only. A connect error of
+    /// that client proves that nothing was sent. Give it a `connect_timeout` and a `read_timeout`;
+    /// the deadline bounds each attempt in any case.
     ///
     /// # Errors
     ///
-    /// As [`reqwest::ClientBuilder::build`].
+    /// Those of [`reqwest::ClientBuilder::build`].
     pub fn build(self, client: reqwest::ClientBuilder) -> reqwest::Result<ClientWithMiddleware> {
         let client = client.redirect(recording(Policy::default())).build()?;
         Ok(ClientBuilder::new(client).with(self.records_redirects()).build())
     }
 
-    /// Declares that the client records its redirects ([`recording`]) or follows none, and that no middleware inside of this
-    /// one sends a request again. Without it, a connect error is an unknown outcome: it may be of a page that the executed
-    /// request was redirected to.
+    /// Declares that the client records its redirects ([`recording`]) or follows none, and that no
+    /// middleware inside of this one retries requests. Without it, a connect error is an unknown
+    /// outcome: it may be of a page that the executed request was redirected to.
     pub fn records_redirects(mut self) -> Self {
         self.records_redirects = true;
         self
     }
 
-    /// Upper bound on the time from the first send to the end, over all attempts, an attempt that hangs included. Zero:
-    /// one attempt, bounded by the client's own timeouts only.
+    /// Sets the upper bound on the time from the first send to the end, over all attempts,
+    /// including one that hangs. Zero means a single attempt, bounded only by the client's own
+    /// timeouts.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Where servers have their public paths, if not under `/.idempotency`.
+    /// Sets the path prefix of the servers' public endpoints, if it is not `/.idempotency`.
     pub fn endpoints(mut self, mount: impl Into<String>) -> Self {
         self.endpoints = mount.into().trim_end_matches('/').to_owned();
         self
     }
 
-    /// All servers that this client speaks to honour keys, so that it need not be found out before a request is sent again.
+    /// Declares that all servers of this client support keys, so that this need not be checked
+    /// before a retry.
     pub fn honoured(mut self) -> Self {
         self.honoured = true;
         self
     }
 
-    /// Writes each request down before it is sent.
+    /// Writes each request to a journal before it is sent.
     pub fn journal(mut self, journal: &Journal) -> Self {
         self.journal = Some(journal.clone());
         self.intents = journal.intents().clone();
@@ -124,7 +128,7 @@ fn origin(url: &Url) -> String {
 #[async_trait]
 impl Middleware for Idempotent {
     async fn handle(&self, mut request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
-        // Methods are case-sensitive, and some servers execute `patch` all the same.
+        // Methods are case-sensitive, but some servers execute `patch` anyway.
         for method in [Method::POST, Method::PATCH] {
             if request.method().as_str().eq_ignore_ascii_case(method.as_str()) {
                 *request.method_mut() = method;
@@ -159,7 +163,8 @@ impl Middleware for Idempotent {
         attempt.keyed.remember(extensions);
         let (ended, result) = match result {
             Ok(ended) => ended,
-            // A request that could not be built was not sent now. An earlier send may have executed.
+            // A request that could not be built was not sent now. An earlier send may have
+            // executed.
             Err(error) => {
                 let maybe_executed = attempt.keyed.maybe_executed;
                 let executed = if maybe_executed { Executed::Unknown } else { Executed::No };
@@ -172,7 +177,7 @@ impl Middleware for Idempotent {
 }
 
 impl Idempotent {
-    /// Writes down what is known of the key now.
+    /// Records the state of the key.
     async fn end(
         &self,
         intent: Option<&Intent>,
@@ -197,20 +202,20 @@ impl Idempotent {
     }
 }
 
-/// How it ended, as far as the key goes.
+/// Effect of the end of a request on its key.
 struct Ended {
     keeps_key: bool,
     executed: Executed,
 }
 
 impl Ended {
-    /// Nothing is open any more: it was executed, or certainly not.
+    /// Returns `true` if the outcome is definite: the request was executed, or certainly not.
     fn is_definite(&self) -> bool {
         !self.keeps_key || self.executed == Executed::No
     }
 }
 
-/// A request on its way, however often it is sent.
+/// Request in progress, over all of its sends.
 struct Attempt<'m> {
     settings: &'m Idempotent,
     request: Request,
@@ -218,14 +223,14 @@ struct Attempt<'m> {
     sends: u32,
 }
 
-/// What came of one send: what counts of it, and the thing itself.
+/// Result of one send: the observation, the response or error itself, and the redirects.
 type Came = (Heard, std::result::Result<Response, Option<anyhow::Error>>, Hops);
 
 impl Attempt<'_> {
     async fn settle(&mut self, extensions: &mut Extensions, next: &Next<'_>) -> Result<(Ended, Result<Response>)> {
         let until = Instant::now() + self.settings.deadline;
         let url = self.request.url().clone();
-        // Whoever resumes after a crash, or is sent by a middleware outside that already tried, sends again.
+        // A resume after a crash, or a send by a retrying middleware outside, is a retry.
         if self.keyed.maybe_executed && self.settings.is_honoured(&url).is_none() {
             self.check(until, extensions, next).await;
         }
@@ -239,7 +244,8 @@ impl Attempt<'_> {
             return Ok((ended, Err(reqwest_middleware::Error::middleware(error))));
         }
         let mut asked = false;
-        // A streamed body cannot be sent twice: afterwards the outcome can only be looked up.
+        // A streamed body cannot be sent twice: after the first send, the outcome can only be
+        // looked up.
         let mut is_sendable = true;
         loop {
             let sent = match asked {
@@ -263,7 +269,7 @@ impl Attempt<'_> {
             }
             let mut decision = loop {
                 let decision = decide(self.given(asked, until), &heard);
-                // Past its time it says something else by itself.
+                // Past the deadline it decides otherwise by itself.
                 if decision.action != Action::Check {
                     break decision;
                 }
@@ -291,7 +297,7 @@ impl Attempt<'_> {
                 (Action::Return, Ok(response)) => return Ok((ended, Ok(response))),
                 (Action::Fail(kind), came) => {
                     let first = match kind {
-                        // The deadline may have ended while this machine slept or was offline.
+                        // The deadline may have expired while this machine slept or was offline.
                         Kind::OutcomeUnknown if because == Reason::Deadline => {
                             match self.look_up(extensions, next).await {
                                 Some((heard, response)) if is_executed(&heard) => {
@@ -305,7 +311,8 @@ impl Attempt<'_> {
                     };
                     return Ok((ended, Err(fail(kind, came.err().flatten(), first))));
                 }
-                // A body that cannot be sent again: its outcome is looked up where keys are supported.
+                // A body that cannot be sent again: its outcome is looked up where keys are
+                // supported.
                 (Action::Resend(after), came) if !is_sendable => {
                     let was_executed = asked && executed == Executed::Yes;
                     if asked || executed == Executed::No || self.settings.is_honoured(&url) != Some(true) {
@@ -327,7 +334,7 @@ impl Attempt<'_> {
                     asked = true;
                     after
                 }
-                // Only a response is handed over, and a check was made.
+                // Only a response is returned, and the check was made above.
                 (Action::Return | Action::Check, came) => {
                     return Ok((ended, came.map_err(|source| fail(Kind::OutcomeUnknown, source, None))));
                 }
@@ -351,8 +358,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Returns true for a failure at another URL than the request's own, without an outcome of the key: the client followed a
-    /// redirect, so that the request itself may have executed.
+    /// Returns `true` for a failure response from another URL than the request's own, without an
+    /// outcome of the key: the client followed a redirect, so the request itself may have executed.
     fn is_of_another_url<E>(&self, came: &std::result::Result<Response, E>) -> bool {
         came.as_ref().is_ok_and(|response| {
             let is_failure = response.status().is_client_error() || response.status().is_server_error();
@@ -360,7 +367,7 @@ impl Attempt<'_> {
         })
     }
 
-    /// Sends once. The deadline bounds it, unless it is zero.
+    /// Sends the request once. The deadline bounds the time, unless it is zero.
     async fn send(
         &self,
         request: Request,
@@ -383,7 +390,8 @@ impl Attempt<'_> {
         let is_web = matches!(request.url().scheme(), "http" | "https");
         let response = match hops.record(next.clone().run(request, extensions)).await {
             Ok(response) => response,
-            // A request that cannot be built was never sent, and will not be. The target of a redirect proves nothing.
+            // A request that cannot be built was never sent, and will not be. The target of a
+            // redirect proves nothing.
             Err(reqwest_middleware::Error::Reqwest(error))
                 if error.is_builder() && (!is_web || self.settings.records_redirects && !hops.answered()) =>
             {
@@ -404,7 +412,7 @@ impl Attempt<'_> {
         })
     }
 
-    /// Asks once more what became of the key, for some seconds at most.
+    /// Looks up the outcome of the key once more, for up to a few seconds.
     async fn look_up(&self, extensions: &mut Extensions, next: &Next<'_>) -> Option<(Heard, Response)> {
         if self.settings.deadline.is_zero() || self.settings.is_honoured(self.request.url()) != Some(true) {
             return None;
@@ -415,7 +423,8 @@ impl Attempt<'_> {
         Some((heard, came.ok()?))
     }
 
-    /// Finds out whether keys are honoured at the origin: asks until somebody answers, or the time is over.
+    /// Checks whether the origin supports keys. Retries until it gets a response, or the time is
+    /// over.
     async fn check(&self, until: Instant, extensions: &mut Extensions, next: &Next<'_>) {
         let mut asks = 0;
         while Instant::now() < until {
@@ -429,7 +438,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// `None`: nobody could be asked. A server that answers, and has no policy to show, does not honour keys.
+    /// Returns `None` if no server responded. A server that responds without a policy does not
+    /// support keys.
     async fn ask_policy(&self, extensions: &mut Extensions, next: &Next<'_>) -> Option<bool> {
         let response = next.clone().run(self.question("policy"), extensions).await.ok()?;
         if response.status().is_server_error() {
@@ -441,7 +451,7 @@ impl Attempt<'_> {
         Some(is_ok && header.eq_ignore_ascii_case(IDEMPOTENCY_KEY.as_str()))
     }
 
-    /// A GET of one of the server's own paths, by whoever sent the request.
+    /// Builds a GET of one of the server's endpoints, with the credentials of the request.
     fn question(&self, name: &str) -> Request {
         let mut url = self.request.url().clone();
         url.set_path(&format!("{}/{name}", self.settings.endpoints));
@@ -457,12 +467,12 @@ impl Attempt<'_> {
     }
 }
 
-/// Returns true for the stored response of an executed operation.
+/// Returns `true` for the stored response of an executed operation.
 fn is_executed(heard: &Heard) -> bool {
     matches!(heard, Heard::Answered(Answered { outcome: Some(Outcome::Replayed), .. }))
 }
 
-/// The request as it is sent each time.
+/// Returns the request with its key, as each attempt sends it.
 fn dressed(mut request: Request, keyed: &Keyed) -> Request {
     let headers = request.headers_mut();
     if let Some(key) = keyed.header() {

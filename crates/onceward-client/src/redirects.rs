@@ -1,8 +1,8 @@
 //! Records the redirects that the HTTP client follows by itself.
 //!
-//! `reqwest` follows redirects below this middleware. An error of a later hop looks like an error of the request itself: a
-//! POST that executed and was answered with 303 to a page that is down ends in a connect error. Unless the hops are recorded,
-//! a connect error therefore proves nothing.
+//! `reqwest` follows redirects below this middleware. An error of a later hop looks like an error
+//! of the request itself. For example, a POST that executed and got a 303 to an unreachable page
+//! ends in a connect error. Therefore a connect error proves nothing unless the hops are recorded.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use reqwest::redirect::Policy;
 
 tokio::task_local! {
-    /// The redirects that were followed for the request which this task sends.
+    /// Redirects that were followed for the request that this task sends.
     static HOPS: Hops;
 }
 
-/// Statuses of the redirects that were followed, in their order. Clones share them.
+/// Statuses of the followed redirects, in order. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hops(Arc<Mutex<Vec<StatusCode>>>);
 
@@ -25,19 +25,20 @@ impl Hops {
         HOPS.scope(self.clone(), send).await
     }
 
-    /// Returns true if a redirect answered the request itself, so that it may have executed. A 307 or 308 asks for the same
-    /// request at another place and answers nothing.
+    /// Returns `true` if a redirect was a response to the request itself, which may then have
+    /// executed. A 307 or 308 asks for the same request at another URL, and is no such response.
     pub(crate) fn answered(&self) -> bool {
         let repeats = [StatusCode::TEMPORARY_REDIRECT, StatusCode::PERMANENT_REDIRECT];
         self.0.lock().iter().any(|status| !repeats.contains(status))
     }
 }
 
-/// Wraps a redirect policy so that each redirect that it sees is recorded for the request which it belongs to.
+/// Wraps a redirect policy so that each redirect is recorded for its request.
 ///
 /// A client that is built with it, and has no retrying middleware inside, may be declared by
-/// [`Idempotent::records_redirects`](crate::Idempotent::records_redirects): a connect error of such a client proves that
-/// nothing was sent. [`Idempotent::build`](crate::Idempotent::build) does both.
+/// [`Idempotent::records_redirects`](crate::Idempotent::records_redirects). A connect error of such
+/// a client proves that nothing was sent. [`Idempotent::build`](crate::Idempotent::build) does
+/// both.
 ///
 /// # Example
 ///

@@ -1,4 +1,4 @@
-//! The operators' listener: alive, ready, what is known, what was counted. Never a key in any of it.
+//! Admin listener: liveness, readiness, status and metrics. No response contains a key.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,24 +19,24 @@ use crate::config::{Config, Origin};
 use crate::metrics::Metrics;
 use crate::target;
 
-/// Probes that come faster than this are answered from the last one.
+/// Readiness is cached for this time.
 const READY_FOR: Duration = Duration::from_secs(1);
 
 type Page = Response<Full<Bytes>>;
 
-/// Answers operators.
+/// Handles requests of operators.
 #[derive(Debug)]
 pub(crate) struct Admin {
     engine: Engine,
     metrics: Arc<Metrics>,
     config: Arc<Config>,
     connections_max: usize,
-    /// The process was told to stop, and may still take new claims for `drain_delay`.
+    /// The process is shutting down, and may still accept new claims for `drain_delay`.
     leaving: Arc<AtomicBool>,
-    /// What is wrong since the start.
+    /// Faults found at startup.
     faults: Vec<String>,
     started: Instant,
-    /// When the store was last asked, and what it said.
+    /// Time and result of the last readiness check.
     ready: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
@@ -54,7 +54,8 @@ impl Admin {
     }
 
     pub(crate) async fn call<B>(&self, request: Request<B>) -> Result<Page, Infallible> {
-        // A page of another origin may let a name of its own lead here, and read what it gets (DNS rebinding).
+        // A cross-origin page may resolve a name of its own to this address, and read the response
+        // (DNS rebinding).
         let hosts = request.headers().get_all(HOST);
         if self.config.admin.token.is_none() && !hosts.iter().all(target::is_local_or_literal) {
             let why = "without a token in [admin] this listener answers to localhost and to addresses alone; use one in the URL, or set the token\n";
@@ -87,7 +88,7 @@ impl Admin {
         is_equal(token.as_bytes(), given)
     }
 
-    /// Red where only a restart helps.
+    /// Fails if only a restart can help.
     fn healthz(&self) -> Page {
         match self.engine.store().info().broken {
             None => text(StatusCode::OK, "ok\n"),
@@ -97,12 +98,12 @@ impl Admin {
         }
     }
 
-    /// Goes to the store with writes and reads: one that only answers reads is not ready.
+    /// Checks the store with writes and reads: a store that serves only reads is not ready.
     async fn readyz(&self) -> Page {
         if self.engine.is_draining() || self.leaving.load(Ordering::Relaxed) {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
-        // Whoever comes while it is asked waits for the same answer.
+        // Single-flight: concurrent probes wait for the same result.
         let mut ready = self.ready.lock().await;
         let fresh = ready.take().filter(|(at, _)| at.elapsed() < READY_FOR);
         let (at, said) = match fresh {
@@ -221,7 +222,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Page {
     page
 }
 
-/// In a time that tells nothing of where they differ.
+/// Compares in constant time.
 fn is_equal(token: &[u8], given: &[u8]) -> bool {
     let differs = token.iter().zip(given).fold(0, |differs, (a, b)| std::hint::black_box(differs | (a ^ b)));
     token.len() == given.len() && differs == 0

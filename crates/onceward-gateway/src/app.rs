@@ -1,4 +1,4 @@
-//! What happens to a request, from top to bottom.
+//! Handles requests from the listener to the response.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -34,17 +34,17 @@ use crate::upstream::{Forwarder, RequestId};
 type Protected = Idempotency<Forwarder<layer::Body<Incoming>>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The body of any answer.
+/// Body of every response.
 pub(crate) type Out = UnsyncBoxBody<Bytes, BoxError>;
 
-/// The public listener's service.
+/// Service of the public listener.
 pub(crate) struct App {
-    /// Which of `protected` a path belongs to.
+    /// Index in `protected` of each route.
     routes: matchit::Router<usize>,
-    /// The first one holds where no route matches.
+    /// The first entry applies if no route matches.
     protected: Vec<(Arc<Policy>, Protected)>,
     endpoints: (String, Endpoints),
-    /// Where the endpoints are, in the normal form of paths.
+    /// Path of the endpoints, in normal form.
     mount: String,
     cors: Cors,
     trusted_proxies: TrustedProxies,
@@ -56,7 +56,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// All routes over one engine and one pool of connections.
+    /// Creates all routes over one engine and one connection pool.
     pub(crate) fn new(
         layer: &IdempotencyLayer,
         forwarder: &Forwarder<layer::Body<Incoming>>,
@@ -73,12 +73,13 @@ impl App {
         };
         protect(&config.policy);
         for (pattern, policy) in &config.routes {
-            // The settings were read with the same router, so what it refuses was refused there.
+            // The configuration was validated with the same router, so an invalid pattern was
+            // rejected there.
             let normal = paths::pattern(pattern).unwrap_or_else(|_| pattern.clone());
             let _ = routes.insert(normal, protect(policy));
         }
         let endpoints = layer.with_policy(config.policy.clone()).endpoints_at(&config.endpoints, config.routes.clone());
-        // Ids of several processes shall not look alike.
+        // Ids of several processes must not look alike.
         let first = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
         Self {
             routes,
@@ -110,7 +111,8 @@ impl App {
         let place = self.place(request.uri());
         let asked = Asked::of(&request);
         let at = match place {
-            // What the operators' listener has is not to be reached from here, nor passed on as if it were the service's.
+            // Paths of the admin listener must be neither reachable here nor forwarded as if they
+            // were the service's.
             Place::Hidden => return Ok(rejected(&request, plain(StatusCode::NOT_FOUND, "not found\n"))),
             Place::Own(path) => {
                 if let Some(asked) = asked.as_ref().filter(|asked| asked.is_preflight) {
@@ -172,7 +174,7 @@ impl App {
         Ok(response)
     }
 
-    /// Refuses what is not for anybody behind this gateway, before anybody looks whether there is a key.
+    /// Rejects requests that are invalid for every service, before the key is read.
     fn check<B>(&self, request: &Request<B>, id: RequestId) -> Result<(), Box<Response<Out>>> {
         if request.method() == Method::CONNECT {
             let response = plain(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n");
@@ -181,7 +183,7 @@ impl App {
         if self.is_head_too_large(request) {
             return Err(Box::new(self.refuse(request, id, Code::HeadersTooLarge, None)));
         }
-        // hyper undoes `chunked`; what is under it would reach the upstream as if it were the body.
+        // hyper decodes `chunked`. An inner coding would reach the upstream as if it were the body.
         let mut codings = wire::names_in(request.headers(), &TRANSFER_ENCODING);
         if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
             let response = plain(StatusCode::NOT_IMPLEMENTED, "of transfer codings only chunked is understood\n");
@@ -204,7 +206,7 @@ impl App {
         Ok(())
     }
 
-    /// A problem for a request that nobody looked up.
+    /// Returns a problem for a request that was not looked up.
     fn refuse<B>(&self, request: &Request<B>, id: RequestId, code: Code, detail: Option<&str>) -> Response<Out> {
         let mut problem = Problem::new(code, format!("urn:onceward:request:{id}")).endpoints(Some(&self.endpoints.0));
         if let Some(detail) = detail {
@@ -218,7 +220,7 @@ impl App {
         response
     }
 
-    /// Looks a path up by its normal form.
+    /// Finds the destination of a path by its normal form.
     fn place(&self, uri: &Uri) -> Place {
         let normal = paths::normal(uri.path());
         if is_below(&normal, "/.onceward") {
@@ -232,13 +234,13 @@ impl App {
     }
 }
 
-/// Where a path leads.
+/// Destination of a path.
 enum Place {
-    /// To what only operators have.
+    /// Path that only the admin listener serves.
     Hidden,
-    /// To the gateway's own paths, in their usual spelling where that is a target.
+    /// Path of the gateway itself, in its usual spelling if that is a valid target.
     Own(Option<Uri>),
-    /// To the upstream, under the route of this number.
+    /// Upstream, under the route of this index.
     Route(usize),
 }
 
@@ -255,8 +257,8 @@ fn boxed(body: Full<Bytes>) -> Out {
     body.map_err(|never| match never {}).boxed_unsync()
 }
 
-/// An answer to what is not for anybody behind this gateway. The connection is closed, for nobody reads the rest of the
-/// request.
+/// Returns a response to a request that is invalid for every service. Closes the connection,
+/// because the rest of the request is not read.
 fn plain(status: StatusCode, text: &'static str) -> Response<Out> {
     let mut response = Response::new(boxed(Full::new(Bytes::from_static(text.as_bytes()))));
     *response.status_mut() = status;
@@ -265,7 +267,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Out> {
     response
 }
 
-/// Labels a refusal of a request with a key.
+/// Labels a rejection of a request with a key.
 fn rejected<B>(request: &Request<B>, mut response: Response<Out>) -> Response<Out> {
     if request.headers().contains_key(wire::IDEMPOTENCY_KEY) {
         response.headers_mut().insert(wire::IDEMPOTENCY_OUTCOME, Outcome::Rejected.value());

@@ -1,4 +1,5 @@
-//! Re-authorised replays: a stored response is shown only to callers whom the upstream still lets in.
+//! Re-authorizes replays: a stored response is returned only to callers whom the upstream still
+//! authorizes.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -22,25 +23,25 @@ use crate::config::AuthorizeReplays;
 use crate::forwarded::Sender;
 use crate::upstream::{Forwarder, FromUpstream, Own};
 
-/// How long a yes of the upstream is remembered.
+/// Duration for which an authorization by the upstream is cached.
 const YES_FOR: Duration = Duration::from_secs(5);
-/// Upper bound on callers that are remembered.
+/// Upper bound on cached callers.
 const CALLERS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("more than none");
-/// The headers that a proof is made with, for one request.
+/// Headers that carry a proof for one request.
 const PROOFS: [&str; 3] = ["dpop", "signature", "signature-input"];
 
-/// What a request shows of its caller, kept until it is known whether the response comes from a record.
+/// Credentials of a request, held until it is known whether the response comes from a record.
 pub(crate) struct Shown {
     headers: HeaderMap,
     sender: Option<Sender>,
     caller: u128,
 }
 
-/// Asks the upstream about callers.
+/// Asks the upstream to authorize callers.
 pub(crate) struct Authorizer {
     forwarder: Forwarder<Empty<Bytes>>,
     endpoints: String,
-    /// By target and credentials; never a credential itself.
+    /// Cached authorizations by a hash of target and credentials, never by a credential itself.
     let_in: Mutex<LruCache<u128, Instant>>,
     seeds: [std::hash::RandomState; 2],
 }
@@ -51,7 +52,7 @@ impl Authorizer {
         Self { forwarder, endpoints, let_in, seeds: Default::default() }
     }
 
-    /// Keeps what names the caller of a request.
+    /// Copies the credentials that identify the caller of a request.
     pub(crate) fn shown<B>(&self, target: &AuthorizeReplays, policy: &Policy, request: &Request<B>) -> Shown {
         let headers = request.headers();
         let names: Vec<&HeaderName> = policy.principal.parts().iter().filter_map(named_header).collect();
@@ -72,14 +73,14 @@ impl Authorizer {
         Shown { headers: headers.clone(), sender: request.extensions().get().copied(), caller: high << 64 | low }
     }
 
-    /// Returns the response if it may be shown, else the upstream's refusal.
+    /// Returns the response if the caller may see it, else the upstream's refusal.
     pub(crate) async fn check(
         &self,
         target: &AuthorizeReplays,
         shown: Shown,
         response: Response<Out>,
     ) -> Response<Out> {
-        // A refusal may tell where the first response led to.
+        // This rejection may contain the `Location` of the first response.
         let is_head =
             response.status() == StatusCode::CONFLICT && Outcome::of(response.headers()) == Some(Outcome::NotStored);
         let tells = is_head || response.extensions().get::<FromRecord>().is_some();
@@ -115,7 +116,8 @@ impl Authorizer {
         refusal
     }
 
-    /// The request that asks: the caller's, without what belongs to its body, its key or a cache.
+    /// Builds the authorization request: the caller's headers, without those that belong to its
+    /// body, its key or a cache.
     fn question(&self, target: &AuthorizeReplays, shown: &Shown) -> Result<Request<Empty<Bytes>>, http::Error> {
         let mut request =
             Request::builder().method(&target.method).uri(target.target.as_str()).body(Empty::<Bytes>::new())?;
@@ -164,7 +166,7 @@ fn named_header(part: &PrincipalPart) -> Option<&HeaderName> {
     }
 }
 
-/// Returns what makes the credentials of a request good for that request only.
+/// Returns the part that makes the credentials of a request valid for that request only.
 fn proof_of(headers: &HeaderMap) -> Option<String> {
     let scheme = headers.get(AUTHORIZATION).and_then(|value| signed_scheme(value.as_bytes()));
     if let Some(scheme) = scheme {
@@ -174,7 +176,7 @@ fn proof_of(headers: &HeaderMap) -> Option<String> {
     Some(format!("the proof in {name}"))
 }
 
-/// Returns true for methods that may be asked.
+/// Returns `true` for methods that an authorization request may use.
 pub(crate) fn may_ask(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }

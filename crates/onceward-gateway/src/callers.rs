@@ -1,4 +1,5 @@
-//! Callers, as the gateway sees them before and after the layer: their tokens, renewed credentials, and who may see a replay.
+//! Handles callers before and after the layer: tokens, renewed credentials, and authorization of
+//! replays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,17 +20,18 @@ use crate::authorize::{Authorizer, Shown};
 use crate::config::{AuthorizeReplays, Config};
 use crate::jwt::Jwt;
 
-/// Sees to callers.
+/// Checks callers before and after the layer.
 pub(crate) struct Callers {
     engine: Engine,
     jwt: Option<Arc<Jwt>>,
     authorizer: Authorizer,
     replays: BTreeMap<Arc<str>, AuthorizeReplays>,
-    /// Routes that name callers by `Authorization`, and whether a token that expires was seen there.
+    /// Routes that identify callers by `Authorization`, each with a flag that is set once an
+    /// expiring token was seen there.
     expiring: BTreeMap<Arc<str>, AtomicBool>,
 }
 
-/// What is kept of a request until its response is known.
+/// Data of a request that is needed once its response is known.
 pub(crate) struct Caller {
     cookies: Option<HeaderMap>,
     replay: Option<(AuthorizeReplays, Shown)>,
@@ -43,7 +45,8 @@ impl Callers {
         Self { engine, jwt, authorizer, replays: config.authorize_replays.clone(), expiring }
     }
 
-    /// Before the layer: checks the token, and keeps what the response is judged by.
+    /// Runs before the layer. Checks the token, and captures the data that the response is checked
+    /// against.
     pub(crate) async fn request<B>(&self, policy: &Policy, request: &mut Request<B>) -> Caller {
         let may_be_keyed = policy.covers(request.method())
             && (request.headers().contains_key(wire::IDEMPOTENCY_KEY)
@@ -63,18 +66,18 @@ impl Callers {
         }
     }
 
-    /// Before the public paths.
+    /// Runs before the public endpoints.
     pub(crate) async fn endpoint<B>(&self, default: &Policy, request: &mut Request<B>) -> Caller {
         self.check_token(request).await;
-        // A key of any route may be found there.
+        // The endpoints may find a key of any route.
         let target = self.replays.get(&default.route).or_else(|| self.replays.values().next());
         let replay = target.map(|target| (target.clone(), self.authorizer.shown(target, default, request)));
         Caller { cookies: None, replay }
     }
 
-    /// After the layer.
+    /// Runs after the layer.
     pub(crate) async fn response(&self, policy: &Policy, caller: Caller, response: Response<Out>) -> Response<Out> {
-        // Of a keyed request the layer told already.
+        // The layer has already reported this for a keyed request.
         if let Some(had) = caller.cookies.as_ref().filter(|_| Outcome::of(response.headers()).is_none())
             && let Some(name) = policy.principal.renewed_cookie(had, response.headers())
         {
@@ -83,7 +86,8 @@ impl Callers {
         self.may_see(caller, response).await
     }
 
-    /// Returns the response, or the upstream's refusal where it is a stored one that the caller may not see any more.
+    /// Returns the response, or the upstream's refusal if the response is stored and the caller is
+    /// no longer authorized.
     pub(crate) async fn may_see(&self, caller: Caller, response: Response<Out>) -> Response<Out> {
         match caller.replay {
             Some((target, shown)) => self.authorizer.check(&target, shown, response).await,
@@ -99,7 +103,7 @@ impl Callers {
         }
     }
 
-    /// Reports, once a route, a token with `exp` that names the caller as a whole.
+    /// Logs, once per route, a token with `exp` that identifies the caller as a whole.
     fn notice_expiring(&self, policy: &Policy, headers: &HeaderMap) {
         let Some(seen) = self.expiring.get(&policy.route).filter(|seen| !seen.load(Ordering::Relaxed)) else { return };
         let Some(token) = headers.get(AUTHORIZATION).and_then(|value| bearer_jwt(value.as_bytes())) else { return };

@@ -1,4 +1,4 @@
-//! The command line.
+//! Command line.
 
 use std::path::PathBuf;
 
@@ -24,51 +24,53 @@ pub(crate) enum Command {
     Config(Settings),
     #[cfg(feature = "postgres")]
     Migrate(Migrate),
-    /// The demo's orders service
+    /// Run the orders service of the demo
     #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoOrders(crate::demo::OrdersArgs),
-    /// The demo's gateway: `serve` that ends with the demo
+    /// Run the gateway of the demo: `serve` that ends with the demo
     #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoGateway(Serve),
 }
 
-/// Runs the gateway before a service.
+/// Runs the gateway in front of a service.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A setting is taken from the flag, else from the environment (ONCEWARD_LISTEN, ONCEWARD_POLICY_LEASE), else from the file,
 else it has its default; `onceward config --print` shows them all. ONCEWARD_LOG=debug logs more, ONCEWARD_LOG_FORMAT=json
 or =text logs otherwise than the terminal suggests. SIGTERM finishes what runs and stops; a second one stops at once.")]
 pub(crate) struct Serve {
-    /// The service that is protected, such as http://127.0.0.1:3000
+    /// URL of the protected service, such as http://127.0.0.1:3000
     #[arg(long, value_name = "URL")]
     pub(crate) upstream: Option<String>,
-    /// Where clients connect to [default: 127.0.0.1:8080]
+    /// Address of the public listener [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// What knows the keys: embedded:FOLDER, postgres://…, redis://HOST:PORT or memory: [default: embedded:onceward-data]
+    /// Store of the keys: embedded:FOLDER, postgres://…, redis://HOST:PORT or memory: [default:
+    /// embedded:onceward-data]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
-    /// Where /healthz, /readyz, /status and /metrics are [default: 127.0.0.1:8081]
+    /// Address of /healthz, /readyz, /status and /metrics [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<String>,
-    /// What names the caller: authorization, header:NAME, cookie:NAME or jwt:CLAIM; may be repeated; empty says that all callers are one
+    /// Part of a request that identifies the caller: authorization, header:NAME, cookie:NAME or
+    /// jwt:CLAIM; may be repeated; empty says that all callers are one
     #[arg(long, value_name = "PART")]
     pub(crate) principal: Vec<String>,
-    /// The file with settings [default: ./onceward.toml, if it is there]
+    /// Configuration file [default: ./onceward.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
-/// Makes the tables of a store in PostgreSQL, or brings them up to date
+/// Creates the tables of a store in PostgreSQL, or updates them
 #[cfg(feature = "postgres")]
 #[derive(Debug, Args)]
 #[command(after_help = "\
 `serve` does the same at its start if its role may make tables. A role that only serves needs no such right: run this once
 with one that may.")]
 pub(crate) struct Migrate {
-    /// The store: postgres://USER:PASSWORD@HOST/DATABASE [default: ONCEWARD_STORE]
+    /// Store: postgres://USER:PASSWORD@HOST/DATABASE [default: ONCEWARD_STORE]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Print the SQL and do nothing
@@ -79,13 +81,13 @@ pub(crate) struct Migrate {
 /// Shows the settings.
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
-    /// Print every setting, its default and what it means, as TOML
+    /// Print every setting, its default and its meaning, as TOML
     #[arg(long, required = true)]
     pub(crate) print: bool,
 }
 
 impl Serve {
-    /// The flags that were given, as settings.
+    /// Returns the flags that were given, as settings.
     pub(crate) fn flags(&self) -> Vec<(&'static str, &'static str, Vec<String>)> {
         let one = |path, flag, value: &Option<String>| value.clone().map(|value| (path, flag, vec![value]));
         let mut flags: Vec<_> = [

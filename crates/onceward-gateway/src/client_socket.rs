@@ -1,4 +1,5 @@
-//! The bytes of a client's connection: what HTTP/1.1 cannot say is noticed in them, and the end is not a reset.
+//! Byte stream of a client connection. Detects input that HTTP/1.1 cannot express, and closes the
+//! connection without a reset.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -18,34 +19,35 @@ use tokio::time::{Instant, timeout};
 use crate::server::stopped;
 use crate::upstream::Tcp;
 
-/// How much is read after a last response, so that a client that is still sending gets to read it. A socket that is closed
-/// over unread bytes resets the connection, and takes the response with it.
+/// Upper bound on the bytes read after the last response, so that a client that is still sending
+/// can read it. Closing a socket with unread bytes resets the connection, and the client loses the
+/// response.
 const LINGER_BYTES_MAX: usize = 256 << 20;
-/// How long that lasts in all.
+/// Upper bound on the total time of that read.
 const LINGER_MAX: Duration = Duration::from_secs(30);
-/// How long the client may bring nothing meanwhile.
+/// Idle timeout of the client during that read.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
-/// The same when the process stops.
+/// Upper bound on the total time when the process shuts down.
 const LINGER_AT_STOP: Duration = Duration::from_millis(500);
 const LINGER_IDLE_AT_STOP: Duration = Duration::from_millis(100);
 
-/// Request lines are looked at up to here, which is more than a head may have.
+/// Upper bound on the bytes inspected of a request line. Larger than the limit of a head.
 const LINE_BYTES_MAX: usize = 64 << 10;
-/// Targets with a fragment that wait for their requests to be parsed.
+/// Upper bound on targets with a fragment whose requests are not parsed yet.
 const FRAGMENTS_MAX: usize = 16;
 
-/// A protocol that is not spoken on this listener.
+/// Protocol that this listener does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Tls,
-    /// By prior knowledge, as gRPC clients begin.
+    /// HTTP/2 with prior knowledge, as gRPC clients begin.
     Http2,
-    /// HAProxy's, before the first request.
+    /// HAProxy's PROXY protocol, before the first request.
     Proxy,
 }
 
 impl Protocol {
-    /// Recognises a protocol by its first bytes.
+    /// Detects a protocol by its first bytes.
     fn of(first: &[u8]) -> Option<Self> {
         match first {
             [0x16, 0x03, ..] => Some(Self::Tls),
@@ -55,7 +57,7 @@ impl Protocol {
         }
     }
 
-    /// What the log says of it, with the fix.
+    /// Returns the log message, with the fix.
     pub(crate) const fn sentence(self) -> &'static str {
         match self {
             Self::Tls => {
@@ -70,12 +72,12 @@ impl Protocol {
         }
     }
 
-    /// What the client is told in its own protocol.
+    /// Returns the rejection in the client's own protocol.
     pub(crate) const fn refusal(self) -> &'static [u8] {
         match self {
             // A fatal alert, handshake_failure.
             Self::Tls => &[0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x28],
-            // SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED and a word for the client's log.
+            // SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED and debug data for the client's log.
             Self::Http2 => {
                 b"\0\0\0\x04\0\0\0\0\0\0\0\x22\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0donly HTTP/1.1 is served"
             }
@@ -86,7 +88,7 @@ impl Protocol {
     }
 }
 
-/// A client's socket, shared by the stream that hyper has and by whoever closes it.
+/// Client socket, shared by the stream that hyper owns and the code that closes it.
 #[derive(Debug)]
 pub(crate) struct ClientSocket {
     tcp: Arc<TcpStream>,
@@ -96,13 +98,13 @@ pub(crate) struct ClientSocket {
 #[derive(Debug, Default)]
 struct State {
     protocol: Option<Protocol>,
-    /// At least one byte came.
+    /// At least one byte was received.
     has_begun: bool,
-    /// The client will send nothing more.
+    /// The client has closed its sending side.
     has_ended: bool,
-    /// The stream was dropped, and not kept for a tunnel.
+    /// The stream was dropped, and is not used by a tunnel.
     is_free: bool,
-    /// Method and target, without its fragment, of requests that had one.
+    /// Method and target without its fragment, of requests whose target had one.
     fragments: Vec<(String, String)>,
 }
 
@@ -115,12 +117,12 @@ impl ClientSocket {
         self.state.lock().protocol
     }
 
-    /// Whether the client has sent nothing yet.
+    /// Returns `true` if the client has sent nothing yet.
     pub(crate) fn is_untouched(&self) -> bool {
         !self.state.lock().has_begun
     }
 
-    /// Whether a request's target had a fragment, which the parser drops.
+    /// Returns `true` if the target of a request had a fragment, which the parser drops.
     pub(crate) fn had_fragment<B>(&self, request: &Request<B>) -> bool {
         let mut state = self.state.lock();
         if state.fragments.is_empty() {
@@ -134,12 +136,12 @@ impl ClientSocket {
         state.fragments.len() < before
     }
 
-    /// Writes a last word. Where it does not fit into the socket's buffer, nobody reads it.
+    /// Writes final bytes. If they do not fit into the socket's buffer, they are dropped.
     pub(crate) fn say(&self, bytes: &[u8]) {
         let _ = self.tcp.try_write(bytes);
     }
 
-    /// Ends the connection: says that nothing more comes, and reads for a while what the client still sends.
+    /// Closes the sending side, and reads for a while what the client still sends.
     pub(crate) async fn linger(&self, stop: &mut watch::Receiver<bool>) {
         {
             let state = self.state.lock();
@@ -178,12 +180,12 @@ impl ClientSocket {
     }
 }
 
-/// The stream that hyper reads and writes.
+/// Stream that hyper reads and writes.
 #[derive(Debug)]
 pub(crate) struct ClientStream {
     tcp: Tcp,
     socket: Arc<ClientSocket>,
-    /// What came of a request line, where one is expected.
+    /// Received part of a request line, if one is expected.
     line: Option<Vec<u8>>,
 }
 
@@ -192,8 +194,8 @@ impl ClientStream {
         Self { tcp: Tcp::new(Arc::clone(&socket.tcp)), socket: Arc::clone(socket), line: Some(Vec::new()) }
     }
 
-    /// Looks at bytes that came where a request line may begin: first of all, and after each response. Lines of requests that
-    /// came together are looked at together.
+    /// Inspects bytes at a position where a request line may begin: at the start, and after each
+    /// response. Pipelined request lines are inspected together.
     fn look(&mut self, bytes: &[u8]) {
         let Some(mut line) = self.line.take() else { return };
         let mut rest = bytes;
@@ -219,7 +221,7 @@ impl ClientStream {
             }
             line.clear();
             rest = &rest[at + 1..];
-            // Most bytes have no such line behind the first one.
+            // Fast path: most input has no further request line with a fragment.
             if !is_first && !rest.contains(&b'#') {
                 return;
             }
@@ -227,7 +229,8 @@ impl ClientStream {
     }
 }
 
-/// The method and the target without its fragment, where a line is a request line with one.
+/// Returns the method and the target without its fragment, if the line is a request line with a
+/// fragment.
 fn fragment(line: &[u8]) -> Option<(String, String)> {
     let line = std::str::from_utf8(line).ok()?.trim_end();
     let mut words = line.split(' ');
@@ -258,7 +261,7 @@ impl AsyncRead for ClientStream {
                 state.protocol = Protocol::of(came);
             }
             if state.protocol.is_some() {
-                // hyper is told that the client said nothing.
+                // hyper sees no input from the client.
                 drop(state);
                 buf.set_filled(before);
                 return Poll::Ready(Ok(()));
@@ -296,7 +299,7 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // There is still something to be said.
+        // A rejection is still to be written.
         if this.socket.protocol().is_some() {
             return Poll::Ready(Ok(()));
         }

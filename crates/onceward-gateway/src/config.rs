@@ -1,4 +1,5 @@
-//! Settings: a flag, else the environment, else the file, else the default; each one checked wherever it stands.
+//! Settings: taken from a flag, else the environment, else the file, else the default. Every source
+//! is validated.
 //!
 //! ```
 //! use onceward_gateway::config::{Config, Given};
@@ -38,71 +39,73 @@ pub use source::{ConfigError, Origin};
 use parse::{Parsed, Shown};
 use source::{Item, Layer, Value};
 
-/// Everything that `onceward serve` runs by.
+/// Configuration of `onceward serve`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where clients connect to.
+    /// Address of the public listener.
     pub listen: SocketAddr,
-    /// The service that is protected.
+    /// Protected service.
     pub upstream: Upstream,
-    /// What knows the keys.
+    /// Store of the keys.
     pub store: StoreUrl,
-    /// Parts the keys of services that share a store.
+    /// Separates the keys of services that share a store.
     pub namespace: String,
-    /// A file with the secret; `None`: the store keeps it.
+    /// File with the secret. `None` means that the store holds it.
     pub secret_file: Option<PathBuf>,
-    /// Which `Host` the upstream sees.
+    /// `Host` that the upstream receives.
     pub host: Host,
-    /// Whose `Forwarded`, `X-Real-IP` and `X-Forwarded-*` are believed.
+    /// Proxies whose `Forwarded`, `X-Real-IP` and `X-Forwarded-*` are trusted.
     pub trusted_proxies: TrustedProxies,
-    /// Under which path the public paths are.
+    /// Path prefix of the public endpoints.
     pub endpoints: String,
-    /// How long a stopping process finishes what it executes.
+    /// Upper bound on the time of a graceful shutdown, in which executions finish.
     pub drain: Duration,
-    /// How long of `drain` new claims are still taken, while `/readyz` is red already.
+    /// Part of `drain` in which new claims are still accepted, while `/readyz` already fails.
     pub drain_delay: Duration,
-    /// The operators' listener.
+    /// Admin listener.
     pub admin: Admin,
-    /// How keys are issued.
+    /// Settings of issued keys.
     pub issuing: IssuerConfig,
-    /// How the tokens that name callers are checked.
+    /// Settings for the verification of the tokens that identify callers.
     pub jwt: JwtSettings,
-    /// Raised by whoever accepts that another rule for callers forgets the keys of the last one.
+    /// Generation of the principal rule. Raising it accepts that another rule forgets the keys of
+    /// the previous one.
     pub principal_generation: u32,
-    /// By the name of a route: what the upstream is asked before a replay.
+    /// Authorization request that precedes a replay, by route name.
     pub authorize_replays: BTreeMap<Arc<str>, AuthorizeReplays>,
-    /// Whose pages may read what the gateway says itself; none: those that the upstream allows.
+    /// Origins whose pages may read responses that the gateway generates. If empty, those that the
+    /// upstream allows.
     pub origins: Vec<String>,
-    /// How much, how many, how long.
+    /// Limits of sizes, counts and times.
     pub limits: Limits,
-    /// How long a connection to the upstream may have idled and still be used.
+    /// Idle timeout of upstream connections.
     pub upstream_idle: Duration,
-    /// How long a request without a key waits for the head of its response.
+    /// Timeout for the response head of a request without a key.
     pub unkeyed_timeout: Duration,
     /// Upper bound on the header lines of a request or a response.
     pub header_lines: usize,
     /// Upper bound on the bytes of a request's head.
     pub header_size: usize,
-    /// The largest age of a connection to the upstream; a new one looks the name up again.
+    /// Maximum age of an upstream connection; a new one resolves the name again.
     pub upstream_max_age: Duration,
-    /// For every path that no route matches.
+    /// Policy of paths that no route matches.
     pub policy: Policy,
-    /// Patterns of paths, and what holds there.
+    /// Path patterns with their policies.
     pub routes: Vec<(String, Policy)>,
-    /// What is not at its default: setting, value (never a secret one) and where from.
+    /// Settings that differ from their default: setting, value (never a secret one) and origin.
     pub sources: Vec<(String, String, Origin)>,
-    /// What is allowed, and probably not meant.
+    /// Warnings about settings that are valid but probably unintended.
     pub warnings: Vec<String>,
 }
 
-/// The operators' listener.
+/// Admin listener.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Admin {
-    /// Where it listens.
+    /// Address to listen on.
     pub listen: SocketAddr,
-    /// What `/status` asks for.
+    /// Bearer token that `/status` requires.
     pub token: Option<String>,
 }
 
@@ -112,18 +115,18 @@ impl std::fmt::Debug for Admin {
     }
 }
 
-/// What people gave.
+/// Configuration inputs.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
-    /// Flags: path of the setting, the flag's name, the values.
+    /// Flags: path of the setting, name of the flag, and values.
     pub flags: Vec<(&'static str, &'static str, Vec<String>)>,
-    /// The environment.
+    /// Environment variables.
     pub environment: Vec<(String, String)>,
-    /// The name and the text of the file.
+    /// Name and text of the file.
     pub file: Option<(String, String)>,
 }
 
-/// What `config --print` prints: every setting, its default and what it means, as TOML.
+/// Returns the output of `config --print`: every setting, its default and its meaning, as TOML.
 pub const fn defaults() -> &'static str {
     source::DEFAULTS
 }
@@ -135,15 +138,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 const YEARS: Duration = Duration::from_secs(3650 * 86_400);
 const MS: Duration = Duration::from_millis(1);
 const GIB: usize = 1 << 30;
-/// The largest answer that every store takes in one piece.
+/// Upper bound on the bytes of a response that every store accepts in one piece.
 const ANSWER_MAX: usize = 256 << 20;
 
 impl Config {
-    /// Reads and checks everything.
+    /// Reads and validates all settings.
     ///
     /// # Errors
     ///
-    /// One line, with the setting, the mend and the place.
+    /// Returns one line, with the setting, the fix and the place.
     pub fn read(given: &Given) -> Result<Self, ConfigError> {
         let file = match &given.file {
             Some((path, text)) => source::File::parse(text, path)?,
@@ -194,14 +197,15 @@ fn flags(given: &Given) -> Layer {
     given.flags.iter().map(value).collect()
 }
 
-/// The layers, from the default up.
+/// Layers of settings, from the defaults up.
 struct Settings {
     layers: Vec<Layer>,
     warnings: Vec<String>,
 }
 
 impl Settings {
-    /// The value that counts. The others are parsed too: what is wrong there would surprise whoever takes this one away.
+    /// Returns the effective value. Overridden values are parsed too: otherwise an error there
+    /// would surface only when the overriding one is removed.
     fn get<T>(&self, path: &str, parse: impl Fn(&Item) -> Parsed<T>) -> Result<T, ConfigError> {
         self.find(path, parse)?.ok_or_else(|| ConfigError::missing(path, "is required"))
     }
@@ -214,19 +218,19 @@ impl Settings {
         Ok(found)
     }
 
-    /// Returns true if somebody set it.
+    /// Returns `true` if a setting was given.
     fn is_set(&self, path: &str) -> bool {
         self.layers.iter().skip(1).any(|layer| layer.contains_key(path))
     }
 
-    /// Changes a default that hangs on another setting.
+    /// Changes a default that depends on another setting.
     fn default(&mut self, path: &str, value: &str) {
         if let Some(default) = self.layers[0].get_mut(path) {
             default.item = Item::Text(value.to_owned());
         }
     }
 
-    /// Refuses a combination, in the name of the setting that was given last.
+    /// Rejects a combination of settings, in the name of the setting that was given last.
     fn refuse(&self, paths: &[&str], what: impl Into<String>) -> ConfigError {
         let given = self
             .layers
@@ -333,7 +337,8 @@ impl Settings {
             );
             return Err(self.refuse(&["policy.upstream_timeout", "limits.capture_timeout"], what));
         }
-        // A service that says 503 itself, before it executes, may say so; no other status of a proxy is ever a service's word.
+        // If `release_on` names 503, the service itself sends it before it executes, so
+        // `unknown_on` loses it. No other status of a proxy can come from the service.
         if policy.release_on.contains(StatusCode::SERVICE_UNAVAILABLE) && !self.is_set("policy.unknown_on") {
             policy.unknown_on = policy.unknown_on.without(503);
         }
@@ -356,13 +361,13 @@ impl Settings {
         Ok(policy)
     }
 
-    /// What makes two requests the same.
+    /// Returns the fingerprint rules.
     fn fingerprint(&self) -> Result<Rules, ConfigError> {
         let mut rules = Rules {
             kind: self.get("policy.fingerprint", parse::fingerprint)?,
             headers: self.get("policy.fingerprint_headers", parse::header_names)?,
             hosts: match self.get("host", parse::host)? {
-                // The service sees one name, whatever the client wrote.
+                // The service receives one `Host`, whatever the client sent.
                 Host::Upstream => Hosts::Same,
                 Host::Preserve => self.get("policy.hosts", parse::hosts)?,
             },
@@ -387,7 +392,7 @@ impl Settings {
         Ok(rules)
     }
 
-    /// What is said of keys fits together.
+    /// Validates the combination of key settings.
     fn check_keys(&self, policy: &Policy, is_window_set: bool) -> Result<(), ConfigError> {
         if let MissingKey::Derive { .. } = policy.missing {
             if !is_window_set {
@@ -408,7 +413,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Each route over `[policy]`; patterns that two routes share are refused, for only one of them could hold.
+    /// Applies each route over `[policy]`. Rejects patterns that two routes share, because only one
+    /// of them could apply.
     fn routes(&mut self, routes: &[Layer]) -> Result<Vec<(String, Policy)>, ConfigError> {
         let mut patterns = matchit::Router::new();
         let mut found = Vec::new();
@@ -426,7 +432,7 @@ impl Settings {
         Ok(found)
     }
 
-    /// Combinations.
+    /// Validates combinations of settings.
     fn check(&mut self, config: &Config) -> Result<(), ConfigError> {
         let limits = &config.limits;
         if limits.capture_timeout < limits.upstream_timeout {
@@ -470,7 +476,7 @@ impl Settings {
             .into_iter()
             .chain(config.routes.iter().map(|(path, policy)| (path.as_str(), policy)))
         {
-            // Such a claim is renewed, or given up, before each first byte: safe, and slow.
+            // Such a claim is renewed, or abandoned, before each first byte: safe, but slow.
             if limits.store_timeout * 3 >= policy.lease * 2 {
                 self.warnings.push(format!(
                     "{name}: limits.store_timeout, \"{}\", is not less than two thirds of the lease, \"{}\": a store that is slow but works may cost claims",
@@ -495,7 +501,7 @@ impl Settings {
     }
 }
 
-/// A value for the log, without secrets.
+/// Formats a value for the log, without secrets.
 fn shown(value: &Value) -> (String, String, Origin) {
     let text = match value.name.as_str() {
         "admin.token" => "…".to_owned(),
@@ -505,23 +511,23 @@ fn shown(value: &Value) -> (String, String, Origin) {
     (value.name.clone(), text, value.origin.clone())
 }
 
-/// A URL without the passwords before its host and behind its question mark. In doubt more is hidden.
+/// Removes the passwords before the host and in the query of a URL. In doubt more is removed.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    // Those behind the question mark first, for an `@` may stand in them.
+    // Those in the query first, because they may contain an `@`.
     let parts = rest.split('&').map(|part| match part.split_once("password=") {
         Some((before, _)) => format!("{before}password=…"),
         None => part.to_owned(),
     });
     let shown = parts.collect::<Vec<_>>().join("&");
-    // The last `@` of all: a password may have one of its own, a slash or a question mark.
+    // The last `@`: a password may contain an `@`, a slash or a question mark.
     match shown.rsplit_once('@') {
         Some((who, host)) => format!("{scheme}://{}:…@{host}", who.split([':', '/', '?']).next().unwrap_or_default()),
         None => format!("{scheme}://{shown}"),
     }
 }
 
-/// Says why a pattern, in its normal form, cannot stand beside those that were `found` before.
+/// Describes why a pattern, in its normal form, conflicts with those `found` before.
 fn pattern_error(pattern: &str, normal: &str, error: &matchit::InsertError, found: &[(String, Policy)]) -> String {
     match error {
         matchit::InsertError::Conflict { with } if with == normal => {

@@ -1,12 +1,16 @@
-//! CORS (the Fetch standard): pages of other origins may send keys, and read what is said of them.
+//! CORS (the Fetch standard): lets cross-origin pages send keys, and read the related response
+//! headers.
 //!
-//! The upstream alone says which origins, methods and headers it takes. Where it answers a preflight, the request headers
-//! that clients of ours send are added to what it allows, and our response headers to what it exposes. What the gateway says
-//! itself, refusals, replays and its own paths, has what the upstream last gave to that host, origin, path and method; where
-//! that is not known, as after a restart, the upstream is asked by a preflight of our own. `[cors] origins` says it instead.
+//! Only the upstream decides which origins, methods and headers are allowed. If it responds to a
+//! preflight, the request headers that our clients send are added to those it allows, and our
+//! response headers to those it exposes. Responses that the gateway generates (rejections, replays
+//! and its own paths) get what the upstream last allowed for that host, origin, path and method. If
+//! that is not cached, as after a restart, the gateway sends the upstream a preflight of its own.
+//! `[cors] origins` replaces all of this by a list.
 //!
-//! A yes is learned from any response of the upstream to that origin. A no is learned only from our own preflight: one that a
-//! client makes up may ask for a header that the service does not allow, and so take a page's rights away.
+//! A permission is cached from any response of the upstream to that origin. A denial is cached only
+//! from our own preflight: one crafted by a client may ask for a header that the service does not
+//! allow, and so revoke the permissions of a page.
 
 mod learned;
 
@@ -29,38 +33,39 @@ use crate::config::{Config, Host};
 use crate::upstream::{Forwarder, FromUpstream};
 use learned::{Given, Learned, Place};
 
-/// What our clients send besides what a service knows.
+/// Request headers that our clients add to those a service knows.
 const SENT: &str = "idempotency-key, prefer, idempotency-first-sent";
-/// What the answers of keyed requests say.
+/// Response headers of keyed requests.
 const SAID: HeaderValue = HeaderValue::from_static(
     "idempotency-outcome, idempotency-replayed, idempotency-key, preference-applied, retry-after, link",
 );
-/// How long a refusal waits for the upstream's word on an origin.
+/// Timeout of a preflight to the upstream, for which a rejection waits.
 const ASK_MAX: Duration = Duration::from_secs(1);
-/// How many such questions are under way at once; what comes besides goes without.
+/// Upper bound on concurrent preflights to the upstream; further rejections get no CORS headers.
 const ASKS_AT_ONCE_MAX: usize = 8;
-/// Longer ones are no origins of a browser.
+/// Upper bound on the bytes of an origin; browsers send none that are longer.
 const ORIGIN_BYTES_MAX: usize = 256;
-/// Longer paths are not remembered.
+/// Upper bound on the bytes of a cached path.
 const PATH_BYTES_MAX: usize = 1024;
-/// How long a browser may remember what is said of the gateway's own paths.
+/// Time for which a browser may cache the preflight of the gateway's own paths.
 const MAX_AGE_SECONDS: u64 = 600;
 
-/// What a request from a page asks.
+/// CORS attributes of a request from a page.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    /// The host that the client named.
+    /// Host that the client named.
     host: HeaderValue,
     origin: HeaderValue,
     path: String,
     method: Method,
-    /// By host and port: its page need not be allowed anything.
+    /// Same host and port: its page needs no permission.
     is_own: bool,
     pub(crate) is_preflight: bool,
 }
 
 impl Asked {
-    /// `None`: not from a page, or not one whose origin anybody could remember.
+    /// Returns `None` if the request is not from a page, or its origin, host or path is too long to
+    /// cache.
     pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
         let headers = request.headers();
         let origin = headers.get(ORIGIN).filter(|origin| origin.len() <= ORIGIN_BYTES_MAX)?;
@@ -91,17 +96,17 @@ impl Asked {
     }
 }
 
-/// Knows whose pages may read what.
+/// Decides which responses cross-origin pages may read.
 pub(crate) struct Cors {
     origins: Vec<String>,
     learned: Learned,
     forwarder: Forwarder<Empty<Bytes>>,
     asks: Semaphore,
-    /// What the upstream is asked about for the gateway's own paths.
+    /// Path of the preflight that is sent for the gateway's own paths.
     probe: String,
-    /// The method of it.
+    /// Method of that preflight.
     probe_method: Method,
-    /// The host that the upstream sees, whatever the client named.
+    /// `Host` that the upstream receives, whatever the client named.
     upstream_host: Option<HeaderValue>,
 }
 
@@ -122,7 +127,7 @@ impl Cors {
         }
     }
 
-    /// A preflight on its way to the upstream: without what is answered here, which it need not know.
+    /// Removes our own headers from a preflight to the upstream, which need not know them.
     pub(crate) fn to_upstream(headers: &mut HeaderMap) {
         let Some(rest) = without_ours(headers) else { return };
         let others = headers.iter().filter(|(name, _)| **name != ACCESS_CONTROL_REQUEST_HEADERS);
@@ -135,7 +140,7 @@ impl Cors {
         *headers = left;
     }
 
-    /// Completes an answer to a page, whoever made it.
+    /// Adds the CORS headers to a response to a page, from the upstream or from the gateway.
     pub(crate) async fn complete<B>(&self, asked: &Asked, response: &mut Response<B>) {
         if response.extensions().get::<FromUpstream>().is_none() {
             self.give(asked, response.headers_mut()).await;
@@ -154,12 +159,12 @@ impl Cors {
         }
     }
 
-    /// Completes an answer of the gateway's own paths.
+    /// Adds the CORS headers to a response of the gateway's own paths.
     pub(crate) async fn complete_own<B>(&self, asked: &Asked, response: &mut Response<B>) {
         self.give(&self.probing(asked), response.headers_mut()).await;
     }
 
-    /// What is asked of the upstream on behalf of a page that asks one of the gateway's own paths.
+    /// Returns the attributes that stand for one of the gateway's own paths at the upstream.
     fn probing(&self, asked: &Asked) -> Asked {
         Asked { path: self.probe.clone(), method: self.probe_method.clone(), is_preflight: false, ..asked.clone() }
     }
@@ -173,7 +178,7 @@ impl Cors {
         }
     }
 
-    /// Answers a preflight for one of the gateway's own paths.
+    /// Responds to a preflight for one of the gateway's own paths.
     pub(crate) async fn preflight<B>(&self, asked: &Asked, requested: &HeaderMap, empty: B) -> Response<B> {
         let mut response = Response::new(empty);
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -182,7 +187,7 @@ impl Cors {
         if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
             headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST"));
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(MAX_AGE_SECONDS));
-            // Nothing that a header says is passed on from there, so that any may come.
+            // No header is forwarded from these paths, so every header is allowed.
             for line in requested.get_all(ACCESS_CONTROL_REQUEST_HEADERS) {
                 headers.append(ACCESS_CONTROL_ALLOW_HEADERS, line.clone());
             }
@@ -190,14 +195,15 @@ impl Cors {
         response
     }
 
-    /// Puts in what the page's origin may read.
+    /// Adds the headers that let the page's origin read the response.
     async fn give(&self, asked: &Asked, headers: &mut HeaderMap) {
         let listed = || self.origins.iter().any(|origin| origin.as_bytes() == asked.origin.as_bytes());
         let given = match self.origins.is_empty() {
             false => listed().then(|| Given::to(&asked.origin)),
             true => match self.learned.find(&self.place(asked)) {
                 Some(known) => known,
-                // A page of the same host asks for nothing, and its refusals need not wait for an answer.
+                // A same-host page needs no permission, and its rejections need not wait for a
+                // preflight.
                 None if asked.is_own => None,
                 None => self.ask(asked).await,
             },
@@ -216,7 +222,7 @@ impl Cors {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, given.origin);
     }
 
-    /// Asks the upstream as a browser would, and remembers what it says.
+    /// Sends the upstream a preflight as a browser would, and caches the result.
     async fn ask(&self, asked: &Asked) -> Option<Given> {
         let _permit = self.asks.try_acquire().ok()?;
         let request = Request::builder()
@@ -228,7 +234,7 @@ impl Cors {
             .body(Empty::new())
             .ok()?;
         let Ok(Ok(response)) = timeout(ASK_MAX, self.forwarder.clone().call(request)).await else { return None };
-        // What the forwarder says itself, for want of an answer, is nothing to remember.
+        // A response that the forwarder generated, because the upstream gave none, is not cached.
         response.extensions().get::<FromUpstream>()?;
         let place = self.place(asked);
         let asked = Asked { is_preflight: true, ..asked.clone() };
@@ -236,7 +242,7 @@ impl Cors {
             Some(given) if given.allows(&asked.origin) => {
                 self.learned.learn(place.clone(), &asked, response.headers());
             }
-            // An error of the service, or of something in between, says nothing about origins.
+            // An error of the service, or of a proxy in between, says nothing about origins.
             _ if response.status().is_server_error() => {}
             _ => self.learned.refuse(place.clone()),
         }
@@ -244,7 +250,8 @@ impl Cors {
     }
 }
 
-/// What a preflight asks for besides what our clients send; `None`: nothing of ours is asked for.
+/// Returns the headers that a preflight asks for, without those of our clients. Returns `None` if
+/// it asks for none of ours.
 fn without_ours(headers: &HeaderMap) -> Option<String> {
     let is_ours = |name: &&str| SENT.split(", ").any(|ours| name.eq_ignore_ascii_case(ours));
     let (ours, rest): (Vec<&str>, Vec<&str>) =

@@ -1,7 +1,8 @@
-//! `onceward demo`: the orders service, its page, and the gateway before it, in a minute.
+//! `onceward demo`: runs the orders service, its page and the gateway, within a minute.
 //!
-//! The service and the gateway are processes of their own, so that killing one is real. The network, through which the page
-//! is loaded, and the relay, which loses every answer, are in the demo's process.
+//! The service and the gateway are separate processes, so that killing one is real. The network
+//! proxy, through which the page is loaded, and the relay, which drops every response, run in the
+//! demo's process.
 
 mod ask;
 mod cut;
@@ -34,26 +35,27 @@ const ADMIN_PORT: u16 = 8081;
 const RELAY_PORT: u16 = 8082;
 const NETWORK_PORT: u16 = 8083;
 const ORDERS_PORT: u16 = 3000;
-/// How many ports after the preferred one are tried.
+/// Upper bound on the ports tried after the preferred one.
 const PORTS_TRIED_MAX: u16 = 200;
-/// How often a part is started anew because somebody else took its port just before it could.
+/// Upper bound on restarts of a part whose port was taken by another process before it could bind.
 const STARTS_MAX: usize = 20;
 const LOCK: &str = "demo.lock";
 
-/// Shows it: an orders service, its page, and the gateway before it
+/// Show a demo: an orders service, its page, and the gateway before it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The addresses are printed, the page's first. Ports that are taken give the next free ones.")]
 pub(crate) struct Demo {
-    /// Play the three printed curl lines, print what came back, and end: 0 if it was as promised, else 1
+    /// Run the three printed curl lines, print the responses, and end: 0 if they were as expected,
+    /// else 1
     #[arg(long)]
     check: bool,
-    /// Keep the orders, the keys and the logs in this folder, and go on with those that are there
+    /// Store the orders, the keys and the logs in this directory, and continue with existing ones
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 }
 
-/// Runs the demo until it is told to stop, or has checked itself.
+/// Runs the demo until it is stopped, or its check has ended.
 pub(crate) fn run(demo: &Demo) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -71,10 +73,11 @@ fn failed(what: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Whether all was well. Whichever way this ends, the processes end with it, and then the folder goes.
+/// Returns `true` if the check passed. However this ends, the processes are ended first, and then
+/// the directory is removed.
 async fn until_stopped(demo: &Demo) -> Result<bool, String> {
     let hear = |kind| signal(kind).map_err(|error| format!("cannot hear signals: {error}"));
-    // Heard before there is anything to clean up.
+    // Signals are handled before there is anything to clean up.
     let mut interrupt = hear(SignalKind::interrupt())?;
     let mut terminate = hear(SignalKind::terminate())?;
     let mut hang_up = hear(SignalKind::hangup())?;
@@ -98,23 +101,23 @@ async fn play(demo: &Demo, folder: &Folder) -> Result<bool, String> {
     stage.keep_up().await
 }
 
-/// Everything that runs.
+/// All parts of the running demo.
 struct Stage {
     orders: SocketAddr,
     gateway: SocketAddr,
     admin: SocketAddr,
     relay: SocketAddr,
-    /// Where the page is.
+    /// Address of the page.
     network: SocketAddr,
     orders_part: Part,
     gateway_part: Part,
-    /// Told by the network.
+    /// Kill requests from the network proxy.
     kills: mpsc::Receiver<network::Kill>,
 }
 
 impl Stage {
     async fn start(folder: &Path, is_live: bool) -> Result<Self, String> {
-        // All are held at first, so that none of them gets the port of another.
+        // All ports are bound at first, so that no part gets the port of another.
         let held = (free(GATEWAY_PORT)?, free(ADMIN_PORT)?);
         let relay_listener = free(RELAY_PORT)?;
         let relay = address(&relay_listener)?;
@@ -140,13 +143,14 @@ impl Stage {
         let (kill, kills) = mpsc::channel(1);
         network::start(network_listener, gateway, kill)?;
         let stage = Self { orders, gateway, admin, relay, network, orders_part, gateway_part, kills };
-        // The gateway's store has said that it works, and the service answers.
+        // The gateway's store reported ready, and the service responds.
         ask::until_ok(admin, "/readyz").await?;
         ask::until_ok(orders, "/orders?limit=1").await?;
         Ok(stage)
     }
 
-    /// Kills the gateway when it is told to, and starts again what was killed. Ends only where that fails.
+    /// Kills the gateway on request, and restarts each part that was killed. Ends only if a restart
+    /// fails.
     async fn keep_up(&mut self) -> Result<bool, String> {
         loop {
             let part = tokio::select! {
@@ -155,7 +159,7 @@ impl Stage {
                 Some(gone) = self.kills.recv() => {
                     let how = self.gateway_part.kill().await;
                     show::died(&self.gateway_part, &how);
-                    // Whoever told us so may have gone.
+                    // The sender of the request may have gone.
                     let _ = gone.send(());
                     &mut self.gateway_part
                 }
@@ -166,7 +170,8 @@ impl Stage {
     }
 }
 
-/// Starts a part on the ports that `plan` finds, and again on others where somebody was faster.
+/// Starts a part on the ports that `plan` finds. Retries on other ports if another process took one
+/// first.
 async fn start(
     name: &'static str,
     folder: &Path,
@@ -185,7 +190,7 @@ async fn start(
     }
 }
 
-/// A listener on this port of this machine, or on the next free one.
+/// Binds a listener to this port of this machine, or to the next free one.
 fn free(preferred: u16) -> Result<TcpListener, String> {
     let last = preferred + PORTS_TRIED_MAX;
     let bound = (preferred..=last).find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
@@ -201,11 +206,12 @@ fn held_address(preferred: u16) -> Result<(SocketAddr, TcpListener), String> {
     Ok((address(&listener)?, listener))
 }
 
-/// Where the data lie.
+/// Directory of the data.
 enum Folder {
     /// Removed when dropped.
     Fresh(TempDir),
-    /// Locked while this lives: a second demo there would write the settings of the first one's gateway.
+    /// Locked until dropped: a second demo there would overwrite the settings of the first one's
+    /// gateway.
     Kept(PathBuf, #[expect(dead_code, reason = "it is held, not read")] File),
 }
 

@@ -1,21 +1,21 @@
-//! File descriptors: how many the process may open, and what it takes them for.
+//! File descriptor budget: the limit of the process, and its distribution.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Stay with the store, the operators' listener and its connections, name lookups and logs.
+/// Reserved for the store, the admin listener and its connections, name lookups and logs.
 const RESERVED: usize = 128;
-/// Upper bound on connections of clients.
+/// Upper bound on client connections.
 const CONNECTIONS_MAX: usize = 8192;
 /// Upper bound on idle connections to the upstream.
 const IDLE_MAX: usize = 512;
-/// Where the system names no bound.
+/// Limit if the system sets none.
 const UNBOUNDED: u64 = 1 << 20;
 
-/// What the process takes descriptors for. All of it together is less than what it may open, so that accepting a connection
-/// never takes the last one.
+/// Distribution of file descriptors. The sum is below the limit of the process, so that accepting a
+/// connection never takes the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
-    /// Upper bound on connections of clients.
+    /// Upper bound on client connections.
     pub(crate) connections: usize,
     /// Upper bound on executions, each of which may have a connection to the upstream.
     pub(crate) executions: usize,
@@ -24,7 +24,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Shares out `files` descriptors, with at most so many executions.
+    /// Distributes `files` descriptors, with at most `executions` executions.
     pub(crate) fn of(files: usize, executions: usize) -> Self {
         let free = files.saturating_sub(RESERVED.min(files / 2));
         Self {
@@ -35,8 +35,8 @@ impl Budget {
     }
 }
 
-/// Raises the soft limit of open files to the hard one, and returns what holds then. The soft limit is 1,024 on many systems,
-/// for the sake of programs that use `select`.
+/// Raises the soft limit of open files to the hard limit, and returns the limit then in force. The
+/// soft limit is 1,024 on many systems, for the sake of programs that use `select`.
 pub(crate) fn raise() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -1,7 +1,7 @@
-//! What the service is told of the client's address: `Forwarded` (RFC 7239), `X-Real-IP` and `X-Forwarded-*`.
+//! Client address headers for the service: `Forwarded` (RFC 7239), `X-Real-IP` and `X-Forwarded-*`.
 //!
-//! Anybody can write these headers, so they are believed only from the addresses of `trusted_proxies`. From all others they
-//! are replaced by what this gateway sees itself.
+//! Any client can send these headers, so they are trusted only from the addresses of
+//! `trusted_proxies`. From all others they are replaced by the address that the gateway sees.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Addresses of proxies whose word on the client is believed.
+/// Addresses of proxies whose forwarding headers are trusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
@@ -43,22 +43,22 @@ impl TrustedProxies {
         }
     }
 
-    /// Whether a peer is one of them.
+    /// Returns `true` if a peer is in one of these networks.
     pub fn contains(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.0.iter().any(|network| network.contains(&peer))
     }
 }
 
-/// The other end of the connection that a request came on.
+/// Peer of the connection that a request was received on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sender {
     pub(crate) address: SocketAddr,
     pub(crate) is_trusted: bool,
 }
 
-/// Whether a header tells of the client's address, also as CGI and the like would read it, where an underscore and a hyphen
-/// are one.
+/// Returns `true` if a header describes the client's address, also as CGI and similar interfaces
+/// read it: there an underscore equals a hyphen.
 pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
     let name = name.as_str();
     if !name.starts_with(['x', 'f']) {
@@ -68,7 +68,8 @@ pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
     is_one(name) || name.contains('_') && is_one(&name.replace('_', "-"))
 }
 
-/// Writes what the service is told of the sender. `host` is the `Host` that the client asked for.
+/// Writes the headers that describe the sender to the service. `host` is the `Host` that the client
+/// asked for.
 pub(crate) fn describe(sender: Sender, clients: &HeaderMap, host: Option<&HeaderValue>, headers: &mut HeaderMap) {
     let address = sender.address.ip().to_canonical();
     if sender.is_trusted {
@@ -114,7 +115,8 @@ pub(crate) fn describe(sender: Sender, clients: &HeaderMap, host: Option<&Header
     }
 }
 
-/// A proxy in front that nobody named would else be noticed by wrong addresses in the service alone.
+/// Without this log line, an unconfigured proxy in front would show only as wrong addresses in the
+/// service.
 fn tell_once(address: IpAddr) {
     static TOLD: AtomicBool = AtomicBool::new(false);
     if !TOLD.swap(true, Ordering::Relaxed) {
@@ -124,7 +126,7 @@ fn tell_once(address: IpAddr) {
     }
 }
 
-/// All lines of a header as one, and one more element.
+/// Joins all lines of a header, and appends one element.
 fn chain(clients: &HeaderMap, name: &HeaderName, last: &str) -> Option<HeaderValue> {
     let mut chain: Vec<u8> = Vec::new();
     for line in clients.get_all(name) {
@@ -135,7 +137,7 @@ fn chain(clients: &HeaderMap, name: &HeaderName, last: &str) -> Option<HeaderVal
     HeaderValue::from_maybe_shared(Bytes::from(chain)).ok()
 }
 
-/// An element of `Forwarded` for a request that came here first.
+/// Returns an element of `Forwarded` for a request whose first hop is this gateway.
 fn element(address: IpAddr, host: Option<&HeaderValue>) -> String {
     match host.and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty()) {
         // A port or brackets must be quoted; a valid host has nothing that must be escaped.
@@ -144,7 +146,7 @@ fn element(address: IpAddr, host: Option<&HeaderValue>) -> String {
     }
 }
 
-/// An address as `Forwarded` writes it: an IPv6 one in brackets and quotes.
+/// Formats an address for `Forwarded`: an IPv6 one in brackets and quotes.
 fn node(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => address.to_string(),

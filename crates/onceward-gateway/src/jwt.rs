@@ -1,4 +1,5 @@
-//! Checks the tokens that name callers (`principal = ["jwt:CLAIM"]`): signature, times, issuer, audience.
+//! Verifies the tokens that identify callers (`principal = ["jwt:CLAIM"]`): signature, times,
+//! issuer and audience.
 
 mod keys;
 
@@ -15,23 +16,23 @@ use serde_json::{Map, Value};
 use crate::config::{Config, JwtSettings, KeySource, TokenSource};
 use keys::KeySet;
 
-/// The largest token that is checked.
+/// Upper bound on the bytes of a token.
 const TOKEN_BYTES_MAX: usize = 16 << 10;
 
-/// Checks tokens.
+/// Verifies tokens.
 pub(crate) struct Jwt {
     settings: JwtSettings,
-    /// The secret of HMAC, where the settings give one.
+    /// HMAC secret, if one is configured.
     secret: Option<DecodingKey>,
     keys: Option<KeySet>,
 }
 
 impl Jwt {
-    /// Reads the keys. A URL that fails is asked again with the first token.
+    /// Reads the keys. If a URL fails, it is retried with the first token.
     ///
     /// # Errors
     ///
-    /// One line, where a file cannot be read or has no key.
+    /// Returns one line if a file cannot be read or contains no key.
     pub(crate) async fn open(settings: &JwtSettings, config: &Config, engine: &Engine) -> Result<Self, String> {
         let secret = match &settings.secret_file {
             None => None,
@@ -55,7 +56,7 @@ impl Jwt {
         Ok(Self { settings: settings.clone(), secret, keys })
     }
 
-    /// Checks the token of a request. `None`: it has none.
+    /// Verifies the token of a request. Returns `None` if it has none.
     pub(crate) async fn check(&self, headers: &HeaderMap) -> Option<VerifiedToken> {
         let token = self.token(headers)?;
         Some(match self.verify(token).await {
@@ -69,7 +70,7 @@ impl Jwt {
 
     fn token<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
         match &self.settings.token_from {
-            // A bearer token that is no JWT at all is a credential that the rule does not name.
+            // A bearer token that is not a JWT is a credential that the rule does not name.
             TokenSource::Authorization => headers.get(AUTHORIZATION).and_then(|value| bearer_jwt(value.as_bytes())),
             TokenSource::Header(name) => header_token(headers, name),
             TokenSource::Cookie(name) => headers
@@ -93,7 +94,7 @@ impl Jwt {
             return Err(Rejected::Invalid("it has a critical header parameter that is not known here"));
         }
         let keys = match header.alg.family() {
-            // Only a secret that was given as one: a public key is never an HMAC secret.
+            // Uses only a configured secret: a public key must never serve as an HMAC secret.
             AlgorithmFamily::Hmac => match &self.secret {
                 Some(secret) => vec![secret.clone()],
                 None => {
@@ -135,7 +136,7 @@ impl Jwt {
         validation
     }
 
-    /// Reads the keys again from time to time, so that a rotation is seen before its first token.
+    /// Refreshes the keys periodically, so that a rotation is seen before its first token.
     pub(crate) async fn refresh_forever(&self) {
         let Some(keys) = &self.keys else { return };
         loop {
@@ -151,11 +152,11 @@ fn header_token<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str
     bearer_jwt(value.as_bytes()).or(Some(text)).filter(|token| !token.is_empty())
 }
 
-/// The reason why a token is not accepted.
+/// Reason for the rejection of a token.
 #[derive(Clone, Copy, Debug)]
 enum Rejected {
     Invalid(&'static str),
-    /// No key was ever read.
+    /// No key was read yet.
     NoKeys,
 }
 

@@ -1,4 +1,4 @@
-//! The gateway: Onceward's layer before a service in any language.
+//! Gateway: Onceward's layer as a reverse proxy in front of a service in any language.
 
 pub mod config;
 
@@ -34,7 +34,7 @@ use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::{Config, Given};
 
-/// Runs the program: 0, or 1 where it failed, or 2 where it was called wrongly.
+/// Runs the program. Returns 0, 1 after a failure, or 2 after a usage error.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(serve) => run(&serve),
@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
 
 fn run(serve: &Serve) -> ExitCode {
     let failed = |what: String, code| {
-        // One line, whatever lies beneath.
+        // One line, whatever the underlying error contains.
         eprintln!("onceward: {}", what.replace(['\n', '\r'], " "));
         ExitCode::from(code)
     };
@@ -74,7 +74,7 @@ fn run(serve: &Serve) -> ExitCode {
     }
 }
 
-/// The settings, from everywhere.
+/// Reads the settings from flags, environment and file.
 fn read(serve: &Serve) -> Result<Config, String> {
     let (path, is_named) = match &serve.config {
         Some(path) => (path.as_path(), true),
@@ -85,14 +85,14 @@ fn read(serve: &Serve) -> Result<Config, String> {
         Err(error) if !is_named && error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
     };
-    // What is not Unicode cannot be a value of ours.
+    // A variable that is not Unicode cannot be a valid setting.
     let environment =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let given = Given { flags: serve.flags(), environment: environment.collect(), file };
     Config::read(&given).map_err(|invalid| invalid.to_string())
 }
 
-/// An error and what lies beneath it, in one line.
+/// Formats an error and its sources in one line.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

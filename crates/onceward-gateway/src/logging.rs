@@ -1,7 +1,8 @@
-//! Logs: for people on a terminal, as JSON otherwise. Nothing that serves, renews or hears signals waits for them.
+//! Logging: text on a terminal, JSON otherwise. No task that serves, renews or handles signals
+//! blocks on it.
 //!
-//! Lines go through a bounded queue to a thread of its own. Where nobody reads them, the queue fills, and further lines are
-//! dropped and counted.
+//! Lines pass through a bounded queue to a dedicated thread. If standard error is not read, the
+//! queue fills, and further lines are dropped and counted.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Write as _};
@@ -18,26 +19,26 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-/// The variable that says what is logged, such as `info` or `onceward=debug`.
+/// Environment variable with the filter, such as `info` or `onceward=debug`.
 pub(crate) const FILTER: &str = "ONCEWARD_LOG";
-/// The variable that says how: `text` or `json`.
+/// Environment variable with the format: `text` or `json`.
 pub(crate) const FORMAT: &str = "ONCEWARD_LOG_FORMAT";
 
-/// Upper bound on lines that wait to be written.
+/// Upper bound on queued lines.
 const QUEUE_LINES: usize = 4096;
 /// Upper bound on equal lines within [`WINDOW`].
 const EQUAL_MAX: u32 = 100;
-/// The time in which equal lines are counted.
+/// Window in which equal lines are counted.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Upper bound on kinds of lines that are told apart; all further ones count as one.
+/// Upper bound on kinds of lines that are counted separately; all further ones share one counter.
 const KINDS_MAX: usize = 1024;
 
-/// The queue's thread, which writes what is left when this is dropped.
+/// Guard of the writer thread; dropping it writes the queued lines.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 static EQUAL: LazyLock<EqualLines> = LazyLock::new(EqualLines::default);
 
-/// Begins to log to standard error.
+/// Starts logging to standard error.
 pub(crate) fn start() -> Result<(), String> {
     let directives = std::env::var(FILTER).unwrap_or_default();
     let directives = if directives.is_empty() { "info" } else { &directives };
@@ -56,34 +57,35 @@ pub(crate) fn start() -> Result<(), String> {
         .thread_name("log")
         .finish(std::io::stderr());
     let dropped = writer.error_counter();
-    // It would be told of by a macro that panics where it cannot be written either, in the midst of whatever was logged: a log
-    // on a full disk ended the store's writer so.
+    // tracing would report such errors with a macro that panics if standard error cannot be
+    // written, inside the code that logs: on a full disk, a log line ended the store's writer this
+    // way.
     let log = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let log = match is_json {
         true => log.json().flatten_event(true).with_current_span(false).boxed(),
         false => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
     };
-    // A second start in one process, as tests do, leaves the first one in place.
+    // A second start in one process, as in tests, keeps the first one.
     if tracing_subscriber::registry().with(filter).with(LimitEqualLines).with(log).try_init().is_ok() {
         let _ = DROPPED.set(dropped);
         *WRITER.lock() = Some(guard);
-        // The default hook writes to standard error itself, and would wait for whoever reads it.
+        // The default hook writes to standard error itself, and would block on its reader.
         std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task panicked")));
     }
     Ok(())
 }
 
-/// Writes the lines that wait, for about a second at most. Further lines are dropped.
+/// Writes the queued lines, for about a second at most. Further lines are dropped.
 pub(crate) fn end() {
     drop(WRITER.lock().take());
 }
 
-/// The number of lines that were dropped since the start, because nobody read them.
+/// Returns the number of lines dropped since the start, because standard error was not read.
 pub(crate) fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// Says how many equal lines were left out, every [`WINDOW`].
+/// Logs how many equal lines were suppressed, every [`WINDOW`].
 pub(crate) async fn report_equal_lines() {
     loop {
         tokio::time::sleep(WINDOW).await;
@@ -93,7 +95,8 @@ pub(crate) async fn report_equal_lines() {
     }
 }
 
-/// Leaves lines out that came too often. What is told of each attempt once, and the audit, is never left out.
+/// Suppresses lines that are logged too often. Never suppresses the audit, nor what is logged once
+/// per attempt.
 struct LimitEqualLines;
 
 impl<S: Subscriber> Layer<S> for LimitEqualLines {
@@ -109,7 +112,7 @@ impl<S: Subscriber> Layer<S> for LimitEqualLines {
     }
 }
 
-/// A line, as far as it is compared.
+/// Parts of a line that are compared.
 struct Line {
     hasher: DefaultHasher,
     message: String,
@@ -140,7 +143,7 @@ impl Visit for Line {
             "message" => self.message = format!("{value:?}"),
             _ => {}
         }
-        // Nothing fails in a hash.
+        // Writing to a hash cannot fail.
         let _ = write!(self, "{}={value:?};", field.name());
     }
 
@@ -169,7 +172,7 @@ impl EqualLines {
             kind = 0;
         }
         let seen = kinds.entry(kind).or_insert_with(|| Seen { since: now, count: 0, message: line.message });
-        // What was left out before is still to be told, so that a window ends in `take_left_out` where there is some.
+        // Suppressed lines are still to be reported, so a window with some ends in `take_left_out`.
         if now.duration_since(seen.since) >= WINDOW && seen.count <= EQUAL_MAX {
             (seen.since, seen.count) = (now, 0);
         }
@@ -177,7 +180,8 @@ impl EqualLines {
         seen.count <= EQUAL_MAX
     }
 
-    /// Ends the windows that are over. Returns the lines of which some were left out, and how many.
+    /// Ends the windows that have expired. Returns the lines of which some were suppressed, and
+    /// their number.
     fn take_left_out(&self, now: Instant) -> Vec<(String, u32)> {
         let mut left_out = Vec::new();
         self.0.lock().retain(|_, seen| {

@@ -1,9 +1,11 @@
-//! Requests that come back to the gateway that sent them: its upstream is itself, by name or by way of another gateway.
+//! Loop detection: finds requests that return to the gateway that sent them, because its upstream
+//! is itself, by name or through another gateway.
 //!
-//! Each request onward bears a line `Onceward-Hops: PROCESS-TARGET-NONCE`. `Via` alone cannot tell a loop from two gateways
-//! in a row, or from a service that calls another one through this gateway and copies its headers; so a request is a loop
-//! where this process sent it for the same method and target before, or sent it often. The nonce is unguessable: nobody but
-//! whoever got the request can say that it came back.
+//! Each forwarded request carries a line `Onceward-Hops: PROCESS-TARGET-NONCE`. `Via` cannot
+//! distinguish a loop from two gateways in a row, or from a service that calls another one through
+//! this gateway and copies its headers. Therefore a request is a loop if this process already sent
+//! it for the same method and target, or sent it several times. The nonce is unguessable: only a
+//! receiver of the request can send it back.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -13,17 +15,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use parking_lot::Mutex;
 
-/// The header that says which gateways sent a request, oldest first.
+/// Header that lists the gateways that sent a request, oldest first.
 pub(crate) const ONCEWARD_HOPS: HeaderName = HeaderName::from_static("onceward-hops");
 
-/// As often may one request pass through one process with changed targets, as where a proxy behind it rewrites them.
+/// Upper bound on passes of one request through one process with changed targets, as when a proxy
+/// behind it rewrites them.
 const PASSES_MAX: usize = 3;
-/// Lines of other gateways that are passed on.
+/// Upper bound on lines of other gateways that are forwarded.
 const HOPS_MAX: usize = 16;
-/// Requests that came back and whose sender has not noticed yet.
+/// Upper bound on returned requests that their sender has not seen yet.
 const RETURNED_MAX: usize = 4096;
 
-/// What this process knows of its own requests.
+/// State of the requests that this process sent.
 #[derive(Debug)]
 pub(crate) struct Loops {
     process: u64,
@@ -44,13 +47,13 @@ impl Loops {
         })
     }
 
-    /// The mark of a request that is about to be sent onward.
+    /// Creates the mark of a request that is about to be forwarded.
     pub(crate) fn mark<B>(self: &Arc<Self>, request: &Request<B>) -> Mark {
         let nonce = self.nonces.hash_one(self.sent.fetch_add(1, Ordering::Relaxed));
         Mark { loops: Arc::clone(self), target: self.target(request.method(), request.uri()), nonce }
     }
 
-    /// Whether this process sent a request before; notes that it came back.
+    /// Returns `true` if this process already sent a request, and records that it returned.
     pub(crate) fn has_come_back<B>(&self, request: &Request<B>) -> bool {
         if !request.headers().contains_key(ONCEWARD_HOPS) {
             return false;
@@ -75,7 +78,7 @@ impl Loops {
     }
 }
 
-/// What is put into the extensions of a request that goes onward.
+/// Mark in the extensions of a forwarded request.
 #[derive(Clone, Debug)]
 pub(crate) struct Mark {
     loops: Arc<Loops>,
@@ -84,7 +87,7 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Writes the lines of all gateways so far, and this one's.
+    /// Writes the lines of all previous gateways, and the line of this one.
     pub(crate) fn write(&self, clients: &HeaderMap, headers: &mut HeaderMap) {
         let before: Vec<Hop> = hops(clients).collect();
         for hop in &before[before.len().saturating_sub(HOPS_MAX)..] {
@@ -94,7 +97,7 @@ impl Mark {
         headers.append(ONCEWARD_HOPS, own.value());
     }
 
-    /// Whether this very request came back, so that no service got it.
+    /// Returns `true` if this request returned, so that no service received it.
     pub(crate) fn has_come_back(&self) -> bool {
         let mut returned = self.loops.returned.lock();
         let at = returned.iter().position(|nonce| *nonce == self.nonce);
@@ -102,7 +105,8 @@ impl Mark {
     }
 }
 
-/// Marks the response to a request that came back, so that its label says that it was rejected.
+/// Marks the response to a request that returned, so that its outcome header says that it was
+/// rejected.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Looped;
 
@@ -119,7 +123,7 @@ impl Hop {
     }
 }
 
-/// The well-formed hops among the lines of a request.
+/// Returns the well-formed hops of a request.
 fn hops(headers: &HeaderMap) -> impl Iterator<Item = Hop> {
     headers
         .get_all(ONCEWARD_HOPS)
@@ -170,7 +174,7 @@ mod tests {
         let mut call = Request::post("/payments").body(()).unwrap();
         call.headers_mut().clone_from(next.headers());
         assert!(!ours.has_come_back(&call) && !mark.has_come_back());
-        // A proxy that rewrites targets makes another one each time round.
+        // A proxy that rewrites targets creates another target in each round.
         let (_, mut third) = onward(&call, &ours);
         *third.uri_mut() = "/other".parse().unwrap();
         assert!(!ours.has_come_back(&third));

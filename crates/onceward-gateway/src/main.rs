@@ -1,4 +1,4 @@
-//! The program `onceward`.
+//! Program `onceward`.
 
 fn main() -> std::process::ExitCode {
     onceward_gateway::main()

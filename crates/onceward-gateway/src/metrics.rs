@@ -1,4 +1,4 @@
-//! What is counted, under the names that alerts are written with.
+//! Metrics, under the names that alerts refer to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,7 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 tokio::task_local! {
-    /// Where the record's id goes to, for the log line of the request that this task serves.
+    /// Record id for the log line of the request that this task serves.
     pub(crate) static RECORD: parking_lot::Mutex<Option<RecordId>>;
 }
 
@@ -44,10 +44,10 @@ struct OfStore {
     op: &'static str,
 }
 
-/// Counts.
+/// Metrics of the gateway.
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Made at the start, so that counting looks up one route and allocates nothing.
+    /// Created at the start, so that counting looks up one route and allocates nothing.
     routes: HashMap<Arc<str>, OneRoute>,
     second_executions: Counter,
     store_seconds: Family<OfStore, Histogram, fn() -> Histogram>,
@@ -55,7 +55,7 @@ pub(crate) struct Metrics {
     claims_in_flight: Gauge<u64, AtomicU64>,
     keys_unknown: Gauge<u64, AtomicU64>,
     principal_changes: Family<OfChange, Counter>,
-    /// The last change of each kind: its route, and what changed.
+    /// Last change of each kind: its route and its details.
     last_changes: Mutex<BTreeMap<&'static str, (String, String)>>,
     executing: Gauge<u64, AtomicU64>,
     log_lines_dropped: Counter,
@@ -68,7 +68,7 @@ struct OneRoute {
 }
 
 impl Metrics {
-    /// Counters for these routes, all at zero: an alert on a rate needs the zero too.
+    /// Creates counters for these routes, all at zero: an alert on a rate needs the initial zero.
     pub(crate) fn new<'a>(policies: impl Iterator<Item = &'a Policy>) -> Self {
         let requests = Family::<Answered, Counter>::default();
         let prevented = Family::<OfRoute, Counter>::default();
@@ -145,18 +145,19 @@ impl Metrics {
         metrics
     }
 
-    /// What only the store knows, for the next [`Metrics::text`].
+    /// Sets the values that only the store knows, for the next [`Metrics::text`].
     pub(crate) fn set_census(&self, in_flight: u64, unknown: u64) {
         self.claims_in_flight.set(in_flight);
         self.keys_unknown.set(unknown);
     }
 
-    /// Counts a rule that differs from the one that the store's keys were made with.
+    /// Counts a principal rule that differs from the rule with which the keys in the store were
+    /// made.
     pub(crate) fn count_rule_change(&self) {
         self.principal_changes.get_or_create(&OfChange { kind: PrincipalChange::Rule.as_str() }).inc();
     }
 
-    /// What was noticed about callers, for operators.
+    /// Returns warnings about callers, for operators.
     pub(crate) fn principal_warnings(&self) -> Vec<String> {
         let changes = self.last_changes.lock();
         let warning = |change: PrincipalChange| {
@@ -168,13 +169,13 @@ impl Metrics {
         PrincipalChange::ALL.into_iter().filter_map(warning).collect()
     }
 
-    /// The process's own figures, for the next [`Metrics::text`].
+    /// Sets the values of the process, for the next [`Metrics::text`].
     pub(crate) fn set_process(&self, executing: usize, log_lines_dropped: u64) {
         self.executing.set(executing as u64);
         self.log_lines_dropped.inner().store(log_lines_dropped, Ordering::Relaxed);
     }
 
-    /// All of it in the text format that Prometheus reads.
+    /// Encodes all metrics in the text format of Prometheus.
     pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
@@ -182,7 +183,7 @@ impl Metrics {
     }
 }
 
-/// From half a millisecond to a minute.
+/// Creates a histogram with buckets from half a millisecond to a minute.
 fn seconds() -> Histogram {
     Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
 }
@@ -201,7 +202,7 @@ impl Observer for Metrics {
             counter.inc();
         }
         if let Some(id) = id {
-            // Outside of a request, as in the self-test, nobody asks.
+            // Outside of a request, as in the self-test, no log line needs it.
             let _ = RECORD.try_with(|record| *record.lock() = Some(*id));
         }
     }

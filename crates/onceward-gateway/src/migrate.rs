@@ -1,4 +1,4 @@
-//! `onceward migrate`: the schema of a store in PostgreSQL.
+//! `onceward migrate`: manages the PostgreSQL schema.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use onceward::store::postgres;
 
 use crate::cli::Migrate;
 
-/// Makes it, or brings it up to date, or prints it.
+/// Creates the schema, updates it, or prints it.
 pub(crate) fn run(migrate: &Migrate) -> ExitCode {
     if migrate.print {
         print!("{}", postgres::schema_script());

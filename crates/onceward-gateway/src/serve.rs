@@ -1,4 +1,5 @@
-//! `onceward serve`: opens what it needs, says so, serves, and drains.
+//! `onceward serve`: opens the store and the listeners, logs their addresses, serves, and shuts
+//! down gracefully.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -31,20 +32,20 @@ use crate::server::{self, Bounds};
 use crate::signals::Signals;
 use crate::upstream::Forwarder;
 
-/// Upper bound on idle connections for questions of CORS, which are rare.
+/// Upper bound on idle connections for CORS preflights, which are rare.
 const CORS_IDLE_MAX: usize = 4;
 
-/// What answers have to reach their clients when the drain limit is over.
+/// Timeout for responses to reach their clients after the drain limit.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until it is stopped.
 pub(crate) fn run(config: Config) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("threads cannot be started: {error}"))?;
     let result = runtime.block_on(serve(config));
-    // What still runs in threads of its own has nothing left to say.
+    // Blocking threads that still run have nothing left to write.
     runtime.shutdown_timeout(LAST_WORDS);
     result
 }
@@ -57,7 +58,7 @@ async fn serve(config: Config) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    // Signals count from here on, so that none is lost while the store opens.
+    // Signals are handled from here on, so that none is lost while the store opens.
     let mut signals = Signals::new().map_err(|error| format!("signals cannot be heard: {error}"))?;
     let (listener, listening) = bind(config.listen, "--listen").await?;
     let (admin_listener, admin_listening) = bind(config.admin.listen, "--admin").await?;
@@ -166,7 +167,7 @@ async fn serve(config: Config) -> Result<(), String> {
             config.drain
         ),
     }
-    // Whoever asks twice does not want to wait.
+    // A second signal stops the process at once.
     tokio::spawn(async move {
         let told = signals.stop().await;
         tracing::warn!("{told} again: stopped at once");
@@ -175,7 +176,8 @@ async fn serve(config: Config) -> Result<(), String> {
     });
     tokio::time::sleep(delay).await;
     engine.drain();
-    // The listener stays: replays and refusals go on, and what a load balancer still sends gets an answer.
+    // The listener stays open: replays and rejections continue, and requests that a load balancer
+    // still sends get a response.
     if timeout_at(deadline, engine.drained()).await.is_err() {
         tracing::warn!(
             in_flight = engine.in_flight(),
@@ -191,7 +193,8 @@ async fn serve(config: Config) -> Result<(), String> {
         }
     }
     stop.send_replace(true);
-    // Closed when the listener and all connections have let go of it. One that never ends its request has its limit too.
+    // Completes when the listener and all connections have dropped it. A client that never ends its
+    // request is bounded too.
     let closed = timeout_at(deadline.max(Instant::now() + LAST_WORDS), stop.closed()).await;
     if closed.is_err() {
         tracing::warn!("some connections were cut at the drain limit");
@@ -202,7 +205,7 @@ async fn serve(config: Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Every policy: the default one first.
+/// Returns all policies: the default one first.
 fn policies(config: &Config) -> impl Iterator<Item = &Policy> {
     std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy))
 }
@@ -232,13 +235,15 @@ async fn open_store(url: &StoreUrl, patience: Duration) -> Result<Arc<dyn Store>
         StoreUrl::Postgres(url) => {
             let settings: onceward::store::postgres::Settings =
                 url.0.parse().map_err(|error| format!("store: {error}"))?;
-            // A little less, so that it is the store that says that something was never sent.
+            // Slightly less, so that the store times out first and can report that a command was
+            // never sent.
             let opened = onceward::store::PostgresStore::with(settings.timeout(patience * 9 / 10)).await;
             Arc::new(opened.map_err(|error| format!("store: {}", crate::chain(&error)))?)
         }
         #[cfg(feature = "redis")]
         StoreUrl::Redis { options } => {
-            // A little less, so that it is the store that says what failed, and drops a connection that hangs.
+            // Slightly less, so that the store times out first, reports the cause, and drops a
+            // connection that hangs.
             let options = options.options.clone().timeout(patience * 9 / 10);
             let store = RedisStore::connect(options.clone())
                 .await
@@ -248,7 +253,8 @@ async fn open_store(url: &StoreUrl, patience: Duration) -> Result<Arc<dyn Store>
     })
 }
 
-/// 32 bytes, raw or as hexadecimal digits. What is wrong with it is said, and nothing of it.
+/// Reads 32 bytes, raw or as hexadecimal digits. Errors describe the problem, and never contain a
+/// part of the secret.
 fn read_secret(path: &Path) -> Result<Secret, String> {
     let bytes = fs::read(path).map_err(|error| format!("secret_file: {} cannot be read: {error}", path.display()))?;
     let raw: Option<[u8; 32]> = bytes.as_slice().try_into().ok();

@@ -1,4 +1,4 @@
-//! Listeners and their connections: accepted, served, and closed when the process ends.
+//! Listeners and their connections: accept, serve, and graceful shutdown.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -27,18 +27,20 @@ use tokio::time::{Instant, timeout};
 use crate::client_socket::{ClientSocket, ClientStream, Protocol};
 use crate::target::HadFragment;
 
-/// For a request's head, and for the pause before the next one.
+/// Timeout for a request head, and for the idle time before the next one.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same for operators, whose requests are small.
+/// Timeout for a request head on the admin listener, whose requests are small.
 pub(crate) const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait where the machine has no more sockets: an accept that fails at once would spin.
+/// Pause after a failed accept when the machine is out of sockets: accept would fail at once and
+/// spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection that has to leave may take to hand over what it has for its client.
+/// Timeout for an evicted connection to flush what it has for its client.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a new connection may take to bring its first request once the listener is to close: it may be on its way.
+/// Timeout for the first request of a new connection once the listener closes: the request may be
+/// in transit.
 const FIRST_REQUEST_AT_STOP: Duration = Duration::from_millis(200);
 
-/// How many connections a listener has, and how long each may take for a head.
+/// Limits of a listener: the number of connections, and the timeout of a head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) connections_max: usize,
@@ -53,8 +55,8 @@ pub(crate) struct HeadLimits {
     pub(crate) bytes: usize,
 }
 
-/// Accepts connections until `stop` says so, and serves each in a task of its own, which holds a clone of `stop` for as
-/// long as it lives.
+/// Accepts connections until `stop` is set. Serves each in its own task, which holds a clone of
+/// `stop` until it ends.
 pub(crate) async fn accept<S, F, R>(listener: TcpListener, bounds: Bounds, mut stop: watch::Receiver<bool>, serve: S)
 where
     S: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
@@ -74,14 +76,14 @@ where
         };
         match accepted {
             Ok((socket, peer)) => {
-                // Others that find no place wait in the kernel's queue, behind this one.
+                // Further connections wait in the kernel's queue, behind this one.
                 let place = tokio::select! {
                     place = places.take() => place,
                     () = stopped(&mut stop) => break,
                 };
                 spawn(socket, peer, place, stop.clone());
             }
-            // The client was gone before it was accepted.
+            // The client disconnected before it was accepted.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -98,26 +100,26 @@ where
     }
 }
 
-/// The connections of a listener, at most so many.
+/// Connections of a listener, up to its limit.
 struct Places {
     free: Arc<Semaphore>,
     taken: Mutex<HashMap<usize, Arc<Seat>>>,
     next: AtomicUsize,
 }
 
-/// What is known of one connection.
+/// State of one connection.
 #[derive(Debug)]
 struct Seat {
-    /// It has not brought a request yet.
+    /// No request was received yet.
     is_new: AtomicBool,
-    /// Requests whose response has not been handed over whole.
+    /// Requests whose response was not handed over completely.
     running: AtomicUsize,
     idle_since: Mutex<Instant>,
     is_leaving: AtomicBool,
     leave: Notify,
 }
 
-/// A connection's right to be there, given back when dropped.
+/// Permit of a connection, released when dropped.
 struct Place {
     places: Arc<Places>,
     number: usize,
@@ -154,14 +156,14 @@ impl Places {
         Some(Place { places: Arc::clone(self), number, seat, _permit: permit })
     }
 
-    /// Takes a place. Where there is none, the connection that has been idle for longest has to leave.
+    /// Acquires a permit. If none is free, evicts the connection that has been idle for longest.
     async fn take(self: &Arc<Self>) -> Place {
         loop {
             if let Some(place) = self.try_take() {
                 return place;
             }
             self.evict_idle();
-            // One that is busy now may be idle then.
+            // A connection that is busy now may be idle later.
             let freed = timeout(ACCEPT_PAUSE, Arc::clone(&self.free).acquire_owned()).await;
             drop(freed);
         }
@@ -198,7 +200,7 @@ impl Drop for Running {
 }
 
 pin_project! {
-    /// The body of a response, whose request is running until it is dropped.
+    /// Response body whose request counts as running until it is dropped.
     struct Guarded<R> {
         #[pin]
         body: R,
@@ -236,7 +238,8 @@ async fn connection<S, F, R>(
     R: Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    // Without it small responses wait for the client's acknowledgements; where it fails, they do.
+    // Without it, small responses wait for the client's acknowledgements. A failure only costs that
+    // delay.
     let _ = tcp.set_nodelay(true);
     let socket = ClientSocket::new(tcp);
     let seat = &place.seat;
@@ -253,10 +256,11 @@ async fn connection<S, F, R>(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(bounds.head_timeout)
-            // Twice what is taken, so that a request somewhat over it gets a problem instead of hyper's empty 431.
+            // Twice the limit, so that a request slightly over it gets a problem instead of hyper's
+            // empty 431.
             .max_headers(bounds.head.lines * 2)
             .max_header_size(bounds.head.bytes * 2)
-            // A client may close its half after its request, and gets its response.
+            // A client may close its sending side after its request, and still gets its response.
             .half_close(true)
             .serve_connection(TokioIo::new(ClientStream::new(&socket)), service)
             .with_upgrades();
@@ -264,7 +268,8 @@ async fn connection<S, F, R>(
         tokio::select! {
             result = connection.as_mut() => result,
             () = stopped(&mut stop) => {
-                // What a client sent before it could know is served, and a connection that never began is not kept.
+                // Requests sent before the client could know of the shutdown are served. A
+                // connection that has sent nothing is closed after a short wait.
                 let first = match socket.is_untouched() {
                     true => timeout(FIRST_REQUEST_AT_STOP, connection.as_mut()).await.ok(),
                     false => None,
@@ -279,7 +284,8 @@ async fn connection<S, F, R>(
             }
             () = seat.leave.notified() => {
                 connection.as_mut().graceful_shutdown();
-                // Half of a head is not waited for; a response that is on its way to the client is, for a while.
+                // A partial head is not waited for. A response in transit to the client is, for a
+                // while.
                 let patience = if seat.is_new.load(Ordering::Acquire) { Duration::ZERO } else { LEAVE_TIMEOUT };
                 match timeout(patience, connection.as_mut()).await {
                     Ok(result) => result,
@@ -307,11 +313,12 @@ async fn connection<S, F, R>(
     }
 }
 
-/// Returns when the process is to stop.
+/// Returns when the process is to shut down.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // Whoever could say it is gone: that is the end too.
+    // A dropped sender also means shutdown.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Operators are few; a flood there shall not take what clients need.
+/// Upper bound on admin connections. Operators are few, and a flood there must not take descriptors
+/// that clients need.
 pub(crate) const ADMIN_CONNECTIONS_MAX: usize = 64;

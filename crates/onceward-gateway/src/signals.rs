@@ -1,4 +1,4 @@
-//! Signals: which of them stop the process, and that no other one ends it.
+//! Signal handling: some signals shut the process down, and no other one ends it.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -6,8 +6,9 @@ use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Signals whose default is to end a process, and that mean nothing here: SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF,
-/// SIGXCPU, SIGXFSZ and SIGIO, then on Linux SIGSTKFLT, SIGPWR and those of real time.
+/// Signals whose default action ends a process, and that have no meaning here: SIGUSR1, SIGUSR2,
+/// SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU, SIGXFSZ and SIGIO, then on Linux SIGSTKFLT, SIGPWR and the
+/// real-time signals.
 #[cfg(target_os = "linux")]
 const UNUSED: [i32; 10] = [10, 12, 14, 26, 27, 24, 25, 29, 16, 30];
 #[cfg(not(target_os = "linux"))]
@@ -15,7 +16,7 @@ const UNUSED: [i32; 6] = [30, 31, 14, 26, 27, 24];
 #[cfg(target_os = "linux")]
 const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 
-/// What told the process to stop.
+/// Signal that shut the process down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Terminate,
@@ -25,7 +26,8 @@ pub(crate) enum Told {
 }
 
 impl Told {
-    /// Whether a person waits at a terminal, and no load balancer needs time to notice.
+    /// Returns `true` if a person waits at a terminal, so that no load balancer needs time to
+    /// notice.
     pub(crate) const fn skips_delay(self) -> bool {
         matches!(self, Self::Interrupt)
     }
@@ -42,7 +44,7 @@ impl fmt::Display for Told {
     }
 }
 
-/// The signals that the process hears.
+/// Signals that the process handles.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -53,19 +55,19 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Hears signals from now on.
+    /// Installs the signal handlers.
     pub(crate) fn new() -> io::Result<Self> {
         let (sender, unused) = mpsc::channel(1);
         let numbers = UNUSED.into_iter();
         #[cfg(target_os = "linux")]
         let numbers = numbers.chain(REAL_TIME);
         for number in numbers {
-            // One that this system does not have is not sent either.
+            // A signal that this system does not have is never sent.
             let Ok(mut signal) = signal(SignalKind::from_raw(number)) else { continue };
             let sender = sender.clone();
             tokio::spawn(async move {
                 while signal.recv().await.is_some() {
-                    // Many at once are told once.
+                    // Several at once are reported once.
                     let _ = sender.try_send(number);
                 }
             });
@@ -80,7 +82,7 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal that stops the process.
+    /// Waits for a signal that shuts the process down.
     pub(crate) async fn stop(&mut self) -> Told {
         loop {
             tokio::select! {
@@ -88,7 +90,7 @@ impl Signals {
                 _ = self.interrupt.recv() => return Told::Interrupt,
                 _ = self.quit.recv() => return Told::Quit,
                 _ = self.hang_up.recv() => {
-                    // The terminal is gone, and with it whoever could stop the process.
+                    // The terminal is gone, and nobody can stop the process from it any more.
                     if self.has_terminal {
                         return Told::HangUp;
                     }

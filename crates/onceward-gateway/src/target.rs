@@ -1,4 +1,5 @@
-//! The target of a request and its `Host` (RFC 9112, 3.2): what means one resource to all that see the request.
+//! Validates the request target and `Host` (RFC 9112, 3.2), so that they mean the same resource to
+//! every recipient.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,10 +11,10 @@ use onceward::problem::Code;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HadFragment;
 
-/// Why a request is not passed on, in words.
+/// Reason for the rejection of a request.
 pub(crate) type Fault = (Code, &'static str);
 
-/// Checks a target and the `Host` beside it.
+/// Validates a target and its `Host`.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<(), Fault> {
     let target = |detail| Err((Code::TargetInvalid, detail));
     let uri = request.uri();
@@ -55,7 +56,7 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), Fault> {
             Err((Code::HostInvalid, "The request has no Host header. Send one, with the name of the service."))
         }
         (None, _) => Ok(()),
-        // Two gateways that each take another for the one meant would know one request by two fingerprints.
+        // Two gateways that each pick another value would compute two fingerprints for one request.
         (Some(_), Some(_)) => Err((Code::HostInvalid, "The request has more than one Host header. Send one.")),
         (Some(host), None) if host.is_empty() || host.to_str().is_ok_and(is_host) => Ok(()),
         (Some(_), None) => Err((
@@ -65,7 +66,8 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), Fault> {
     }
 }
 
-/// Whether a text is a name, an IPv4 address or an IPv6 one in brackets, with or without a port.
+/// Returns `true` for a name, an IPv4 address or an IPv6 address in brackets, with or without a
+/// port.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -86,8 +88,8 @@ fn is_host(text: &str) -> bool {
     is_name && is_port && (text.starts_with('[') || !host.is_empty())
 }
 
-/// Whether a `Host` is `localhost` or an address. A page of another origin can let a name of its own lead here, and cannot
-/// write these.
+/// Returns `true` if a `Host` is `localhost` or an address. A cross-origin page can resolve a name
+/// of its own to this address, but cannot send these.
 pub(crate) fn is_local_or_literal(host: &HeaderValue) -> bool {
     let Ok(host) = host.to_str() else { return false };
     if !is_host(host) {

@@ -11,10 +11,10 @@ use crate::Refusal;
 
 const ITEM_CHARS_MAX: usize = 100;
 const QTY_MAX: u32 = 1000;
-/// How much of what was sent is said back, in characters.
+/// Upper bound on the characters of the input that an error repeats.
 const ECHO_CHARS_MAX: usize = 40;
 
-/// An order that somebody wants to place, checked.
+/// Validated new order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewOrder {
     item: String,
@@ -22,7 +22,7 @@ pub struct NewOrder {
 }
 
 impl NewOrder {
-    /// Reads an order from JSON, or says what is wrong with it.
+    /// Parses an order from JSON. The error describes the invalid part.
     ///
     /// ```
     /// let order = orders::NewOrder::parse(br#"{"item": " tea ", "qty": 2}"#).unwrap();
@@ -45,7 +45,7 @@ impl NewOrder {
                     return Err(Refusal::of_field(name, detail));
                 }
             };
-            // Most JSON readers keep the last of two and say nothing: one person's 1 is another's 1000.
+            // Most JSON parsers silently use the last duplicate: one reader's 1 is another's 1000.
             if place.replace(value).is_some() {
                 return Err(Refusal::of_field(&name, format!("`{name}` is there twice: send it once")));
             }
@@ -53,12 +53,13 @@ impl NewOrder {
         Ok(Self { item: check_item(item)?, qty: check_qty(qty)? })
     }
 
-    /// What is ordered: one line of at most 100 characters, without white space around it.
+    /// Returns the ordered item: one line of at most 100 characters, without surrounding white
+    /// space.
     pub fn item(&self) -> &str {
         &self.item
     }
 
-    /// How many, from 1 to 1000.
+    /// Returns the quantity, from 1 to 1000.
     pub fn qty(&self) -> u32 {
         self.qty
     }
@@ -108,7 +109,7 @@ fn echo(sent: &str) -> String {
     short
 }
 
-/// The members of a JSON object as they were sent: a map would hide that one came twice.
+/// Members of a JSON object as they were sent: a map would hide a duplicate.
 struct Fields(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Fields {

@@ -1,18 +1,18 @@
-//! The orders service, the service of the story: it takes orders, and is deliberately naive.
+//! Orders service, the example of this project: it accepts orders, and is deliberately naive.
 //!
-//! Each `POST /orders` that reaches it inserts a row. A client that loses the answer and asks again
-//! makes a second order, and so does an impatient second click. That is the fault that Onceward mends,
-//! as a layer inside this service or as a gateway before it, without a line changed here.
+//! Each `POST /orders` that reaches it inserts a row. A client that loses the response and retries
+//! creates a second order, and so does an impatient second click. Onceward fixes that, as a layer
+//! inside this service or as a gateway before it, without a change to this service.
 //!
-//! | request | answer |
+//! | request | response |
 //! |---|---|
 //! | `POST /orders {"item": "tea", "qty": 2}` | 201, `Location: /orders/1`, the [`Order`] |
 //! | `GET /orders` (`?limit=1..=10000`, unset: 1000) | the orders, newest first; `Orders-Total` counts them all |
 //! | `GET /orders/1` | the order, or 404 |
 //! | `GET /` | the page on which a person tries all this |
 //!
-//! What is refused is refused in one line, as `application/problem+json` whose `detail` names the mend
-//! and whose `field` names the field, where there is one.
+//! Rejections are `application/problem+json`: `detail` states the fix in one line, and `field`
+//! names the invalid field, if there is one.
 //!
 //! # Example: the whole service on a free port
 //!
@@ -37,8 +37,8 @@
 //!
 //! # Example: a page that can have the network drop an answer
 //!
-//! The page sends a request whose answer shall be lost to a *relay*, another origin that passes the
-//! request on, reads the whole answer, and then cuts the connection.
+//! To have its response dropped, the page sends a request to a *relay*: another origin that
+//! forwards the request, reads the whole response, and then closes the connection.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! The orders service as a program. `--help` says what it takes.
+//! Orders service as a program. `--help` lists its options.
 
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -12,20 +12,21 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-/// How long an order whose client went away has to be finished and kept.
+/// Upper bound on the time to finish and store an order after its client disconnected.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// The orders service: POST /orders {"item": "tea", "qty": 2}, and a page at /.
+/// Orders service: POST /orders {"item": "tea", "qty": 2}, and a page at /.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
     listen: String,
-    /// The SQLite file of the orders; it is made if it is not there.
+    /// SQLite file of the orders; created if it does not exist.
     #[arg(long, value_name = "PATH", default_value = "orders.db")]
     db: PathBuf,
-    /// Make each retry of a POST take effect once: it needs an Idempotency-Key, and answers are kept in `<PATH>-keys`.
+    /// Make each retry of a POST take effect once: it needs an Idempotency-Key, and responses are
+    /// stored in `<PATH>-keys`.
     #[arg(long)]
     layer: bool,
 }
@@ -47,7 +48,8 @@ async fn run(args: Args) -> Result<(), String> {
     let orders = Orders::open(&args.db).map_err(|error| chain(&error))?;
     let router = orders::router(orders, Config::default());
     let once = if args.layer { Some(once(&args).await?) } else { None };
-    // Asked for before the first request: from here on a signal drains, and no longer kills.
+    // Installed before the first request: from here on a signal starts a graceful shutdown, and no
+    // longer kills.
     let (mut terminate, mut interrupt) = signal(SignalKind::terminate())
         .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)))
         .map_err(|error| format!("cannot listen for signals: {error}"))?;
@@ -58,7 +60,8 @@ async fn run(args: Args) -> Result<(), String> {
     let served = match once {
         None => orders::serve(listener, router, shutdown).await,
         Some(once) => {
-            // Without a delay, a response in two small writes does not wait for the acknowledgement of the first.
+            // Without a delay, a response in two small writes does not wait for the acknowledgement
+            // of the first.
             let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
             let app = once.around(router.nest_service("/.idempotency", once.endpoints()));
             onceward_axum::serve(listener, app, &once).drain_timeout(DRAIN_MAX).with_graceful_shutdown(shutdown).await
@@ -67,12 +70,13 @@ async fn run(args: Args) -> Result<(), String> {
     served.map_err(|error| format!("serving ended: {error}"))
 }
 
-/// The layer, on a store beside the database: rows and keys outlive the process together.
+/// Creates the layer, on a store beside the database: rows and keys survive a restart together.
 async fn once(args: &Args) -> Result<IdempotencyLayer, String> {
     let mut path = args.db.clone().into_os_string();
     path.push("-keys");
     let store = EmbeddedStore::open(path).map_err(|error| chain(&error))?;
-    // Anybody may order here, and the cookies that a browser has for localhost say nothing: all callers are one.
+    // Any client may order here, and the cookies of a browser for localhost identify no one: all
+    // callers are one.
     let everybody = PrincipalRule::Parts(Vec::new());
     let once = IdempotencyLayer::builder(store).principal(everybody).build();
     let once = once.policy_for("/orders", Policy::default().require_key());
@@ -89,7 +93,7 @@ async fn listen(address: &str) -> Result<TcpListener, String> {
     })
 }
 
-/// An error and its causes, in one line.
+/// Formats an error and its causes in one line.
 fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

@@ -1,9 +1,10 @@
-/// The page, with the relay's address put in.
+/// Returns the page with the relay's address.
 pub(crate) fn page(relay: Option<&str>) -> String {
     include_str!("page.html").replacen("{{relay}}", &escape(relay.unwrap_or_default()), 1)
 }
 
-/// The shop counter, built from `web/` and committed, so that nobody needs Node to serve it.
+/// Returns the shop counter, built from `web/` and committed, so that serving it does not need
+/// Node.
 pub(crate) fn counter(network: &str) -> String {
     include_str!("../web/built/index.html").replacen("{{network}}", &escape(network), 1)
 }
@@ -11,7 +12,7 @@ pub(crate) fn counter(network: &str) -> String {
 pub(crate) const COUNTER_SCRIPT: &str = include_str!("../web/built/counter.js");
 pub(crate) const COUNTER_STYLE: &str = include_str!("../web/built/counter.css");
 
-/// What may stand inside a quoted attribute of HTML.
+/// Escapes text for a quoted HTML attribute.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -4,7 +4,7 @@ use axum::{
 };
 use serde_json::json;
 
-/// Why a request was not carried out, in one line that names the mend.
+/// Reason for the rejection of a request, in one line that states the fix.
 ///
 /// ```
 /// let refusal = orders::NewOrder::parse(br#"{"item": "tea"}"#).unwrap_err();
@@ -27,17 +27,17 @@ impl Refusal {
         Self { field: Some(field.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 
-    /// The HTTP status that says this.
+    /// Returns the HTTP status of the rejection.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The line for the person who has to mend the request.
+    /// Returns the line for the person who has to fix the request.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// The field of the order that is wrong, if it is one field.
+    /// Returns the invalid field of the order, if it is a single one.
     pub fn field(&self) -> Option<&str> {
         self.field.as_deref()
     }

@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use crate::NewOrder;
 
-/// How long a statement waits for another process that has the file locked.
+/// Timeout of a statement while another process has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const SCHEMA_VERSION: i64 = 1;
-// AUTOINCREMENT: an id is never used again, so what is newer than an id stays newer.
-// The database has a name of its own, so that the page notices when it looks at another one.
+// AUTOINCREMENT: an id is never reused, so a row that is newer than an id stays newer. The database
+// has its own name, so that the page notices another database.
 const SCHEMA: &str = "
     CREATE TABLE orders (
         id         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -28,23 +28,24 @@ const SCHEMA: &str = "
     PRAGMA user_version = 1;
 ";
 
-/// An order that was placed: a row.
+/// Stored order: a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Order {
-    /// Counted up from 1.
+    /// Sequential number from 1.
     pub id: i64,
-    /// What was ordered.
+    /// Ordered item.
     pub item: String,
-    /// How many, from 1 to 1000.
+    /// Quantity, from 1 to 1000.
     pub qty: u32,
-    /// When, by the database's clock: RFC 3339 in UTC, such as `2026-11-24T06:00:00.000Z`.
+    /// Time of the order by the database's clock: RFC 3339 in UTC, such as
+    /// `2026-11-24T06:00:00.000Z`.
     pub created_at: String,
 }
 
-/// The orders in a SQLite file. Clones share it.
+/// Orders in a SQLite file. Clones share it.
 ///
-/// Every row is synced to disk before its order is answered.
+/// Every row is synced to disk before the response to its order.
 #[derive(Clone, Debug)]
 pub struct Orders {
     connection: Arc<Mutex<Connection>>,
@@ -52,7 +53,7 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Opens the file at `path`, or makes it.
+    /// Opens the file at `path`, or creates it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let (connection, database) = open(path).map_err(|cause| {
@@ -62,7 +63,7 @@ impl Orders {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), database: database.into() })
     }
 
-    /// Inserts a row, whether or not there is one like it: this service does not know about retries.
+    /// Inserts a row, even if there is an equal one: this service does not detect retries.
     pub async fn place(&self, order: NewOrder) -> Result<Order, Error> {
         let insert = "INSERT INTO orders (item, qty) VALUES (?1, ?2) RETURNING id, item, qty, created_at";
         self.with("cannot write the order", move |connection| {
@@ -71,7 +72,7 @@ impl Orders {
         .await
     }
 
-    /// The newest orders, newest first.
+    /// Returns the newest orders, newest first.
     pub async fn list(&self, limit: u32) -> Result<Vec<Order>, Error> {
         let select = "SELECT id, item, qty, created_at FROM orders ORDER BY id DESC LIMIT ?1";
         self.with("cannot read the orders", move |connection| {
@@ -80,7 +81,7 @@ impl Orders {
         .await
     }
 
-    /// The order with this id, if it exists.
+    /// Returns the order with this id, if it exists.
     pub async fn find(&self, id: i64) -> Result<Option<Order>, Error> {
         let select = "SELECT id, item, qty, created_at FROM orders WHERE id = ?1";
         self.with("cannot read the order", move |connection| {
@@ -89,7 +90,7 @@ impl Orders {
         .await
     }
 
-    /// How many orders there are.
+    /// Returns the number of orders.
     pub async fn count(&self) -> Result<u64, Error> {
         self.with("cannot count the orders", |connection| {
             let count = connection.prepare_cached("SELECT count(*) FROM orders")?.query_row([], |row| row.get(0));
@@ -98,7 +99,8 @@ impl Orders {
         .await
     }
 
-    /// The name that the database was given when it was made: another one has other orders.
+    /// Returns the name that the database was given at its creation: another database has other
+    /// orders.
     pub(crate) fn database(&self) -> &str {
         &self.database
     }
@@ -109,9 +111,9 @@ impl Orders {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let connection = self.connection.clone();
-        // SQLite waits for the disk; the threads that serve sockets must not.
+        // SQLite blocks on the disk; the threads that serve sockets must not.
         let done = tokio::task::spawn_blocking(move || {
-            // A panic cannot leave a statement half done: each is a transaction of its own.
+            // A panic cannot leave a statement half done: each is its own transaction.
             work(&connection.lock().unwrap_or_else(PoisonError::into_inner))
         });
         match done.await {
@@ -126,13 +128,14 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 fn open(path: &Path) -> Result<(Connection, String), Cause> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // In WAL a commit is one sync, and only FULL makes that sync: an order that was answered stays.
+    // In WAL mode a commit is one sync, and only FULL performs it: an acknowledged order is
+    // durable.
     let mode = write_ahead(&connection)?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(format!("SQLite stays in journal mode `{mode}` there: choose a file on a local disk").into());
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // Two processes may open a new file at once: the second to get here finds the tables of the first.
+    // Two processes may open a new file concurrently: the second one finds the tables of the first.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     match transaction.pragma_query_value(None, "user_version", |row| row.get(0))? {
         0 => transaction.execute_batch(SCHEMA)?,
@@ -150,14 +153,14 @@ fn open(path: &Path) -> Result<(Connection, String), Cause> {
     Ok((connection, database))
 }
 
-/// Switches to WAL, and says what the mode is then.
+/// Switches to WAL mode, and returns the mode that is then in force.
 fn write_ahead(connection: &Connection) -> rusqlite::Result<String> {
     let begun = Instant::now();
     loop {
         let switched = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
         match switched {
-            // SQLite does not wait here, whatever its time-out: two processes that open a new file at once would
-            // wait for each other.
+            // SQLite does not wait here, whatever its timeout: two processes that open a new file
+            // concurrently would deadlock.
             Err(error)
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < BUSY_TIMEOUT =>
             {
@@ -172,7 +175,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Order> {
     Ok(Order { id: row.get(0)?, item: row.get(1)?, qty: row.get(2)?, created_at: row.get(3)? })
 }
 
-/// The database failed. `Display` says at what, [`source`](std::error::Error::source) why.
+/// Database error. `Display` names the failed operation, [`source`](std::error::Error::source) the
+/// cause.
 #[derive(Debug)]
 pub struct Error {
     doing: String,

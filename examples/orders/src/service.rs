@@ -19,34 +19,34 @@ use crate::{
 };
 
 const BODY_BYTES_MAX: usize = 16 * 1024;
-/// How much more of a body is read before its refusal: a client that is cut off while it still
-/// sends may never see the answer.
+/// Upper bound on the bytes of a body that are read before its rejection: a client whose connection
+/// is closed while it still sends may never see the response.
 const BODY_BYTES_SKIPPED_MAX: usize = 64 * BODY_BYTES_MAX;
 const LIST_ROWS_DEFAULT: u32 = 1000;
 const LIST_ROWS_MAX: u32 = 10_000;
-/// How long requests in flight have after a shutdown began.
+/// Upper bound on the time of requests in flight after a shutdown began.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-// The page is one file: it loads nothing, and is shown in nobody's frame. What it asks is this
+// The page is one file: it loads nothing, and cannot be framed. It sends requests only to this
 // service and the relay.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
                            connect-src http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-// The counter asks where it came from, and nobody else.
+// The counter sends requests only to its own origin.
 const COUNTER_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
                               base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the service can be told.
+/// Configuration of the service.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// The origin, such as `http://127.0.0.1:8082`, to which the page sends a request whose answer
-    /// shall be lost. `None`: the page says that it cannot do that.
+    /// Origin, such as `http://127.0.0.1:8082`, to which the page sends a request whose response is
+    /// to be dropped. `None`: the page says that it cannot do that.
     pub relay: Option<String>,
-    /// The origin from which the shop counter is to be loaded: a network that treats a request as badly as its
-    /// `Demo-Network` header says. With it the counter is at `/`, and the plain page at `/by-hand`.
+    /// Origin from which the shop counter is loaded: a fault proxy that treats a request as its
+    /// `Demo-Network` header says. If set, the counter is at `/`, and the plain page at `/by-hand`.
     pub network: Option<String>,
 }
 
-/// The service's routes. A layer that is put on them sees every request.
+/// Returns the routes of the service. A layer around them sees every request.
 pub fn router(orders: Orders, config: Config) -> Router {
     let page = page(config.relay.as_deref());
     let pages = match &config.network {
@@ -70,13 +70,13 @@ pub fn router(orders: Orders, config: Config) -> Router {
         .with_state(orders)
 }
 
-/// Serves HTTP/1.1 until `shutdown`, then finishes what is in flight, for 5 seconds at most.
+/// Serves HTTP/1.1 until `shutdown`, then shuts down gracefully within 5 seconds.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // An answer in two small writes would wait for the acknowledgement of the first.
+    // A response in two small writes would wait for the acknowledgement of the first.
     let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
     let (begin, begun) = oneshot::channel::<()>();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
@@ -85,7 +85,7 @@ pub async fn serve(
     });
     tokio::select! {
         served = server => served,
-        // A connection that stays half open must not keep the process for ever.
+        // A connection that stays half open must not keep the process running for ever.
         () = async { drop(begun.await); time::sleep(DRAIN_MAX).await } => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Draws the pictures of `docs/model.md` anew: `cargo run --release -p model`.
+//! Redraws the pictures of `docs/model.md`: `cargo run --release -p model`.
 
 use std::path::Path;
 

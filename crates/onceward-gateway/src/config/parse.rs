@@ -1,4 +1,4 @@
-//! Values: from what people type to what the program trusts. Each error says the mend.
+//! Parses values from user input into validated types. Each error states the fix.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,7 +20,7 @@ use crate::forwarded::TrustedProxies;
 
 pub(crate) type Parsed<T> = Result<T, String>;
 
-/// A text.
+/// Parses a text.
 pub(crate) fn text(item: &Item) -> Parsed<&str> {
     match item {
         Item::Plain(text) | Item::Text(text) => Ok(text),
@@ -28,10 +28,11 @@ pub(crate) fn text(item: &Item) -> Parsed<&str> {
     }
 }
 
-/// A list of texts; one of the environment is parted by commas.
+/// Parses a list of texts. In the environment its elements are separated by commas.
 pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
     match item {
-        // Empty is what a variable is that somebody forgot to fill, and an empty list may say the opposite of the default.
+        // A variable that was not filled in is empty, and an empty list may mean the opposite of
+        // the default.
         Item::Plain(text) if text.trim().is_empty() => Err("is empty; leave it unset, or write [] for none".into()),
         Item::Plain(text) if text.trim() == "[]" => Ok(Vec::new()),
         Item::Plain(text) => {
@@ -49,7 +50,7 @@ pub(crate) fn list(item: &Item) -> Parsed<Vec<String>> {
     }
 }
 
-/// True or false.
+/// Parses a boolean.
 pub(crate) fn flag(item: &Item) -> Parsed<bool> {
     match item {
         Item::Bool(flag) => Ok(*flag),
@@ -58,7 +59,7 @@ pub(crate) fn flag(item: &Item) -> Parsed<bool> {
     }
 }
 
-/// A whole number within bounds.
+/// Parses an integer within bounds.
 pub(crate) fn count(item: &Item, least: usize, most: usize) -> Parsed<usize> {
     let digits = match item {
         Item::Number(digits) => digits,
@@ -71,7 +72,7 @@ pub(crate) fn count(item: &Item, least: usize, most: usize) -> Parsed<usize> {
     }
 }
 
-/// A duration within bounds.
+/// Parses a duration within bounds.
 pub(crate) fn duration(item: &Item, least: Duration, most: Duration) -> Parsed<Duration> {
     let text = match item {
         Item::Number(digits) => {
@@ -103,7 +104,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(ms).map(Duration::from_millis)
 }
 
-/// A duration in the largest unit that gives a whole number: what [`duration`] reads.
+/// Displays a duration in the largest unit that gives an integer, as [`duration`] parses it.
 pub(crate) struct Shown(pub(crate) Duration);
 
 impl fmt::Display for Shown {
@@ -118,7 +119,7 @@ impl fmt::Display for Shown {
     }
 }
 
-/// A size in bytes within bounds.
+/// Parses a size in bytes within bounds.
 pub(crate) fn size(item: &Item, least: usize, most: usize) -> Parsed<usize> {
     let text = match item {
         Item::Number(digits) => digits,
@@ -149,7 +150,7 @@ fn parse_size(text: &str) -> Option<usize> {
     number.checked_mul(bytes)
 }
 
-/// An address to listen on.
+/// Parses an address to listen on.
 pub(crate) fn address(item: &Item) -> Parsed<SocketAddr> {
     let text = text(item)?.trim();
     if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
@@ -162,16 +163,16 @@ pub(crate) fn address(item: &Item) -> Parsed<SocketAddr> {
     })
 }
 
-/// Where the protected service is.
+/// Address of the protected service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// Whether the connection is encrypted.
+    /// Uses TLS if `true`.
     pub tls: bool,
-    /// A name, or an address without brackets.
+    /// Name, or address without brackets.
     pub host: String,
-    /// The port.
+    /// TCP port.
     pub port: u16,
-    /// Host and port as they were written, for the `Host` header.
+    /// Host and port as configured, for the `Host` header.
     pub authority: HeaderValue,
 }
 
@@ -182,10 +183,10 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// The URL of the upstream.
+/// Parses the URL of the upstream.
 pub(crate) fn upstream(item: &Item) -> Parsed<Upstream> {
     let text = text(item)?.trim();
-    // What stands before an `@` may be a password, so the value is not repeated.
+    // The text before an `@` may be a password, so the value is not repeated.
     if text.contains('@') {
         return Err("has a user or password in it; leave that out, the clients' own credentials are passed on".into());
     }
@@ -202,7 +203,7 @@ pub(crate) fn upstream(item: &Item) -> Parsed<Upstream> {
     }
     let authority = uri.authority().ok_or_else(invalid)?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    // A port that is no number is taken for absent by `http`.
+    // `http` treats a port that is not a number as absent.
     let port = match authority.as_str().strip_prefix(authority.host()) {
         Some("") => None,
         Some(port) => {
@@ -221,32 +222,32 @@ pub(crate) fn upstream(item: &Item) -> Parsed<Upstream> {
     })
 }
 
-/// Which store knows the keys.
+/// URL of the store of the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreUrl {
-    /// In the process.
+    /// Store in the memory of the process.
     Memory {
-        /// The most bytes that it takes.
+        /// Upper bound on its bytes.
         bytes_max: usize,
     },
-    /// In a folder.
+    /// Embedded store in a directory.
     Embedded {
-        /// The folder.
+        /// Data directory.
         folder: PathBuf,
     },
-    /// In PostgreSQL; the URL may hold a password.
+    /// PostgreSQL. The URL may contain a password.
     #[cfg(feature = "postgres")]
     Postgres(Secretive),
-    /// In a Redis or Valkey.
+    /// Redis or Valkey.
     #[cfg(feature = "redis")]
     Redis {
-        /// Where, and who we are there.
+        /// Server address and credentials.
         options: Box<RedisOptions>,
     },
 }
 
-/// A URL that is not shown, for it may hold a password.
+/// URL that is redacted in output, because it may contain a password.
 #[cfg(feature = "postgres")]
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secretive(pub(crate) String);
@@ -259,7 +260,7 @@ impl fmt::Debug for Secretive {
 }
 
 impl StoreUrl {
-    /// How long keys are known after their retention, where nobody says otherwise: each takes memory.
+    /// Returns the default duration of tombstones, if the store has its own: each one takes memory.
     pub(crate) fn tombstone(&self) -> Option<&'static str> {
         match self {
             #[cfg(feature = "redis")]
@@ -269,16 +270,16 @@ impl StoreUrl {
     }
 }
 
-/// What the URL of a Redis says; two are equal if they were written alike.
+/// Options parsed from the URL of a Redis. Two are equal if their URLs are spelled alike.
 #[cfg(feature = "redis")]
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// What it says.
+    /// Parsed options.
     pub options: redis::Options,
     url: String,
 }
 
-/// Without a password.
+/// Omits the password.
 #[cfg(feature = "redis")]
 impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -296,7 +297,7 @@ impl PartialEq for RedisOptions {
 #[cfg(feature = "redis")]
 impl Eq for RedisOptions {}
 
-/// The URL of a store.
+/// Parses the URL of a store.
 pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
     const HAS: &str = match (cfg!(feature = "postgres"), cfg!(feature = "redis")) {
         (true, true) => {
@@ -331,7 +332,7 @@ pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
         "embedded" => Ok(StoreUrl::Embedded { folder: rest.into() }),
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {
-            // Read once here, so that what is wrong with it is said with the setting's name and place.
+            // Parsed here too, so that an error has the name and the place of the setting.
             text.parse::<onceward::store::postgres::Settings>()?;
             Ok(StoreUrl::Postgres(Secretive(text.to_owned())))
         }
@@ -340,17 +341,17 @@ pub(crate) fn store(item: &Item) -> Parsed<StoreUrl> {
             let options = redis::Options::parse(text)?;
             Ok(StoreUrl::Redis { options: Box::new(RedisOptions { options, url: text.to_owned() }) })
         }
-        // The rest may hold a password.
+        // The rest may contain a password.
         scheme => Err(format!("no store {scheme:?} is built in; {HAS}")),
     }
 }
 
-/// Which `Host` the upstream sees.
+/// `Host` that the upstream receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// What the client sent.
+    /// `Host` that the client sent.
     Preserve,
-    /// That of the upstream's URL.
+    /// `Host` of the upstream's URL.
     Upstream,
 }
 
@@ -358,12 +359,13 @@ pub(crate) fn host(item: &Item) -> Parsed<Host> {
     one_of(item, &[("preserve", Host::Preserve), ("upstream", Host::Upstream)])
 }
 
-/// Addresses and networks of proxies.
+/// Parses addresses and networks of proxies.
 pub(crate) fn trusted_proxies(item: &Item) -> Parsed<TrustedProxies> {
     list(item)?.iter().map(|proxy| TrustedProxies::network(proxy)).collect::<Parsed<Vec<_>>>().map(TrustedProxies::new)
 }
 
-/// What is done without a key; `window` is how long a derived one counts, if that is said.
+/// Parses the handling of requests without a key. `window` is the configured lifetime of a derived
+/// key.
 pub(crate) fn missing(item: &Item, window: Option<Duration>) -> Parsed<MissingKey> {
     let derive = MissingKey::Derive { window: window.unwrap_or_default() };
     let all = [
@@ -379,17 +381,17 @@ pub(crate) fn keys(item: &Item) -> Parsed<AcceptedKeys> {
     one_of(item, &[("any", AcceptedKeys::Any), ("issued", AcceptedKeys::Issued)])
 }
 
-/// The name of a form's field; empty means that there is none.
+/// Parses the name of a form field. Empty means none.
 pub(crate) fn form_field(item: &Item) -> Parsed<Option<Arc<str>>> {
     let text = text(item)?;
-    // A browser escapes what it cannot write between quotes, and then it would be another name.
+    // A browser escapes what it cannot write between quotes, which would change the name.
     match text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"%\\&=+;".contains(&byte)) {
         true => Ok(Some(text).filter(|text| !text.is_empty()).map(Arc::from)),
         false => Err(format!("{text:?} is no plain name; write letters, digits, - and _, at most 64")),
     }
 }
 
-/// Origins, as browsers send them: scheme, host, and a port that is not the scheme's own.
+/// Parses origins as browsers send them: scheme, host, and a port that is not the scheme's default.
 pub(crate) fn origins(item: &Item) -> Parsed<Vec<String>> {
     let origins = list(item)?;
     for origin in &origins {
@@ -437,7 +439,7 @@ pub(crate) fn hosts(item: &Item) -> Parsed<Hosts> {
     one_of(item, &[("distinct", Hosts::Distinct), ("same", Hosts::Same)])
 }
 
-/// Names of headers, each once.
+/// Parses header names without duplicates.
 pub(crate) fn header_names(item: &Item) -> Parsed<Vec<HeaderName>> {
     let mut names = Vec::new();
     for text in list(item)? {
@@ -459,13 +461,13 @@ fn header_name(text: &str) -> Parsed<HeaderName> {
     }
 }
 
-/// Places in a JSON document.
+/// Parses a list of JSON Pointers.
 pub(crate) fn pointers(item: &Item) -> Parsed<Vec<Pointer>> {
     let pointers = list(item)?.into_iter();
     pointers.map(|text| text.parse::<Pointer>().map_err(|error| error.to_string())).collect()
 }
 
-/// Where a key stands besides `Idempotency-Key`: headers, and members of a JSON body.
+/// Parses the sources of a key besides `Idempotency-Key`: headers, and members of a JSON body.
 pub(crate) fn key_headers(item: &Item) -> Parsed<(Vec<HeaderName>, Vec<Pointer>)> {
     let (mut headers, mut members) = (Vec::new(), Vec::new());
     for text in list(item)? {
@@ -497,7 +499,7 @@ fn one_of<T: Copy>(item: &Item, all: &[(&str, T)]) -> Parsed<T> {
     })
 }
 
-/// The path under which the public paths are.
+/// Parses the path prefix of the public endpoints.
 pub(crate) fn endpoints(item: &Item) -> Parsed<String> {
     let text = text(item)?.trim();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
@@ -516,7 +518,7 @@ pub(crate) fn endpoints(item: &Item) -> Parsed<String> {
     }
 }
 
-/// A namespace.
+/// Parses a namespace.
 pub(crate) fn namespace(item: &Item) -> Parsed<String> {
     let text = text(item)?;
     match (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -525,7 +527,7 @@ pub(crate) fn namespace(item: &Item) -> Parsed<String> {
     }
 }
 
-/// The admin token; empty means that there is none. The value is not repeated.
+/// Parses the admin token. Empty means none. Errors do not repeat the value.
 pub(crate) fn token(item: &Item) -> Parsed<String> {
     let text = match item {
         Item::Plain(text) | Item::Text(text) => text,
@@ -537,7 +539,7 @@ pub(crate) fn token(item: &Item) -> Parsed<String> {
     }
 }
 
-/// The methods that are protected.
+/// Parses the protected methods.
 pub(crate) fn methods(item: &Item) -> Parsed<Vec<Method>> {
     let mut methods = Vec::new();
     for name in list(item)? {
@@ -555,7 +557,7 @@ pub(crate) fn methods(item: &Item) -> Parsed<Vec<Method>> {
     Ok(methods)
 }
 
-/// A JSON Pointer; empty means that there is none.
+/// Parses a JSON Pointer. Empty means none.
 pub(crate) fn json_pointer(item: &Item) -> Parsed<Option<JsonPointer>> {
     match text(item)?.trim() {
         "" => Ok(None),
@@ -563,7 +565,7 @@ pub(crate) fn json_pointer(item: &Item) -> Parsed<Option<JsonPointer>> {
     }
 }
 
-/// A list of statuses and ranges of them, each perhaps with a header.
+/// Parses a list of statuses and status ranges, each with an optional header.
 pub(crate) fn statuses(item: &Item) -> Parsed<StatusSet> {
     list(item)?.join(",").parse()
 }

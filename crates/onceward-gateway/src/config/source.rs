@@ -1,4 +1,4 @@
-//! Where settings come from: flag, environment, file, default, each value with its origin.
+//! Setting sources: flag, environment, file and default. Each value has its origin.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,10 +6,11 @@ use std::sync::LazyLock;
 
 use toml::de::{DeTable, DeValue};
 
-/// The document that `config --print` prints. It is also the bottom layer, so that what is printed is what holds.
+/// Document that `config --print` prints. It is also the lowest layer, so that the printed defaults
+/// are the effective ones.
 pub(crate) const DEFAULTS: &str = include_str!("defaults.toml");
 
-/// Settings that have no default, and so are commented out in [`DEFAULTS`].
+/// Settings without a default, which are commented out in [`DEFAULTS`].
 const WITHOUT_DEFAULT: [&str; 7] = [
     "policy.wait",
     "upstream",
@@ -20,30 +21,30 @@ const WITHOUT_DEFAULT: [&str; 7] = [
     "policy.request_body",
 ];
 
-/// Variables that tell how to log, before any setting is read.
+/// Variables that configure logging, before any setting is read.
 const OF_THE_LOG: [&str; 2] = [crate::logging::FILTER, crate::logging::FORMAT];
 
-/// Settings of a section that may also stand at the top, beside `upstream`.
+/// Settings of a section that may also be at the top level, beside `upstream`.
 const ALSO_AT_THE_TOP: [(&str, &str); 2] =
     [("forward_key", "policy.forward_key"), ("upstream_max_age", "limits.upstream_max_age")];
 
 const PREFIX: &str = "ONCEWARD_";
 
-/// Where a value was found.
+/// Origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// Not set.
     Default,
-    /// A line of a file.
+    /// Line of a file.
     File {
-        /// The file, as it was named.
+        /// Name of the file, as given.
         path: String,
-        /// The line, from 1.
+        /// Line number, from 1.
         line: usize,
     },
-    /// A variable of the environment.
+    /// Environment variable.
     Variable(String),
-    /// A flag of the command line.
+    /// Command-line flag.
     Flag(&'static str),
 }
 
@@ -58,7 +59,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A setting that is unknown, or whose value is wrong. `Display` gives one line.
+/// Error in a setting: it is unknown, or its value is invalid. `Display` gives one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     setting: String,
@@ -71,7 +72,7 @@ impl ConfigError {
         Self { setting: setting.into(), what: what.into(), origin: Some(origin) }
     }
 
-    /// A setting that is missing comes from nowhere.
+    /// Creates an error for a missing setting, which has no origin.
     pub(crate) fn missing(setting: &str, what: &str) -> Self {
         Self { setting: setting.into(), what: what.into(), origin: None }
     }
@@ -79,7 +80,7 @@ impl ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One line whatever a value has in it.
+        // One line, whatever a value contains.
         let what = self.what.replace(['\n', '\r'], " ");
         match &self.origin {
             Some(origin) => write!(f, "{}: {what} ({origin})", self.setting),
@@ -90,20 +91,20 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// A value before it is parsed.
+/// Value before it is parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// From a flag or the environment, where all is text and commas part a list.
+    /// Text from a flag or the environment, where commas separate a list.
     Plain(String),
-    /// A TOML string.
+    /// TOML string.
     Text(String),
-    /// A TOML integer, in decimal digits.
+    /// TOML integer, in decimal digits.
     Number(String),
-    /// A TOML boolean.
+    /// TOML boolean.
     Bool(bool),
-    /// A TOML array.
+    /// TOML array.
     List(Vec<Item>),
-    /// Something that no setting is.
+    /// TOML type that no setting has.
     Other(&'static str),
 }
 
@@ -140,7 +141,7 @@ impl fmt::Display for Item {
     }
 }
 
-/// A value, under the name that its owner wrote, and where.
+/// Value with its origin, under the name that the user wrote.
 #[derive(Clone, Debug)]
 pub(crate) struct Value {
     pub(crate) name: String,
@@ -148,14 +149,14 @@ pub(crate) struct Value {
     pub(crate) origin: Origin,
 }
 
-/// Values by the path of their setting.
+/// Values by path of their setting.
 pub(crate) type Layer = BTreeMap<String, Value>;
 
-/// What a file says.
+/// Content of a configuration file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct File {
     pub(crate) settings: Layer,
-    /// One for each `[[route]]`, with the paths of `[policy]`, and `path`.
+    /// Layer of each `[[route]]`, with the paths of `[policy]`, and `path`.
     pub(crate) routes: Vec<Layer>,
 }
 
@@ -169,7 +170,7 @@ pub(crate) fn defaults() -> Layer {
     layer
 }
 
-/// The paths of all settings.
+/// Paths of all settings.
 static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
     let table = DeTable::parse(DEFAULTS).unwrap_or_else(|error| unreachable!("a test reads the defaults: {error}"));
     let mut paths: Vec<String> = WITHOUT_DEFAULT.map(String::from).into();
@@ -183,7 +184,7 @@ static KNOWN: LazyLock<Vec<String>> = LazyLock::new(|| {
 });
 
 impl File {
-    /// Reads a TOML document, without judging values.
+    /// Parses a TOML document, without validating values.
     pub(crate) fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
         let origin = |at: usize| Origin::File { path: path.into(), line: line_of(text, at) };
         let table = DeTable::parse(text).map_err(|error| {
@@ -268,7 +269,7 @@ fn routes(
     Ok(routes)
 }
 
-/// Known variables as a layer, and the names of unknown ones.
+/// Returns known variables as a layer, and the names of unknown ones.
 pub(crate) fn environment(variables: impl Iterator<Item = (String, String)>) -> (Layer, Vec<String>) {
     let known: &[String] = &KNOWN;
     let mut layer = Layer::new();
@@ -293,7 +294,7 @@ fn variable(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "_").to_uppercase())
 }
 
-/// Refuses an unknown setting, and says which ones its section has.
+/// Rejects an unknown setting, and lists the settings of its section.
 fn check_known(
     path: &str,
     section: Option<&str>,
@@ -320,7 +321,7 @@ fn check_known(
         Some(section) => format!("unknown setting; [{section}] has {}", names.join(", ")),
         None => format!("unknown setting; there are {}, route", names.join(", ")),
     };
-    // A quoted name may have anything in it.
+    // A quoted name may contain any character.
     Err(ConfigError::new(path.escape_debug().to_string(), what, origin()))
 }
 

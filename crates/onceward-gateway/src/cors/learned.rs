@@ -1,4 +1,4 @@
-//! What the upstream gave to an origin, as far as it was seen.
+//! Caches the CORS permissions that the upstream gave to origins.
 
 use std::num::NonZeroUsize;
 
@@ -11,22 +11,22 @@ use parking_lot::Mutex;
 
 use super::Asked;
 
-/// Upper bound on places of which it is remembered what the upstream gave; the one that was looked at longest ago goes first.
+/// Upper bound on cached places. The least recently used one is evicted first.
 const PLACES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none");
-/// More than this of what an answer exposes is not remembered.
+/// Upper bound on the cached bytes of the headers that a response exposes.
 const EXPOSED_BYTES_MAX: usize = 1024;
 
-/// What the upstream gave.
+/// CORS permission from the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Given {
     pub(super) origin: HeaderValue,
     pub(super) credentials: bool,
-    /// Its own headers that a page may read.
+    /// Headers of the upstream that a page may read.
     pub(super) exposed: Vec<HeaderValue>,
 }
 
 impl Given {
-    /// What an answer gives. `None`: nothing.
+    /// Reads the permission from a response. Returns `None` if it gives none.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let origin = headers.get(ACCESS_CONTROL_ALLOW_ORIGIN)?.clone();
         let credentials = headers.get(ACCESS_CONTROL_ALLOW_CREDENTIALS).is_some_and(|value| value == "true");
@@ -35,28 +35,28 @@ impl Given {
         Some(Self { origin, credentials, exposed: if bytes <= EXPOSED_BYTES_MAX { exposed } else { Vec::new() } })
     }
 
-    /// What the settings give.
+    /// Returns the permission of an origin that the settings list.
     pub(super) fn to(origin: &HeaderValue) -> Self {
         Self { origin: origin.clone(), credentials: true, exposed: Vec::new() }
     }
 
-    /// Whether a browser takes it for a yes.
+    /// Returns `true` if a browser accepts it as a permission for `origin`.
     pub(super) fn allows(&self, origin: &HeaderValue) -> bool {
         self.origin == *origin || self.origin == "*" && !self.credentials
     }
 }
 
-/// What something is given for. What one host of a service allows says nothing about another one.
+/// Cache key of a permission. A permission of one host of a service does not apply to another host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Place {
-    /// As the upstream sees it.
+    /// `Host` that the upstream receives.
     pub(super) host: HeaderValue,
     pub(super) origin: HeaderValue,
     pub(super) path: String,
     pub(super) method: Method,
 }
 
-/// By place; `None`: the upstream was seen to give nothing.
+/// Permissions by place. `None` means that the upstream gave none.
 pub(super) struct Learned(Mutex<LruCache<Place, Option<Given>>>);
 
 impl Default for Learned {
@@ -66,14 +66,17 @@ impl Default for Learned {
 }
 
 impl Learned {
-    /// Remembers what a response of the upstream gives. A client's preflight without anything is asked about again.
+    /// Caches the permission from a response of the upstream. A client's preflight that got none
+    /// only removes the cached one, so that the gateway sends a preflight of its own.
     pub(super) fn learn(&self, place: Place, asked: &Asked, headers: &HeaderMap) {
         let mut known = self.0.lock();
         match Given::of(headers) {
-            // For another origin than this one: a service that has one origin names it to all.
+            // The permission is for another origin: a service with one allowed origin names it to
+            // all.
             Some(given) if !given.allows(&asked.origin) => {}
             Some(mut given) => {
-                // A preflight does not say what may be read; what a response said before still holds.
+                // A preflight response does not list readable headers; those from an earlier
+                // response still apply.
                 if asked.is_preflight
                     && let Some(Some(before)) = known.get(&place)
                 {
@@ -86,12 +89,12 @@ impl Learned {
         }
     }
 
-    /// Remembers that the upstream gives nothing.
+    /// Caches that the upstream gives no permission.
     pub(super) fn refuse(&self, place: Place) {
         self.0.lock().put(place, None);
     }
 
-    /// What was last given. `None`: not known.
+    /// Returns the cached permission, or `None` if nothing is cached.
     pub(super) fn find(&self, place: &Place) -> Option<Option<Given>> {
         self.0.lock().get(place).cloned()
     }

@@ -1,4 +1,4 @@
-//! One request on a connection of its own, and its whole answer.
+//! Sends one request on its own connection, and reads the whole response.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Longer than anything takes here, except for what hangs.
+/// Timeout that only a hang exceeds.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Sends a request and reads its answer to the end.
+/// Sends a request and reads its response to the end.
 pub(super) async fn ask(to: SocketAddr, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
     if !request.headers().contains_key(HOST) {
         let host = HeaderValue::try_from(to.to_string()).map_err(|error| error.to_string())?;
@@ -26,7 +26,7 @@ pub(super) async fn ask(to: SocketAddr, mut request: Request<Full<Bytes>>) -> Re
         let socket = TcpStream::connect(to).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(socket)).await.map_err(|error| crate::chain(&error))?;
-        // It ends when the sender and the answer's body are dropped.
+        // The task ends when the sender and the response body are dropped.
         tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(|error| crate::chain(&error))?;
         let (parts, body) = response.into_parts();
@@ -37,7 +37,7 @@ pub(super) async fn ask(to: SocketAddr, mut request: Request<Full<Bytes>>) -> Re
     answered.unwrap_or_else(|_| Err("no answer came in time".into())).map_err(|what: String| format!("{to}: {what}"))
 }
 
-/// Asks until the answer is 200.
+/// Retries until the response is 200.
 pub(super) async fn until_ok(at: SocketAddr, path: &str) -> Result<(), String> {
     let begun = Instant::now();
     loop {

@@ -1,6 +1,6 @@
-//! An end without an answer.
+//! Closes a connection without a response.
 
-/// Given to hyper as an error, it cuts the connection.
+/// Error for hyper, which then closes the connection.
 #[derive(Debug)]
 pub(super) struct Cut;
 

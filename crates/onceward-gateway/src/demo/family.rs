@@ -1,4 +1,4 @@
-//! The two processes that the demo starts from its own program, and how they end with it.
+//! Child processes that the demo starts from its own program, and that end with it.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use orders::{Config, Orders};
 use tokio::net::TcpListener;
 
 pub(super) const ORDERS_DB: &str = "orders.db";
-// Not `onceward.toml`: a folder that is kept may be one in which somebody has theirs.
+// Not `onceward.toml`: the data directory may be one in which a user has their own.
 const SETTINGS: &str = "demo.toml";
 const KEYS: &str = "keys";
 
-/// The orders service, for the demo alone.
+/// Arguments of the demo's orders service.
 #[derive(Debug, Args)]
 pub(crate) struct OrdersArgs {
     #[arg(long)]
@@ -24,12 +24,13 @@ pub(crate) struct OrdersArgs {
     db: PathBuf,
     #[arg(long)]
     relay: String,
-    /// Where the page is to be loaded from, so that its network can be bad.
+    /// Origin that the page is loaded from, so that its network can inject faults.
     #[arg(long)]
     network: Option<String>,
 }
 
-/// Ends this process when the one that started it is gone, however that went: its end of the pipe closes then.
+/// Ends this process when its parent is gone, however that ended: then the parent's end of the pipe
+/// closes.
 pub(crate) fn end_with_parent() {
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
@@ -56,7 +57,7 @@ async fn serve_orders(args: &OrdersArgs) -> Result<(), String> {
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let orders = Orders::open(&args.db).map_err(|error| crate::chain(&error))?;
     let router = orders::router(orders, Config { relay: Some(args.relay.clone()), network: args.network.clone() });
-    // In the gateway's words, so that the demo listens for one line alone.
+    // In the gateway's format, so that the demo waits for one kind of line only.
     eprintln!("{}", serde_json::json!({ "level": "INFO", "message": format!("listening on {listen}") }));
     orders::serve(listener, router, std::future::pending()).await.map_err(|error| error.to_string())
 }
@@ -67,7 +68,8 @@ pub(super) fn orders_args(folder: &Path, listen: SocketAddr, relay: SocketAddr, 
     args.map(OsString::from).into_iter().chain([folder.join(ORDERS_DB).into()]).collect()
 }
 
-/// The gateway's arguments, and the file of settings that they name: what a person would write.
+/// Returns the gateway's arguments, and writes the configuration file that they name, as a person
+/// would.
 pub(super) fn gateway_args(
     folder: &Path,
     listen: SocketAddr,

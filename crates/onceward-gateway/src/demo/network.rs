@@ -1,7 +1,9 @@
-//! The network between the page and the gateway: invisible, until a request asks in a header to be treated badly.
+//! Fault proxy between the page and the gateway. It is transparent until a request header asks it
+//! to inject a fault.
 //!
-//! The page is loaded through it, so that what it sends goes where it came from, as in a shop. `Host` passes through as it
-//! came: with another, the same request would be another one to the gateway.
+//! The page is loaded through this proxy, so that its requests go to its own origin, as in a shop.
+//! `Host` is forwarded unchanged: with another, the same request would have another fingerprint at
+//! the gateway.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -20,24 +22,26 @@ use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
 use super::ask::ask;
 use super::cut::Cut;
 
-/// What shall happen to this request; on each answer: that there is such a network here.
+/// Request header that names the fault to inject. On every response, it says that this proxy is
+/// present.
 const TROUBLE: HeaderName = HeaderName::from_static("demo-network");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// More than an order has, and more than the gateway takes.
+/// Upper bound on the bytes of a body. Larger than an order, and larger than the gateway accepts.
 const BODY_BYTES_MAX: usize = 4 << 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Longer than an impatient client waits.
+/// Delay that exceeds the timeout of an impatient client.
 const SLOW: Duration = Duration::from_secs(3);
 
-/// What the page asks for in the header.
+/// Fault that the page requests in the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Trouble {
     None,
-    /// The answer is read whole, and not a byte of it goes on.
+    /// The response is read completely, and no byte of it is forwarded.
     Lose,
-    /// The answer goes on after [`SLOW`].
+    /// The response is forwarded after [`SLOW`].
     Slow,
-    /// The answer is read whole, then the gateway is killed, once for all requests of this name, and the answer is lost.
+    /// The response is read completely, then the gateway is killed, once for all requests of this
+    /// name, and the response is dropped.
     Kill(String),
 }
 
@@ -53,13 +57,13 @@ impl Trouble {
     }
 }
 
-/// A word to whoever holds the gateway's process: kill it, and say when it is gone.
+/// Kill request to the owner of the gateway process, who reports when it is gone.
 pub(super) type Kill = oneshot::Sender<()>;
 
 struct Network {
     gateway: SocketAddr,
-    /// Held by each POST that is at the gateway, and alone by whoever kills it: what is killed in the middle of its work
-    /// leaves an unknown, which is another story than this page's.
+    /// Held shared by each POST at the gateway, and exclusively by the task that kills it: a kill
+    /// during an execution leaves an unknown outcome, which this page does not show.
     at_work: RwLock<()>,
     kills: mpsc::Sender<Kill>,
     killed_for: Mutex<Option<String>>,
@@ -73,7 +77,7 @@ pub(super) fn start(listener: TcpListener, gateway: SocketAddr, kills: mpsc::Sen
     tokio::spawn(async move {
         loop {
             let Ok((socket, _)) = listener.accept().await else {
-                // No sockets are left: some are given back while others wait.
+                // Out of sockets: some are closed while others wait.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
@@ -82,8 +86,8 @@ pub(super) fn start(listener: TcpListener, gateway: SocketAddr, kills: mpsc::Sen
                 let network = network.clone();
                 async move { network.pass(request).await }
             });
-            // A browser that loses a connection that it used before sends the request once more by itself, and hides
-            // the loss.
+            // A browser that loses a reused connection retries the request by itself, and hides the
+            // loss.
             let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(socket), service);
             tokio::spawn(connection);
         }
@@ -92,7 +96,7 @@ pub(super) fn start(listener: TcpListener, gateway: SocketAddr, kills: mpsc::Sen
 }
 
 impl Network {
-    /// The gateway's answer; an error cuts the connection.
+    /// Returns the gateway's response. An error closes the connection.
     async fn pass(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Cut> {
         let trouble = Trouble::of(request.headers());
         let (mut parts, body) = request.into_parts();
@@ -100,7 +104,7 @@ impl Network {
         let is_post = parts.method == Method::POST;
         let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map_err(|_| Cut)?.to_bytes();
         let passed = Request::from_parts(parts, Full::new(body));
-        // A page that is left takes its connection with it, and not what is on its way already.
+        // Leaving the page closes its connection, but does not cancel requests in transit.
         let network = self.clone();
         let answer = tokio::spawn(async move {
             let at_work = if is_post { Some(network.at_work.read().await) } else { None };
@@ -131,14 +135,14 @@ impl Network {
         let _alone = self.at_work.write().await;
         let (gone, when_gone) = oneshot::channel();
         if self.kills.send(gone).await.is_ok() {
-            // An error says that the demo ends, and the gateway with it.
+            // An error means that the demo ends, and the gateway with it.
             let _ = when_gone.await;
         }
         *killed_for = Some(name.into());
     }
 }
 
-/// Without what is of one connection alone, and what is for this network's ears; the rest in its order.
+/// Removes hop-by-hop headers and those of this proxy. The others keep their order.
 fn without(headers: &HeaderMap, own: &[HeaderName]) -> HeaderMap {
     let mut passed = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers.iter().filter(|(name, _)| !own.contains(name)) {

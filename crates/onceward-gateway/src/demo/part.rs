@@ -1,4 +1,4 @@
-//! A process of the demo: started, listened to, and started again.
+//! Child process of the demo: started, its log read, and restarted.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,45 +16,47 @@ use tokio::time::timeout;
 
 use super::show;
 
-/// Longer than a store takes to open on a busy machine.
+/// Timeout of a start. Longer than a store takes to open on a busy machine.
 const START_MAX: Duration = Duration::from_secs(60);
-/// Longer than the kernel takes to end what was killed.
+/// Timeout of an end. Longer than the kernel takes to end a killed process.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// How a part is started, the first time and each time after somebody killed it.
+/// Command of a part, for its first start and each restart after a kill.
 #[derive(Clone, Debug)]
 pub(super) struct Recipe {
     pub(super) name: &'static str,
     pub(super) args: Vec<OsString>,
-    /// What it logs goes there.
+    /// Log file of the part.
     pub(super) log: PathBuf,
-    /// Whether what it does is shown as it happens.
+    /// Shows its log as it is written.
     pub(super) is_live: bool,
 }
 
-/// A running part. Dropped, it is killed, and gone: a folder that it writes to can be removed then.
+/// Running part. Dropping it kills the process and waits for its end, so that a directory it writes
+/// to can be removed.
 #[derive(Debug)]
 pub(super) struct Part {
     recipe: Recipe,
     child: Child,
-    /// Its end of a pipe that nothing is ever written to: it closes when this process is gone, and the part ends then.
+    /// Pipe to the part, to which nothing is ever written. It closes when this process ends, and
+    /// then the part ends.
     _lifeline: Option<ChildStdin>,
     pid: u32,
 }
 
 impl Part {
-    /// Starts it, and waits until it says that it listens.
+    /// Starts the part, and waits until it logs that it listens.
     pub(super) async fn start(recipe: Recipe) -> Result<Self, String> {
         let name = recipe.name;
         let program = env::current_exe().map_err(|error| format!("this program cannot find itself: {error}"))?;
         let mut command = Command::new(program);
         command.args(&recipe.args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Settings of somebody else's gateway are not for this one.
+        // Settings in the environment are for another gateway.
         for (variable, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ONCEWARD_")) {
             command.env_remove(variable);
         }
         command.env(crate::logging::FORMAT, "json");
-        // Ctrl-C is for the demo, which then ends the rest.
+        // Ctrl-C goes only to the demo, which then ends the parts.
         command.process_group(0).kill_on_drop(true);
 
         let mut child = command.spawn().map_err(|error| format!("the {name} cannot be started: {error}"))?;
@@ -82,18 +84,18 @@ impl Part {
         Ok(part)
     }
 
-    /// Starts it again as it was.
+    /// Restarts the part with the same command.
     pub(super) async fn restart(&mut self) -> Result<(), String> {
         *self = Self::start(self.recipe.clone()).await?;
         Ok(())
     }
 
-    /// How it ended; waited for.
+    /// Waits for its end, and returns the exit status.
     pub(super) async fn ended(&mut self) -> std::io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// Kills it as `kill -9` does, and gives how it ended.
+    /// Kills the part as `kill -9` does, and returns the exit status.
     pub(super) async fn kill(&mut self) -> std::io::Result<ExitStatus> {
         self.child.start_kill()?;
         self.ended().await
@@ -110,7 +112,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // What is gone already cannot be killed, and need not be.
+        // A process that has ended cannot be killed, and need not be.
         let _ = self.child.start_kill();
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < END_MAX {
@@ -127,12 +129,12 @@ struct Log {
 impl Log {
     async fn next(&mut self) -> Option<String> {
         let line = self.lines.next_line().await.ok()??;
-        // A full disk shall not stop the part that logs.
+        // A full disk must not stop the part that logs.
         let _ = writeln!(self.file, "{line}");
         Some(line)
     }
 
-    /// Reads until the part listens, or gives its last words.
+    /// Reads the log until the part listens. If it ends before, returns its last line as the error.
     async fn until_listening(&mut self) -> Result<(), String> {
         let mut last = String::from("it ended without a word");
         while let Some(line) = self.next().await {

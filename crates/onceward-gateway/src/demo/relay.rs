@@ -1,7 +1,8 @@
-//! A bad network: passes a request on to the gateway, reads the whole answer, and cuts the connection without a byte of it.
+//! Fault proxy that drops responses: forwards a request to the gateway, reads the whole response,
+//! and closes the connection without a byte of it.
 //!
-//! It is invisible, as a network is: the gateway sees the `Host` that the page was loaded from. With another, the same
-//! request sent later without the relay would be another request.
+//! It is transparent: the gateway receives the `Host` that the page was loaded from. With another,
+//! the same request sent later without the relay would have another fingerprint.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use super::ask::ask;
 use super::cut::Cut;
 
-/// More than an order has, and more than the gateway takes.
+/// Upper bound on the bytes of a body. Larger than an order, and larger than the gateway accepts.
 const BODY_BYTES_MAX: usize = 4 << 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,13 +35,13 @@ pub(super) fn start(listener: TcpListener, gateway: SocketAddr) -> Result<(), St
     tokio::spawn(async move {
         loop {
             let Ok((socket, _)) = listener.accept().await else {
-                // No sockets are left: some are given back while others wait.
+                // Out of sockets: some are closed while others wait.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let service = service_fn(move |request| pass_on(request, gateway));
-            // Closed after the preflight: a browser that loses a connection that it used before sends the request once
-            // more by itself.
+            // Closed after the preflight: a browser that loses a reused connection retries the
+            // request by itself.
             let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(socket), service);
             tokio::spawn(connection);
         }
@@ -48,7 +49,8 @@ pub(super) fn start(listener: TcpListener, gateway: SocketAddr) -> Result<(), St
     Ok(())
 }
 
-/// An error, whatever came of it: hyper cuts the connection then.
+/// Forwards a request, and returns an error whatever the response: hyper then closes the
+/// connection.
 async fn pass_on(request: Request<Incoming>, gateway: SocketAddr) -> Result<Preflight, Cut> {
     if request.method() == Method::OPTIONS {
         return Ok(preflight());

@@ -1,4 +1,5 @@
-//! The three requests that tell the story: what is printed for a person to paste is what the check sends.
+//! Three requests that demonstrate the gateway. The check sends the same requests that are printed
+//! for a person to paste.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ const PATH: &str = "/orders";
 const KEY: &str = "Idempotency-Key";
 const JSON: &str = "application/json";
 
-/// Three requests with one key, and what they are answered.
+/// Three requests with one key, and their expected responses.
 pub(super) struct Script {
     gateway: SocketAddr,
     key: String,
@@ -32,7 +33,8 @@ struct Line {
 }
 
 impl Script {
-    /// With a key of its own: a folder that was kept knows those of earlier demos.
+    /// Creates a script with its own key: a retained directory has records of the keys of earlier
+    /// demos.
     pub(super) fn new(gateway: SocketAddr) -> Self {
         let tea = r#"{"item": "tea", "qty": 2}"#;
         let other = r#"{"item": "tea", "qty": 3}"#;
@@ -45,7 +47,7 @@ impl Script {
         Self { gateway, key, lines }
     }
 
-    /// What each line shows, and the line.
+    /// Returns what each line shows, and the line.
     pub(super) fn curl_lines(&self) -> impl Iterator<Item = (String, String)> + '_ {
         self.lines.iter().map(|line| {
             let (gateway, key) = (self.gateway, &self.key);
@@ -57,7 +59,7 @@ impl Script {
         })
     }
 
-    /// Plays the lines, says what came, and whether it was as promised.
+    /// Sends the requests, and prints the responses. Returns `true` if all were as expected.
     pub(super) async fn check(&self, orders: &Orders) -> bool {
         let before = orders.count().await;
         let mut wrong = Vec::new();

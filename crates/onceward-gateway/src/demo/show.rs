@@ -1,4 +1,4 @@
-//! What the demo says to the person before it.
+//! Console output of the demo.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitStatus;
@@ -9,7 +9,7 @@ use super::part::Part;
 use super::script::Script;
 use super::{Folder, Stage};
 
-/// Prints a line. Whoever closed the pipe does not want to read it.
+/// Prints a line. A closed pipe is ignored.
 pub(super) fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
@@ -67,7 +67,7 @@ pub(super) fn back(part: &Part) {
     say(&format!("  the {} is back: pid {}", part.name(), part.pid()));
 }
 
-/// What a part logged, if it is for a person's eyes.
+/// Prints a log line of a part, if it is meant for a person.
 pub(super) fn logged(name: &str, line: &str) {
     let Ok(event) = serde_json::from_str::<Value>(line) else { return say(&format!("  {name}: {line}")) };
     let text = |field: &str| event[field].as_str().unwrap_or_default();

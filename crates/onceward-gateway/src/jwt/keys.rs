@@ -1,4 +1,5 @@
-//! The keys that tokens are signed with: a JWKS (RFC 7517) in a file or at a URL, cached, read again when it rotates.
+//! Keys that verify tokens: a JWKS (RFC 7517) in a file or at a URL, cached, and read again when it
+//! rotates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,15 +22,15 @@ use super::Rejected;
 use crate::config::{Config, Host, KeySource};
 use crate::upstream::{Forwarder, FromUpstream, Own};
 
-/// How long a URL may take.
+/// Timeout of a fetch from a URL.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest set of keys.
+/// Upper bound on the bytes of a key set.
 const SET_BYTES_MAX: usize = 1 << 20;
-/// The most keys of a set.
+/// Upper bound on the keys of a set.
 const KEYS_MAX: usize = 100;
-/// The most keys that are tried for one token without a `kid`.
+/// Upper bound on the keys that are tried for one token without a `kid`.
 const TRIED_MAX: usize = 8;
-/// The least time between two reads that tokens cause: anybody can make up a `kid`.
+/// Minimum time between two refreshes that tokens cause: any client can send an unknown `kid`.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(5);
 
 struct OneKey {
@@ -38,12 +39,12 @@ struct OneKey {
     key: DecodingKey,
 }
 
-/// A set of keys, kept while its source fails.
+/// Set of keys. It stays in use while its source fails.
 pub(super) struct KeySet {
     source: KeySource,
     client: Option<Forwarder<Empty<Bytes>>>,
     keys: RwLock<Arc<Vec<OneKey>>>,
-    /// When it was last read, whether or not that succeeded.
+    /// Time of the last refresh, successful or not.
     last_read: Mutex<Option<Instant>>,
 }
 
@@ -63,7 +64,7 @@ impl KeySet {
         let set = Self { source, client, keys: RwLock::default(), last_read: Mutex::default() };
         match set.read().await {
             Ok(keys) => *set.keys.write() = Arc::new(keys),
-            // A file is here or it is not; a server may come later.
+            // A file exists or does not; a server may become reachable later.
             Err(error) if set.client.is_none() => return Err(format!("jwt.jwks: {error}")),
             Err(error) => {
                 tracing::warn!(
@@ -74,7 +75,7 @@ impl KeySet {
         Ok(set)
     }
 
-    /// Returns the keys that may have signed a token. An unknown `kid` reads the set again.
+    /// Returns the keys that may have signed a token. An unknown `kid` refreshes the set.
     pub(super) async fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<Vec<DecodingKey>, Rejected> {
         let found = self.matching(id, algorithm);
         if !found.is_empty() {
@@ -93,14 +94,15 @@ impl KeySet {
             one.algorithms.contains(&algorithm)
                 && match (id, &one.id) {
                     (Some(id), Some(its)) => id == its,
-                    // A key without an id may be any.
+                    // A key without an id may match any.
                     (_, None) | (None, _) => true,
                 }
         };
         keys.iter().filter(matches).take(TRIED_MAX).map(|one| one.key.clone()).collect()
     }
 
-    /// Reads the set again, unless that was done a moment ago. Those who come meanwhile wait for the same read.
+    /// Refreshes the set, unless that was done just before. Single-flight: concurrent callers wait
+    /// for the same refresh.
     async fn read_again(&self) {
         let mut last = self.last_read.lock().await;
         if last.is_some_and(|last| last.elapsed() < READ_AGAIN_EVERY) {
@@ -110,7 +112,7 @@ impl KeySet {
         *last = Some(Instant::now());
     }
 
-    /// Reads the set again.
+    /// Refreshes the set.
     pub(super) async fn refresh(&self) {
         let mut last = self.last_read.lock().await;
         self.replace().await;
@@ -178,7 +180,7 @@ async fn fetch(client: &Forwarder<Empty<Bytes>>, target: &str) -> Result<Vec<u8>
     Ok(text.to_vec())
 }
 
-/// Reads a set. Keys of other kinds, for encryption, and shared secrets are left out.
+/// Parses a set. Skips keys of other kinds: those for encryption, and shared secrets.
 fn parse(text: &[u8]) -> Result<Vec<OneKey>, String> {
     let set: Value = serde_json::from_slice(text).map_err(|error| format!("it is not JSON: {error}"))?;
     let keys = set["keys"].as_array().ok_or("it is no JWKS; write {\"keys\": […]}")?;

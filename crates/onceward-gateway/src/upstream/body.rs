@@ -1,5 +1,5 @@
-//! Bodies on their way through: the request's, which tells when it was all handed over, and the answer's, which gives the
-//! connection back at its end.
+//! Bodies in transit. The request body reports when all of it was handed over. The response body
+//! returns its connection to the pool at its end.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::exchange::Exchange;
 use super::headers;
 
 pin_project! {
-    /// The body of a request.
+    /// Request body on its way to the upstream.
     pub(crate) struct Sent<B> {
         #[pin]
         body: B,
@@ -33,7 +33,7 @@ impl<B: Body<Data = Bytes>> Sent<B> {
         Self { body, exchange: Arc::default(), left, with_trailers }
     }
 
-    /// Tells this connection from now on.
+    /// Reports progress to this connection from now on.
     pub(crate) fn follow(&mut self, exchange: &Arc<Exchange>) {
         self.exchange = Arc::clone(exchange);
         self.exchange.set_given(self.body.is_end_stream());
@@ -71,7 +71,7 @@ where
                     _ => continue,
                 },
             };
-            // With a Content-Length the upstream may answer as soon as it has that many bytes.
+            // With a Content-Length, the upstream may respond as soon as it has that many bytes.
             if frame.is_trailers() || *this.left == Some(0) || this.body.is_end_stream() {
                 this.exchange.set_given(true);
             }
@@ -88,14 +88,14 @@ where
     }
 }
 
-/// Gives a connection back.
+/// Callback that returns a connection to the pool.
 pub(crate) type Back = Box<dyn FnOnce() + Send>;
 
-/// The body of the upstream's answer. Dropped before its end it closes the connection.
+/// Body of the upstream's response. Dropping it before its end closes the connection.
 pub(crate) struct Received {
     body: Incoming,
     back: Option<Back>,
-    /// Of a request without a key.
+    /// Execution permit of a request without a key.
     permit: Option<ExecutionPermit>,
 }
 
@@ -116,17 +116,17 @@ impl Received {
     }
 }
 
-/// The body of an answer: the upstream's, or one of the gateway's own.
+/// Response body: the upstream's, or one that the gateway generated.
 #[allow(missing_debug_implementations, reason = "a body is not shown")]
 pub(crate) enum Answer {
-    /// The upstream's.
+    /// Body of the upstream's response.
     Upstream {
-        /// As it comes.
+        /// Body, streamed as it is received.
         received: Received,
     },
-    /// A problem.
+    /// Problem that the gateway generated.
     Own {
-        /// Whole.
+        /// Complete body.
         body: Full<Bytes>,
     },
 }

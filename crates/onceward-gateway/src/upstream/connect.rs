@@ -1,4 +1,4 @@
-//! New connections: name, TCP, TLS, all within one time.
+//! Opens new connections: name lookup, TCP and TLS, under one timeout.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,16 +28,16 @@ use super::exchange::{Exchange, Watched};
 use super::pool::Connection;
 use crate::config::Upstream;
 
-/// For the name, TCP and TLS together. A service that takes longer is not there.
+/// Timeout of name lookup, TCP and TLS together. A service that takes longer counts as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one of several addresses is tried before the next one is tried beside it (RFC 8305, 5).
+/// Delay before the next address is tried concurrently (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// How long an address that failed, or was slow, is tried after all others.
+/// Duration for which an address that failed or was slow is tried after all others.
 const FAILED_FOR: Duration = Duration::from_secs(60);
 
-/// Upper bound on the bytes of a response's head, unless the one of requests is larger.
+/// Upper bound on the bytes of a response head, unless the bound for requests is larger.
 const HEAD_BYTES_MAX: usize = 256 << 10;
-/// Upper bound on the header lines of a response, unless a setting says otherwise.
+/// Upper bound on the header lines of a response, unless a setting overrides it.
 const HEADER_LINES_MAX: usize = 1000;
 
 /// Connects to the upstream.
@@ -67,7 +67,8 @@ impl Connector {
         Ok(Self { host: upstream.host.clone(), port: upstream.port, tls, header_lines, head_bytes, failed })
     }
 
-    /// Takes responses with up to `lines` header lines, and heads of up to `bytes` if that is more than the default.
+    /// Accepts responses with up to `lines` header lines, and heads of up to `bytes` if that
+    /// exceeds the default.
     pub(crate) fn with_head_limits(self, lines: usize, bytes: usize) -> Self {
         Self { header_lines: lines, head_bytes: bytes.max(HEAD_BYTES_MAX), ..self }
     }
@@ -85,14 +86,15 @@ impl Connector {
         let (sender, connection) = http1::Builder::new()
             .max_headers(self.header_lines)
             .max_header_size(self.head_bytes)
-            // As other proxies do: what is no header line is dropped, and the rest of the response counts.
+            // Other proxies do the same: invalid header lines are dropped, and the rest of the
+            // response is valid.
             .ignore_invalid_headers_in_responses(true)
             .allow_spaces_after_header_name_in_responses(true)
             .allow_obsolete_multiline_headers_in_responses(true)
             .handshake(watched)
             .await
             .map_err(io::Error::other)?;
-        // Its errors come to whoever sent the request.
+        // Its errors are also returned to the sender of the request.
         tokio::spawn(connection.with_upgrades());
         Ok(Connection { sender, exchange, socket, opened: Instant::now(), announced: None })
     }
@@ -108,7 +110,8 @@ impl Connector {
         Ok((stream, socket))
     }
 
-    /// Connects to the first address that takes a connection. The name is looked up each time, for it may have moved.
+    /// Connects to the first address that accepts a connection. The name is resolved each time,
+    /// because its addresses may have changed.
     async fn tcp(&self) -> io::Result<TcpStream> {
         let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
         let addresses = self.failed.last(interleaved(found.collect()));
@@ -121,7 +124,7 @@ impl Connector {
                 attempts.spawn(async move { (address, TcpStream::connect(address).await) });
             }
             let ended = match (rest.len(), newest) {
-                // An attempt that ends frees the way for the next one at once.
+                // The next attempt starts as soon as one ends.
                 (1.., Some(newest)) => match timeout(ATTEMPT_DELAY, attempts.join_next()).await {
                     Ok(ended) => ended,
                     Err(_) => {
@@ -147,7 +150,8 @@ impl Connector {
     }
 }
 
-/// Orders addresses so that the two families take turns, beginning with that of the first one (RFC 8305, 4).
+/// Orders addresses so that the two families alternate, beginning with the family of the first one
+/// (RFC 8305, 4).
 fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_first_family =
         |address: &SocketAddr| addresses.first().is_some_and(|first| first.is_ipv6() == address.is_ipv6());
@@ -163,14 +167,15 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     ordered
 }
 
-/// Addresses that took no connection lately.
+/// Addresses that recently failed to connect.
 #[derive(Debug, Default)]
 struct FailedAddresses(Mutex<HashMap<SocketAddr, Instant>>);
 
 impl FailedAddresses {
     fn note(&self, address: SocketAddr) {
         let mut failed = self.0.lock();
-        // A name that moves often leaves nothing behind.
+        // Expired entries are removed, so that a name whose addresses change often does not leak
+        // memory.
         failed.retain(|_, since| since.elapsed() < FAILED_FOR);
         failed.insert(address, Instant::now());
     }
@@ -179,7 +184,7 @@ impl FailedAddresses {
         self.0.lock().remove(&address);
     }
 
-    /// Moves those that failed behind all others. They are not left out: they may be the only ones.
+    /// Moves failed addresses behind all others. They are not removed: they may be the only ones.
     fn last(&self, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
         let failed = self.0.lock();
         if !failed.is_empty() {
@@ -194,7 +199,7 @@ fn server_name(host: &str) -> Result<ServerName<'static>, String> {
         .map_err(|_| format!("upstream: {host:?} is no name that a certificate could have"))
 }
 
-/// TLS as the machine trusts it; `SSL_CERT_FILE` names other roots.
+/// Builds a TLS connector that trusts the roots of the machine; `SSL_CERT_FILE` names other roots.
 fn tls() -> Result<TlsConnector, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = rustls::RootCertStore::empty();
@@ -215,7 +220,7 @@ fn tls() -> Result<TlsConnector, String> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// The bytes to and from the upstream.
+/// Byte stream to and from the upstream.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain { tcp: Tcp },
@@ -278,7 +283,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A socket that is shared with the pool, which asks the kernel about it.
+/// Socket that is shared with the pool, which polls the kernel for its state.
 #[derive(Debug)]
 pub(crate) struct Tcp(Arc<TcpStream>);
 

@@ -1,4 +1,5 @@
-//! One request and its answer on one connection: what was written, and what was read, and in which order.
+//! Tracks one request and its response on one connection: what was written, what was read, and in
+//! which order.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,8 +12,8 @@ use tokio::time::Instant;
 
 use super::connect::Stream;
 
-/// How far a connection is with the request that it carries. Shared by the connection's two ends: the wrapper around its
-/// bytes, and whoever gave it the request.
+/// Progress of a connection with its current request. Shared by the wrapper around the byte stream
+/// and the sender of the request.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange(Mutex<State>);
 
@@ -21,44 +22,46 @@ struct State {
     stage: Stage,
     /// The whole request was handed over.
     is_given: bool,
-    /// And every byte of it was taken by the connection.
+    /// Every byte of it was written to the connection.
     is_sent: bool,
-    /// The answer began before that: the rest of the request may still lie there unread, and would be taken for the next.
+    /// The response began before that. The rest of the request may still be unread there, and would
+    /// be parsed as the next request.
     is_early: bool,
-    /// More than the response may follow on the connection, or the request's body may lie there unread.
+    /// More bytes than the response may follow on the connection, or the request body may be unread
+    /// there.
     is_spoilt: bool,
     last_write: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// No request. A byte that comes now was not asked for.
+    /// No request. A byte that is received now is unsolicited.
     #[default]
     Idle,
-    /// A request was given, and no byte of it written.
+    /// A request was handed over, and no byte of it was written.
     Armed,
     /// At least one byte was written.
     Sending,
-    /// At least one byte of the answer came.
+    /// At least one byte of the response was received.
     Answering,
-    /// The request was called unsent, so no byte may be written any more.
+    /// The request was declared unsent, so no byte may be written any more.
     Sealed,
 }
 
 impl Exchange {
-    /// A request is about to be given.
+    /// Begins to track a request that is about to be handed over.
     pub(crate) fn arm(&self) {
         let mut state = self.0.lock();
         let is_given = state.is_given;
         *state = State { stage: Stage::Armed, is_given, ..State::default() };
     }
 
-    /// The request that is about to be given has nothing left, or something, to hand over.
+    /// Records whether all of the request was handed over.
     pub(crate) fn set_given(&self, is_given: bool) {
         self.0.lock().is_given = is_given;
     }
 
-    /// Forbids the first byte. Returns `false` where it was written already.
+    /// Forbids the first byte. Returns `false` if it was already written.
     pub(crate) fn seal(&self) -> bool {
         let mut state = self.0.lock();
         match state.stage {
@@ -70,12 +73,13 @@ impl Exchange {
         }
     }
 
-    /// Says that the connection must not carry another request.
+    /// Marks the connection as not reusable for another request.
     pub(crate) fn spoil(&self) {
         self.0.lock().is_spoilt = true;
     }
 
-    /// The answer was read to its end. Returns whether the connection may carry another request.
+    /// Ends the exchange after the response was read to its end. Returns `true` if the connection
+    /// may carry another request.
     pub(crate) fn rest(&self) -> bool {
         let mut state = self.0.lock();
         let may = state.stage == Stage::Answering && state.is_sent && !state.is_early && !state.is_spoilt;
@@ -83,13 +87,13 @@ impl Exchange {
         may
     }
 
-    /// When a byte was last taken.
+    /// Returns the time of the last successful write.
     pub(crate) fn last_write(&self) -> Option<Instant> {
         self.0.lock().last_write
     }
 }
 
-/// The bytes of a connection, watched.
+/// Byte stream of a connection that records its writes and reads in the [`Exchange`].
 #[derive(Debug)]
 pub(crate) struct Watched {
     stream: Stream,
@@ -101,7 +105,7 @@ impl Watched {
         Self { stream, exchange }
     }
 
-    /// Writes under the lock, so that a request is either unsent or sent, and never both.
+    /// Writes under the lock, so that a request is either sent or unsent, never both.
     fn write(&mut self, write: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let mut state = self.exchange.0.lock();
         if matches!(state.stage, Stage::Idle | Stage::Sealed) {
@@ -137,7 +141,8 @@ impl AsyncRead for Watched {
                     state.is_early = !state.is_sent;
                 }
                 Stage::Answering => {}
-                // An answer to nothing, such as a 408 before the upstream closes, must not become the next request's.
+                // An unsolicited response, such as a 408 before the upstream closes, must not be
+                // taken for the response to the next request.
                 Stage::Idle | Stage::Armed | Stage::Sealed => {
                     return Poll::Ready(Err(io::Error::new(
                         io::ErrorKind::InvalidData,
@@ -170,7 +175,8 @@ impl AsyncWrite for Watched {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
-        // hyper flushes once its own buffer is empty, so what was handed over by now is out.
+        // hyper flushes once its own buffer is empty, so all that was handed over by now was
+        // written.
         let mut state = this.exchange.0.lock();
         if state.is_given && matches!(state.stage, Stage::Sending | Stage::Answering) {
             state.is_sent = true;

@@ -1,17 +1,17 @@
-//! The framing of a response: where it ends, what is said of its length, and whether its connection may be used again.
+//! Response framing: the end of the body, its declared length, and the reuse of its connection.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use onceward::wire;
 
-/// What the head of a response says of its framing (RFC 9112, 6.3).
+/// Framing that the head of a response declares (RFC 9112, 6.3).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Framing {
-    /// The length to pass on, as one number.
+    /// Length to forward, as one number.
     pub(crate) length: Option<u64>,
     /// The body ends with its connection, so that a truncated body looks like a whole one.
     pub(crate) ends_with_connection: bool,
-    /// Nothing but the next response can follow on the connection.
+    /// Only the next response can follow on the connection.
     pub(crate) is_reusable: bool,
 }
 
@@ -20,7 +20,7 @@ impl Framing {
     ///
     /// # Errors
     ///
-    /// A transfer coding that is not `chunked` alone: the body cannot be decoded.
+    /// A transfer coding other than a single `chunked`: the body cannot be decoded.
     pub(crate) fn of(method: &Method, status: StatusCode, headers: &HeaderMap) -> Result<Self, &'static str> {
         let is_bare = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let has_body = !is_bare && *method != Method::HEAD;
@@ -32,7 +32,7 @@ impl Framing {
         let length = length(headers);
         let has_length = headers.contains_key(CONTENT_LENGTH);
         Ok(Self {
-            // The chunks say where the body ends; a 204 has no length (RFC 9110, 8.6).
+            // Chunks delimit the body; a 204 has no length (RFC 9110, 8.6).
             length: length.filter(|_| !is_coded && status != StatusCode::NO_CONTENT),
             ends_with_connection: has_body && !is_coded && !has_length,
             is_reusable: match () {
@@ -42,13 +42,13 @@ impl Framing {
         })
     }
 
-    /// The headers with the length of this framing, and no other.
+    /// Returns the headers with the length of this framing, and no other length.
     pub(crate) fn applied_to(&self, headers: HeaderMap) -> HeaderMap {
         let own = self.length.map(HeaderValue::from);
         if headers.get_all(CONTENT_LENGTH).iter().eq(own.iter()) {
             return headers;
         }
-        // Built again, for a removal would change the order of the others.
+        // Rebuilt, because a removal would change the order of the other headers.
         let mut own = own;
         let mut framed = HeaderMap::with_capacity(headers.len());
         for (name, value) in &headers {
@@ -62,13 +62,13 @@ impl Framing {
     }
 }
 
-/// Returns true if the head of a response that has no body says that one follows.
+/// Returns `true` if the head of a response that has no body declares one.
 pub(crate) fn claims_body(headers: &HeaderMap) -> bool {
     let is_long = headers.contains_key(CONTENT_LENGTH) && length(headers) != Some(0);
     is_long || headers.contains_key(TRANSFER_ENCODING)
 }
 
-/// The length that all values of `Content-Length` agree on.
+/// Returns the length that all values of `Content-Length` agree on.
 fn length(headers: &HeaderMap) -> Option<u64> {
     let mut found = None;
     for line in headers.get_all(CONTENT_LENGTH) {

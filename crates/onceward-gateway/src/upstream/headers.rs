@@ -1,4 +1,4 @@
-//! Which headers travel on, and what is added to them.
+//! Selects the headers to forward, and adds the gateway's own.
 
 use http::header::{CONNECTION, EXPECT, HOST, TE, TRAILER, UPGRADE, VIA};
 use http::request;
@@ -12,24 +12,24 @@ use crate::loops::Mark;
 const OUR_VIA: HeaderValue = HeaderValue::from_static("1.1 onceward");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
-/// What the next hop is told besides the client's own headers.
+/// Context of a forwarded request, from which headers are added to the client's own.
 pub(crate) struct Hop<'a> {
-    /// Of a keyed request.
+    /// Claim of a keyed request.
     pub(crate) claim: Option<HeaderValue>,
-    /// The protocol that the connection is to switch to.
+    /// Protocol to upgrade the connection to.
     pub(crate) upgrade: Option<&'a HeaderValue>,
-    /// The `Host` of the upstream's URL.
+    /// `Host` of the upstream's URL.
     pub(crate) upstream: &'a HeaderValue,
-    /// Which `Host` it sees.
+    /// Policy for the `Host` that the upstream receives.
     pub(crate) host: Host,
 }
 
-/// The headers of a request on its way to the upstream: the client's, in their order.
+/// Returns the headers of a request to the upstream: the client's, in their order.
 pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap {
     let is_keyed = hop.claim.is_some();
     let clients = &request.headers;
     let mut headers = HeaderMap::with_capacity(clients.len() + 8);
-    // An absolute target counts for more than the header (RFC 9112, 3.2.2).
+    // An absolute target takes precedence over the header (RFC 9112, 3.2.2).
     let asked = match request.uri.authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
         None => clients.get(HOST).cloned(),
@@ -40,7 +40,7 @@ pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap 
     };
     headers.insert(HOST, host);
     for (name, value) in wire::end_to_end(clients) {
-        // `Expect` is answered here; `Prefer: wait` of a keyed request too.
+        // `Expect` is handled here, as is `Prefer: wait` of a keyed request.
         let is_answered = *name == HOST || *name == EXPECT || *name == PREFER && is_keyed;
         if !is_answered && !forwarded::is_forwarding(name) && !is_ours(name) {
             headers.append(name.clone(), value.clone());
@@ -49,7 +49,7 @@ pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap 
     if is_keyed && let Some(preferences) = wire::prefer_without_wait(clients) {
         headers.insert(PREFER, preferences);
     }
-    // Questions of the gateway's own have no sender.
+    // Requests that the gateway makes itself have no sender.
     if let Some(sender) = request.extensions.get::<Sender>() {
         forwarded::describe(*sender, clients, asked.as_ref(), &mut headers);
     }
@@ -64,7 +64,7 @@ pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap 
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, protocol.clone());
     } else if !is_keyed {
-        // Only where nothing is kept: an answer in the store has no trailers.
+        // Only if nothing is stored: a stored response has no trailers.
         if wire::names_in(clients, &TE).any(|coding| coding.eq_ignore_ascii_case("trailers")) {
             headers.insert(TE, TRAILERS);
             headers.insert(CONNECTION, HeaderValue::from_static("te"));
@@ -74,7 +74,7 @@ pub(crate) fn to_upstream(request: &request::Parts, hop: &Hop<'_>) -> HeaderMap 
     headers
 }
 
-/// The headers of an answer on its way to the client.
+/// Returns the headers of a response to the client.
 pub(crate) fn to_client(upstreams: &HeaderMap, is_keyed: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(upstreams.len() + 2);
     for (name, value) in wire::end_to_end(upstreams) {
@@ -87,7 +87,8 @@ pub(crate) fn to_client(upstreams: &HeaderMap, is_keyed: bool) -> HeaderMap {
     headers
 }
 
-/// Trailers of a request, without those that only the gateway may say, and without a key: it is a header or nothing.
+/// Returns the trailers of a request, without names that are reserved for the gateway and without a
+/// key, which is valid only as a header.
 pub(crate) fn trailers_to_upstream(trailers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(trailers.len());
     for (name, value) in trailers.iter().filter(|(name, _)| !is_ours(name) && **name != wire::IDEMPOTENCY_KEY) {
@@ -96,15 +97,15 @@ pub(crate) fn trailers_to_upstream(trailers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// hyper sends the trailers that `Trailer` announces, and no others.
+/// Copies `Trailer`. hyper sends only the trailers that it announces.
 fn announce_trailers(from: &HeaderMap, to: &mut HeaderMap) {
     for line in from.get_all(TRAILER) {
         to.append(TRAILER, line.clone());
     }
 }
 
-/// Whether a client may not say this to the upstream: our own names, also as CGI and the like would read them, where an
-/// underscore and a hyphen are one.
+/// Returns `true` if a client must not send this name to the upstream. That covers reserved names,
+/// also as CGI and similar interfaces read them: there an underscore equals a hyphen.
 fn is_ours(name: &HeaderName) -> bool {
     let name = name.as_str();
     let plain = name.replace('_', "-");

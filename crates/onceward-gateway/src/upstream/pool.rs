@@ -1,4 +1,4 @@
-//! A few connections that idle for a short time.
+//! Connection pool: a bounded number of connections, each idle for a short time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,20 +20,20 @@ use super::BoxError;
 use super::body::{Back, Sent};
 use super::exchange::Exchange;
 
-/// A connection to the upstream that carries no request, or one.
+/// Connection to the upstream that is idle or carries one request.
 pub(crate) struct Connection<B> {
     pub(crate) sender: SendRequest<Sent<B>>,
     pub(crate) exchange: Arc<Exchange>,
     pub(crate) socket: Arc<TcpStream>,
-    /// When it was made.
+    /// Time at which the connection was opened.
     pub(crate) opened: Instant,
-    /// How long it may idle by what the upstream announced.
+    /// Idle timeout that the upstream announced, halved.
     pub(crate) announced: Option<Duration>,
 }
 
 impl<B> Connection<B> {
-    /// Heeds `Keep-Alive: timeout=`. Half of it, for the upstream counts from when its response left, and a request takes a
-    /// while to arrive.
+    /// Applies `Keep-Alive: timeout=`. Uses half of it, because the upstream measures from when its
+    /// response was sent, and a request takes time to arrive.
     pub(crate) fn heed(&mut self, headers: &HeaderMap) {
         const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
         let seconds = wire::names_in(headers, &KEEP_ALIVE)
@@ -46,20 +46,20 @@ impl<B> Connection<B> {
         }
     }
 
-    /// Whether the upstream neither closed it nor said something: asked of the kernel, for the news may not yet have
-    /// reached the task that reads.
+    /// Returns `true` if the upstream has neither closed the connection nor sent unsolicited bytes.
+    /// Asks the kernel, because the task that reads may not have seen the event yet.
     pub(crate) fn is_quiet(&self) -> bool {
         let peeked = SockRef::from(&*self.socket).peek(&mut [MaybeUninit::uninit()]);
         !self.sender.is_closed() && peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 }
 
-/// Connections that idle.
+/// Pool of idle connections.
 pub(crate) struct Pool<B> {
     idle: Mutex<VecDeque<(Instant, Connection<B>)>>,
     idle_max: Duration,
     age_max: Duration,
-    /// More idle connections than this are closed instead of kept.
+    /// Upper bound on idle connections; further ones are closed.
     count_max: usize,
 }
 
@@ -74,17 +74,18 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    /// A pool of up to `count_max` idle connections. They idle at most for `idle_max`, and are used until they are `age_max` old.
+    /// Creates a pool of up to `count_max` idle connections. They idle for at most `idle_max`, and
+    /// are reused until they are `age_max` old.
     pub(crate) fn new(idle_max: Duration, age_max: Duration, count_max: usize) -> Arc<Self> {
         Arc::new(Self { idle: Mutex::default(), idle_max, age_max, count_max })
     }
 
-    /// The connection that idled least, if it idled short enough and is quiet.
+    /// Takes the connection with the shortest idle time, if it has not timed out and is reusable.
     pub(crate) fn take(&self) -> Option<Connection<B>> {
         loop {
             let (since, connection) = self.idle.lock().pop_back()?;
             if since.elapsed() >= self.idle_max {
-                // All others idled longer.
+                // All other connections have been idle longer.
                 self.idle.lock().clear();
                 return None;
             }
@@ -96,7 +97,8 @@ where
         }
     }
 
-    /// What an answer calls at its end.
+    /// Returns a callback, to be called at the end of a response, that returns the connection to
+    /// the pool.
     pub(crate) fn back(self: Arc<Self>, mut connection: Connection<B>) -> Back {
         Box::new(move || {
             let is_old = connection.opened.elapsed() >= self.age_max;
@@ -120,7 +122,7 @@ where
         while idle.front().is_some_and(|(since, _)| now - *since >= self.idle_max) || idle.len() >= self.count_max {
             idle.pop_front();
         }
-        // One sweep waits for as long as there is something to sweep.
+        // One sweep task runs while there are idle connections.
         let is_first = idle.is_empty();
         idle.push_back((now, connection));
         drop(idle);
@@ -129,7 +131,7 @@ where
         }
     }
 
-    /// Closes what idled too long, until nothing idles.
+    /// Closes connections past their idle timeout, until the pool is empty.
     async fn sweep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.idle_max).await;

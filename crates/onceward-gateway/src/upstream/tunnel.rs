@@ -1,6 +1,8 @@
-//! Upgrades of requests without a key to WebSocket: bytes pass both ways until one side ends.
+//! Tunnels WebSocket upgrades of requests without a key: bytes are copied both ways until one side
+//! ends.
 //!
-//! To nothing else. Through another protocol that carries requests, such as `h2c`, they would pass by all that is checked here.
+//! Upgrades to other protocols are ignored. One that carries requests, such as `h2c`, would let
+//! them bypass every check of the gateway.
 
 use std::io;
 use std::pin::pin;
@@ -21,13 +23,13 @@ use super::body::Answer;
 use super::headers;
 use super::pool::Connection;
 
-/// An upgrade that a client asked for.
+/// Upgrade that a client requested.
 pub(crate) struct Upgrade {
     pub(crate) protocol: HeaderValue,
     client: OnUpgrade,
 }
 
-/// The upgrade that a request asks for.
+/// Returns the WebSocket upgrade that a request asks for.
 pub(crate) fn asked_for(parts: &mut request::Parts) -> Option<Upgrade> {
     let is_named = wire::names_in(&parts.headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
     let protocol = parts.headers.get(UPGRADE).filter(|_| is_named)?.clone();
@@ -38,10 +40,11 @@ pub(crate) fn asked_for(parts: &mut request::Parts) -> Option<Upgrade> {
     Some(Upgrade { protocol, client })
 }
 
-/// How long one side of a tunnel may go on after the other one ended.
+/// Timeout of one side of a tunnel after the other side ended.
 const AFTER_END: Duration = Duration::from_secs(10);
 
-/// Passes bytes both ways until both sides ended, or one of them ended and the other one did not in time.
+/// Copies bytes both ways until both sides have ended, or one has ended and the other one times
+/// out.
 async fn join<C, U>(client: C, upstream: U) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Send,
@@ -69,7 +72,7 @@ where
     }
 }
 
-/// Answers that the protocol is switched, and joins the two connections.
+/// Returns the 101 response, and tunnels bytes between the two connections.
 pub(crate) fn open<B: Send + 'static>(
     upgrade: Upgrade,
     mut response: Response<Incoming>,
