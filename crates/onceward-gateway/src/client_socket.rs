@@ -79,7 +79,7 @@ impl Protocol {
             Self::Tls => &[0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x28],
             // SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED and debug data for the client's log.
             Self::Http2 => {
-                b"\0\0\0\x04\0\0\0\0\0\0\0\x22\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0donly HTTP/1.1 is served"
+                b"\0\0\0\x04\0\0\0\0\0\0\0\x1f\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0donly HTTP/1.1 is served"
             }
             Self::Proxy => {
                 b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 40\r\nConnection: close\r\n\r\nthe PROXY protocol is not spoken here.\r\n"

@@ -192,7 +192,7 @@ impl Rules {
         (fingerprint, Some(details))
     }
 
-    /// Returns the headers on which a fingerprint by these rules depends, in their order, and no others.
+    /// Returns the headers on which a fingerprint by these rules depends, in their order.
     pub(crate) fn headers_of(&self, headers: &HeaderMap) -> HeaderMap {
         let counts = |name: &HeaderName| {
             [HOST, CONTENT_TYPE, CONTENT_ENCODING].contains(name)
