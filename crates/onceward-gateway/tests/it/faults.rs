@@ -899,7 +899,8 @@ mod disk {
             // Healed or not: what a failed sync lost is unknown until the store is opened again.
             disk.heals();
             assert_problem(&order(KEY).send(&gateway), "store_unavailable", KEY);
-            assert_eq!(gateway.page("/healthz", "").0, 200);
+            let (status, why) = gateway.page("/healthz", "");
+            assert_eq!(status, 503, "only a restart helps: {why}");
             let (status, why) = gateway.page("/readyz", "");
             assert_eq!(status, 503, "{why}");
             assert!(why.contains("store"), "{why}");

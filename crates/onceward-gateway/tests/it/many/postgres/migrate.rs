@@ -70,7 +70,7 @@ fn whoever_may_make_the_schema_makes_it_for_whoever_may_not() {
     for arguments in [&["migrate", "--store", &serving][..], &serve] {
         let (code, printed, failed) = onceward(arguments, None);
         assert_eq!((code, printed.as_str(), refusals(&failed)), (Some(1), "", 1), "{arguments:?}: {failed}");
-        assert!(failed.contains("run `onceward migrate` with one that may"), "{arguments:?}: {failed}");
+        assert!(failed.contains("run `onceward migrate` once with a role that may"), "{arguments:?}: {failed}");
     }
     let (code, printed, failed) = onceward(&["migrate"], Some(&url));
     assert_eq!((code, printed.contains("it was at version 0")), (Some(0), true), "{printed}{failed}");

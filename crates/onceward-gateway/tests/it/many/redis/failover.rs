@@ -78,7 +78,7 @@ fn a_failover_forgets_what_the_replica_had_not_received_and_that_executes_again(
 fn forgets_at_a_failover(settings: &str) {
     let mut group = Group::start(settings, "");
     let status = group.pair.one.page("/status", "").1;
-    assert!(status.contains("A failover forgets confirmed claims and answers that the replica had not"), "{status}");
+    assert!(status.contains("A failover forgets confirmed claims and responses that the replica had not"), "{status}");
     let received = order("received").send(&group.pair.one);
     group.cut_off();
     executed(&group, "not-received", &group.pair.one);
