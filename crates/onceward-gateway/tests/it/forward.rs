@@ -302,7 +302,7 @@ fn trailers_pass_both_ways_without_forged_ones() {
     let gateway = Gateway::start(&upstream.url(), "");
     let answer = gateway.send(
         "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTrailer: Mine, Onceward-Claim, Idempotency_Key, Idempotency-Key\r\nTransfer-Encoding: chunked\r\n\r\n\
-        2\r\nhi\r\n0\r\nMine: 1\r\nOnceward-Claim: forged\r\nIdempotency_Key: forged\r\n\r\n",
+        2\r\nhi\r\n0\r\nMine: 1\r\nOnceward-Claim: forged\r\nIdempotency_Key: forged\r\nIdempotency-Key: forged\r\n\r\n",
     );
     assert_eq!((answer.body.as_slice(), answer.is_whole), (b"ok".as_slice(), true));
     assert_eq!(answer.trailers, [("sum".to_owned(), b"7".to_vec())]);

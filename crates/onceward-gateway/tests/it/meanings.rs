@@ -99,6 +99,15 @@ fn key_stays_here_where_it_is_not_to_be_forwarded() {
     }
     assert_eq!(upstream.executions()[0].header("x-other"), ["1"]);
 
+    let aliased = upstream.gateway("[policy]\nforward_key = false\nkey_headers = [\"PayPal-Request-Id\"]");
+    let ask = plain_order().line("PayPal-Request-Id: aliased-key-01");
+    let first = ask.send(&aliased);
+    assert_answer(&first, 201, "stored");
+    assert_replay(&ask.send(&aliased), &first);
+    let seen = upstream.executions();
+    assert_eq!(seen.len(), 3);
+    assert!(seen[2].header("paypal-request-id").is_empty(), "{:?}", seen[2]);
+
     let forwarding = upstream.gateway("");
     assert_answer(&order("forwarded-key-1").send(&forwarding), 201, "stored");
     assert_eq!(upstream.count("forwarded-key-1"), 1);
