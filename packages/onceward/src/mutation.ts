@@ -303,5 +303,5 @@ async function readResponse(response: Response): Promise<unknown> {
 const asError = (error: unknown) => (error instanceof Error ? error : new Error(String(error)))
 
 function noKey(): never {
-  throw new Error('the key comes from `keys`, which is asked at the request: use `fetch` of the context')
+  throw new Error('the key comes from `keys`: use `fetch` of the context')
 }

@@ -57,7 +57,7 @@ export type Decision = {
 /** Returned by a proxy or a service that may have executed the request. */
 const isLost = (status: number) => /^(408|50[234]|52[0-7]|530|59[89])$/.test(`${status}`)
 /** Returned by one that did not. */
-const isBusy = (status: number) => status === 425 || status === 429 || status === 529
+const isBusy = (status: number) => /^(4(25|29)|529)$/.test(`${status}`)
 /** Statuses that the caller can fix or wait out with the same intent, so the key is kept. */
 const isKept = (status: number) => /^(4(01|03|07|1[01279]|2[12368]|31|40|49|98)|5(09|11|61))$/.test(`${status}`)
 /** The outcomes of codes, for pages of other origins that can read the body and not the header. */
@@ -120,7 +120,7 @@ export function decide(context: Context, observation: Observation): Decision {
     case 'released':
       // Never seen here, or released: what was sent earlier may still arrive, so `executed` stays open.
       if (isStatusQuery) return again('unknown', 'free', 'resend', 0)
-      if (isBusy(status) || status === 503 || observation.retryAfterMs !== undefined || retry === 'same-key') return again('no', 'busy')
+      if (isBusy(status) || status === 503 || observation.retryAfterMs != null || retry === 'same-key') return again('no', 'busy')
       return give('no', 'not-executed')
     case 'in-flight':
       inFlight = true

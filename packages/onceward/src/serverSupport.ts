@@ -31,7 +31,7 @@ export async function readPolicy(origin: string, policy: Promise<Response>, warn
     if (supports) markSupported(origin)
     else unsupported.add(origin)
     if (response.ok && /html/.test(response.headers.get('content-type') ?? '')) {
-      warn(`onceward: ${response.url} is HTML: proxy /.idempotency to the gateway, as you proxy your API (see README, Proxies)`)
+      warn(`onceward: ${response.url} is HTML: proxy /.idempotency to the gateway, too (README, Proxies)`)
     }
     return supports
   } catch {

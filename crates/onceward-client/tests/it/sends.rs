@@ -64,7 +64,7 @@ async fn two_orders_are_two_and_a_key_of_ones_own_is_kept() {
 async fn whoever_is_told_to_come_back_does() {
     let service = Service::start();
     let gateway = Gateway::before(service.address);
-    service.answer(&["429 Too Many\r\nRetry-After: 1", "503 Busy\r\nRetry-After: 1"]);
+    service.answer(&["429 Too Many\r\nRetry-After: 1", "529 Overloaded\r\nRetry-After: 1"]);
     let answer = order(&client(Idempotent::default()), gateway.url("/orders")).await.expect("an answer");
     assert_eq!((answer.0, service.orders()), (201, 1));
     service.answer(&["401 Who"]);
