@@ -275,7 +275,7 @@ impl Attempt<'_> {
                 }
                 self.check(until, extensions, next).await;
             };
-            if self.is_of_another_url(&came) && decision.action == Action::Return {
+            if is_of_another_url(&url, &came) && decision.action == Action::Return {
                 decision = match self.settings.records_redirects && hops.answered() {
                     // A redirect was the response to the request itself.
                     true => Decision { keeps_key: false, executed: Executed::Yes, ..decision },
@@ -356,15 +356,6 @@ impl Attempt<'_> {
             doubt: self.keyed.maybe_executed,
             left: until.saturating_duration_since(Instant::now()),
         }
-    }
-
-    /// Returns `true` for a failure response from another URL than the request's own, without an
-    /// outcome of the key: the client followed a redirect, so the request itself may have executed.
-    fn is_of_another_url<E>(&self, came: &std::result::Result<Response, E>) -> bool {
-        came.as_ref().is_ok_and(|response| {
-            let is_failure = response.status().is_client_error() || response.status().is_server_error();
-            is_failure && response.url() != self.request.url() && !response.headers().contains_key(IDEMPOTENCY_OUTCOME)
-        })
     }
 
     /// Sends the request once. The deadline bounds the time, unless it is zero.
@@ -465,6 +456,23 @@ impl Attempt<'_> {
         }
         question
     }
+}
+
+/// Returns `true` for a failure response from another URL than the request's own, without an outcome of
+/// the key: the client followed a redirect, so the request itself may have executed. A fragment is not
+/// sent, and does not count.
+fn is_of_another_url<E>(url: &Url, came: &std::result::Result<Response, E>) -> bool {
+    came.as_ref().is_ok_and(|response| {
+        let is_failure = response.status().is_client_error() || response.status().is_server_error();
+        let without_fragment = |url: &Url| {
+            let mut url = url.clone();
+            url.set_fragment(None);
+            url
+        };
+        is_failure
+            && without_fragment(response.url()) != without_fragment(url)
+            && !response.headers().contains_key(IDEMPOTENCY_OUTCOME)
+    })
 }
 
 /// Returns `true` for the stored response of an executed operation.

@@ -138,3 +138,19 @@ async fn outcome_of_a_streamed_request_is_looked_up_after_a_lost_response() {
     let second = client.post(&url).body(stream("tea")).send().await.expect("a response");
     assert_eq!(second.text().await.expect("text"), "order 2");
 }
+
+#[tokio::test]
+async fn refusal_of_a_streamed_request_or_a_fragment_is_the_end_of_the_request_itself() {
+    for (body, fragment) in [(Some(stream("tea")), ""), (None, "#top")] {
+        let service = Service::start();
+        let client = client(Idempotent::default());
+        let send = |body: reqwest::Body| {
+            let url = format!("http://{}/orders{fragment}", service.address);
+            client.post(url).with_extension(Intent::new("order 7")).body(body).send()
+        };
+        service.answer(&["400 Bad Request"]);
+        assert_eq!(send(body.unwrap_or_else(|| "tea".into())).await.expect("a response").status(), 400);
+        // It was not executed, so the name is free, also where keys are not supported.
+        assert_eq!(send("rum".into()).await.expect("a response").status(), 201);
+    }
+}
